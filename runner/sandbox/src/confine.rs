@@ -1,0 +1,188 @@
+//! What a process gives up before it becomes a step: the same code confines the self-probe.
+
+use crate::error::{Stage, StageError};
+use crate::identity::{Authority, BUILD_ID};
+use ampoule_spec::{Profile, SandboxPath};
+use caps::{CapSet, Capability};
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::CapabilitiesSecureBits;
+use std::os::fd::OwnedFd;
+
+/// What confines every step of a job, prepared once by init inside the new root.
+pub struct Confinement<'a> {
+    profile: &'a Profile,
+    authority: Authority,
+    landlock: Option<RulesetCreated>,
+    open_files: u64,
+}
+
+/// The Landlock ABI of this library that goes with the kernel's; the rights of newer ones are not known here.
+fn known_abi(kernel: u32) -> ABI {
+    match kernel {
+        0 => ABI::Unsupported,
+        1 => ABI::V1,
+        2 => ABI::V2,
+        3 => ABI::V3,
+        4 => ABI::V4,
+        5 => ABI::V5,
+        6 => ABI::V6,
+        _ => ABI::V7,
+    }
+}
+
+/// Above this the library knows no further rights.
+const ABI_KNOWN_MAX: u32 = 7;
+
+/// The Landlock ABI that is used on this kernel.
+///
+/// # Errors
+/// As landlock_create_ruleset(2).
+pub fn landlock_abi() -> std::io::Result<u32> {
+    Ok(ampoule_sys::landlock::abi()?.min(ABI_KNOWN_MAX))
+}
+
+impl<'a> Confinement<'a> {
+    /// Builds the Landlock ruleset. To be called inside the new root, where its paths mean what they say.
+    ///
+    /// # Errors
+    /// [`StageError::unsupported`] below the profile's floor; else the stage that failed.
+    pub fn prepare(
+        profile: &'a Profile,
+        authority: Authority,
+        open_files: u64,
+        writable: &[SandboxPath],
+    ) -> Result<Self, StageError> {
+        let abi = landlock_abi().stage("landlock: read the kernel's ABI")?;
+        if abi < profile.requires.landlock_abi {
+            let remedy = format!(
+                "this kernel's Landlock ABI is {abi}, the profile demands {}; boot a newer kernel, or enable \
+                 Landlock with lsm=landlock,…",
+                profile.requires.landlock_abi
+            );
+            return Err(StageError::unsupported("landlock", remedy));
+        }
+        let landlock = match abi {
+            0 => None,
+            _ => Some(ruleset(abi, profile, writable).map_err(|_| failed("landlock: build the ruleset"))?),
+        };
+        Ok(Self { profile, authority, landlock, open_files })
+    }
+
+    /// Confines the calling process for good. What follows can only be exec, or the probe.
+    ///
+    /// # Errors
+    /// The stage that failed; the caller then has to end.
+    pub fn apply(&self) -> Result<(), StageError> {
+        limits(self.open_files)?;
+        drop_bounding()?;
+        if self.authority.is_root() {
+            nix::unistd::setgroups(&[]).stage("identity: drop groups")?;
+            let gid = nix::unistd::Gid::from_raw(BUILD_ID);
+            let uid = nix::unistd::Uid::from_raw(BUILD_ID);
+            nix::unistd::setresgid(gid, gid, gid).stage("identity: setresgid")?;
+            nix::unistd::setresuid(uid, uid, uid).stage("identity: setresuid")?;
+        }
+        for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+            caps::clear(None, set).map_err(|_| failed("capabilities: clear a set"))?;
+        }
+        rustix::thread::set_no_new_privs(true).stage("no_new_privs")?;
+        if let Some(ruleset) = &self.landlock {
+            let ruleset = ruleset.try_clone().stage("landlock: duplicate the ruleset")?;
+            let status = ruleset.restrict_self().map_err(|_| failed("landlock: restrict"))?;
+            if status.ruleset != RulesetStatus::FullyEnforced {
+                return Err(failed("landlock: enforced only in part"));
+            }
+        }
+        for program in &self.profile.seccomp {
+            ampoule_sys::seccomp::load(&program.instructions).stage("seccomp: load a filter")?;
+        }
+        Ok(())
+    }
+}
+
+fn failed(stage: &str) -> StageError {
+    StageError { stage: stage.to_owned(), errno: 0, unsupported: None }
+}
+
+fn ruleset(
+    abi: u32,
+    profile: &Profile,
+    writable: &[SandboxPath],
+) -> Result<RulesetCreated, landlock::RulesetError> {
+    let abi = known_abi(abi);
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(abi))?;
+    // Signals and abstract sockets stay within the domain; the network wall is the namespace.
+    let scopes = Scope::from_all(abi);
+    if !scopes.is_empty() {
+        ruleset = ruleset.scope(scopes)?;
+    }
+    let mut created = ruleset.create()?;
+    if let Some(root) = open_dir("/") {
+        let mut read = AccessFs::from_read(abi);
+        if abi >= ABI::V2 {
+            read |= AccessFs::Refer;
+        }
+        created = created.add_rule(PathBeneath::new(root, read))?;
+    }
+    for path in profile.landlock.write.iter().chain(writable) {
+        // A directory that this image does not have needs no rule.
+        let Some(dir) = open_dir(path.as_str()) else { continue };
+        let file = rustix::fs::fstat(&dir)
+            .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) != rustix::fs::FileType::Directory);
+        let access = if file { AccessFs::from_file(abi) } else { AccessFs::from_all(abi) };
+        created = created.add_rule(PathBeneath::new(dir, access))?;
+    }
+    Ok(created)
+}
+
+fn open_dir(path: &str) -> Option<OwnedFd> {
+    openat(rustix::fs::CWD, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).ok()
+}
+
+fn limits(open_files: u64) -> Result<(), StageError> {
+    for (resource, most) in [
+        (Resource::Core, 0),
+        (Resource::Nofile, open_files),
+        (Resource::Memlock, 64 << 10),
+        (Resource::Nice, 0),
+        (Resource::Rtprio, 0),
+        (Resource::Msgqueue, 819_200),
+    ] {
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        match setrlimit(resource, limit) {
+            // Without CAP_SYS_RESOURCE a hard limit that is lower already stays: it is stricter than ours.
+            Err(rustix::io::Errno::PERM) if resource != Resource::Nofile => {}
+            other => other.stage("limits: setrlimit")?,
+        }
+    }
+    Ok(())
+}
+
+/// Empties the bounding set and locks the rules by which root would regain capabilities (capabilities(7)).
+fn drop_bounding() -> Result<(), StageError> {
+    for capability in caps::all() {
+        match caps::drop(None, CapSet::Bounding, capability) {
+            Ok(()) => {}
+            // A capability that this kernel does not have cannot be in the set.
+            Err(_) if !bounded(capability) => {}
+            Err(_) => return Err(failed("capabilities: empty the bounding set")),
+        }
+    }
+    let bits = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    rustix::thread::set_capabilities_secure_bits(bits).stage("capabilities: lock the secure bits")
+}
+
+fn bounded(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(true)
+}

@@ -1,0 +1,152 @@
+//! `image = "host"`: the host's `/usr`, a generated `/etc`, and the package list that names it.
+
+use crate::error::{Stage, StageError};
+use ampoule_spec::Sha256;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, readlinkat, symlinkat};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256 as Hasher};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
+
+/// The top-level names that are links into `/usr` on every distribution with a merged `/usr`.
+pub(crate) const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib64", "lib32", "libx32"];
+/// The most bytes of a package database that are read.
+const DATABASE_BYTES_MAX: u64 = 256 << 20;
+
+const PASSWD: &[u8] = b"root:x:0:0:root:/root:/usr/sbin/nologin\n\
+    build:x:1000:1000:build:/home/build:/bin/sh\n\
+    nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+const GROUP: &[u8] = b"root:x:0:\nbuild:x:1000:\nnogroup:x:65534:\n";
+const NSSWITCH: &[u8] = b"passwd: files\ngroup: files\nhosts: files\n";
+
+/// Fills `etc` below `root`, and makes the links of a merged `/usr`.
+///
+/// Nothing of the host's `/etc` is copied but the linker's cache and the alternatives: both say which file
+/// of `/usr` is meant.
+///
+/// # Errors
+/// `ENOSYS` on a host whose `/usr` is not merged.
+pub fn populate_etc(root: &BorrowedFd<'_>) -> Result<(), Errno> {
+    for name in MERGED {
+        match readlinkat(rustix::fs::CWD, format!("/{name}"), Vec::new()) {
+            Ok(target) => {
+                let text = target.to_string_lossy();
+                if text.trim_start_matches('/').split('/').next() != Some("usr") {
+                    return Err(Errno::NOSYS);
+                }
+                symlinkat(target.as_c_str(), root, name)?;
+            }
+            Err(Errno::NOENT) => {}
+            Err(_) => return Err(Errno::NOSYS),
+        }
+    }
+    write(*root, "etc/passwd", PASSWD)?;
+    write(*root, "etc/group", GROUP)?;
+    write(*root, "etc/nsswitch.conf", NSSWITCH)?;
+    symlinkat("../usr/lib/os-release", root, "etc/os-release")?;
+    if let Ok(cache) = read_limited("/etc/ld.so.cache", 16 << 20) {
+        write(*root, "etc/ld.so.cache", &cache)?;
+    }
+    copy_alternatives(*root)
+}
+
+fn write(root: BorrowedFd<'_>, path: &str, content: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let fd = openat(root, path, flags, Mode::from_raw_mode(0o644))?;
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o644))?;
+    File::from(fd).write_all(content).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+}
+
+/// `/usr/bin/cc` and its like lead through `/etc/alternatives` on Debian; the links are copied, not followed.
+fn copy_alternatives(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let host = match openat(rustix::fs::CWD, "/etc/alternatives", flags, Mode::empty()) {
+        Ok(host) => host,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    mkdirat(root, "etc/alternatives", Mode::from_raw_mode(0o755))?;
+    rustix::fs::chmodat(root, "etc/alternatives", Mode::from_raw_mode(0o755), AtFlags::empty())?;
+    let into = openat(root, "etc/alternatives", flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&host)? {
+        let entry = entry?;
+        if entry.file_type() == FileType::Symlink {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    // Sorted: the order of a directory must not tell one run from another.
+    names.sort_unstable();
+    for name in names {
+        symlinkat(readlinkat(&host, &name, Vec::new())?, &into, &name)?;
+    }
+    Ok(())
+}
+
+/// What names the host's packages: the digest of a list, and which list it is.
+///
+/// # Errors
+/// [`StageError::unsupported`] where no package database that we know is found.
+pub fn package_list() -> Result<(Sha256, &'static str), StageError> {
+    if let Ok(status) = read_limited("/var/lib/dpkg/status", DATABASE_BYTES_MAX) {
+        return Ok((digest(dpkg_list(&status).as_bytes()), "dpkg: name, version, architecture"));
+    }
+    for (path, name) in [
+        ("/lib/apk/db/installed", "apk: installed database"),
+        ("/usr/lib/sysimage/rpm/rpmdb.sqlite", "rpm: database"),
+        ("/var/lib/rpm/rpmdb.sqlite", "rpm: database"),
+    ] {
+        match read_limited(path, DATABASE_BYTES_MAX) {
+            Ok(bytes) => return Ok((digest(&bytes), name)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno).stage("image: read the host's package list"),
+        }
+    }
+    let remedy = "this host has no package list that names its /usr (dpkg, apk or rpm); use an oci: or tar: image";
+    Err(StageError::unsupported("image: name the host's packages", remedy))
+}
+
+/// One line `name version architecture` for each installed package, sorted.
+fn dpkg_list(status: &[u8]) -> String {
+    let text = String::from_utf8_lossy(status);
+    let mut lines: Vec<String> = text
+        .split("\n\n")
+        .filter_map(|stanza| {
+            let field = |key: &str| stanza.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
+            if !field("Status:")?.ends_with(" installed") {
+                return None;
+            }
+            Some(format!("{} {} {}\n", field("Package:")?, field("Version:")?, field("Architecture:")?))
+        })
+        .collect();
+    lines.sort_unstable();
+    lines.concat()
+}
+
+fn digest(bytes: &[u8]) -> Sha256 {
+    Sha256::new(Hasher::digest(bytes).into())
+}
+
+fn read_limited(path: &str, limit: u64) -> Result<Vec<u8>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
+    let mut bytes = Vec::new();
+    let file = File::from(fd);
+    let read = file.take(limit + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    if bytes.len() as u64 > limit { Err(Errno::FBIG) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dpkg_list_is_sorted_and_leaves_out_what_is_not_installed() {
+        let status = b"Package: b\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2\n\n\
+            Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n\n\
+            Package: a\nStatus: install ok installed\nArchitecture: all\nVersion: 1:1\n";
+        assert_eq!(dpkg_list(status), "a 1:1 all\nb 2 amd64\n");
+    }
+}

@@ -1,0 +1,39 @@
+//! Types that cross Ampoule's privilege boundary.
+//!
+//! Everything here is data: parsed at the door, checked by [`JobSpec::validate`], and carried unchanged
+//! from the agent's side to the runner's and back. The crate does no IO, reads no clock and draws no
+//! randomness, so both sides and the offline verifier can share it.
+
+mod code;
+mod digest;
+mod event;
+mod job;
+mod limits;
+mod name;
+mod path;
+mod profile;
+mod report;
+pub mod wire;
+
+pub use code::{Code, Exit, Fault};
+pub use digest::{Blake3, DigestError, Sha256};
+pub use event::{Event, FRAME_EVENT, FRAME_LOG, LogChunk, Stream};
+pub use job::{
+    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, Output, OutputKind, OutputWhen, ParamValue,
+    STEP_TIMEOUT_MS_MAX, SpecError, Step, TEXT_BYTES_MAX,
+};
+pub use limits::{LimitRefused, Limits, LimitsRequest};
+pub use name::{EnvName, JobId, Name, NameError, OutputName};
+pub use path::{PathError, SandboxPath};
+pub use profile::{LandlockRules, Profile, Requirements, SeccompProgram};
+pub use report::{
+    Check, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, OutputReport, Outcome, PhaseTime,
+    RunReport, StepEnd, StepReport, TeardownReport, Timeline, UnixNanos, Usage,
+};
+
+/// The largest `spec.json` either side accepts, in bytes.
+pub const SPEC_BYTES_MAX: u64 = 1 << 20;
+/// The largest `report.json` either side accepts, in bytes.
+pub const REPORT_BYTES_MAX: u64 = 4 << 20;
+/// The version of [`JobSpec`], [`RunReport`] and the job file that this build reads and writes.
+pub const FORMAT: u32 = 1;

@@ -1,0 +1,115 @@
+//! What a job may use. Every quantity carries its unit in its name.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $field:ident,)+) => {
+        /// The limits in force for one job: all of them, always.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Limits { $($(#[$doc])* pub $field: u64,)+ }
+
+        /// What a job asks for; what it leaves out comes from the profile.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct LimitsRequest {
+            $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")] pub $field: Option<u64>,)+
+        }
+
+        impl LimitsRequest {
+            /// Fills in the profile's defaults and holds the result against its ceiling.
+            ///
+            /// # Errors
+            /// The name of the first limit that is zero or above the ceiling, with what was asked and what
+            /// is allowed.
+            pub fn resolve(&self, default: &Limits, ceiling: &Limits) -> Result<Limits, LimitRefused> {
+                Ok(Limits {
+                    $($field: {
+                        let asked = self.$field.unwrap_or(default.$field);
+                        if asked == 0 || asked > ceiling.$field {
+                            return Err(LimitRefused {
+                                limit: stringify!($field), asked, allowed: ceiling.$field,
+                            });
+                        }
+                        asked
+                    },)+
+                })
+            }
+        }
+
+        impl Limits {
+            /// Every limit by name, in a fixed order.
+            pub fn entries(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field),)+]
+            }
+        }
+    };
+}
+
+limits! {
+    /// Memory of all processes together, page cache included, in bytes; swap is off.
+    memory_bytes,
+    /// Processor time per second, in thousandths of a processor.
+    cpu_millis,
+    /// Processes and threads together.
+    pids,
+    /// Bytes in the writable layer.
+    disk_bytes,
+    /// Files, directories and links in the writable layer.
+    disk_inodes,
+    /// Log bytes kept for each step and stream; the middle is cut beyond it.
+    log_bytes,
+    /// Wall-clock time of all steps together, in milliseconds.
+    timeout_ms,
+    /// Open descriptors of one process.
+    open_files,
+}
+
+/// A limit that a profile does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("limits.{limit}: {asked} is not allowed; ask for 1 to {allowed}")]
+pub struct LimitRefused {
+    /// The limit's name.
+    pub limit: &'static str,
+    /// What the job asks for.
+    pub asked: u64,
+    /// The most that the profile allows.
+    pub allowed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(value: u64) -> Limits {
+        let json: serde_json::Map<String, serde_json::Value> =
+            LimitsRequest::default().resolve_names().into_iter().map(|n| (n.into(), value.into())).collect();
+        serde_json::from_value(json.into()).unwrap()
+    }
+
+    impl LimitsRequest {
+        fn resolve_names(&self) -> Vec<&'static str> {
+            vec![
+                "memory_bytes",
+                "cpu_millis",
+                "pids",
+                "disk_bytes",
+                "disk_inodes",
+                "log_bytes",
+                "timeout_ms",
+                "open_files",
+            ]
+        }
+    }
+
+    #[test]
+    fn resolve_takes_default_then_request_and_refuses_above_ceiling() {
+        let request = LimitsRequest { pids: Some(7), ..LimitsRequest::default() };
+        let limits = request.resolve(&all(5), &all(9)).unwrap();
+        assert_eq!((limits.pids, limits.memory_bytes), (7, 5));
+        let request = LimitsRequest { pids: Some(10), ..LimitsRequest::default() };
+        assert_eq!(request.resolve(&all(5), &all(9)).unwrap_err().limit, "pids");
+        let request = LimitsRequest { log_bytes: Some(0), ..LimitsRequest::default() };
+        assert!(request.resolve(&all(5), &all(9)).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! What agent and launcher say to each other over their `SOCK_SEQPACKET` socket.
+//!
+//! One JSON message a packet, descriptors beside it by `SCM_RIGHTS`. The spec itself, manifests and
+//! archives travel as descriptors, so no message needs more than [`MESSAGE_BYTES_MAX`].
+
+use crate::{Code, Isolation, JobId, Name, Sha256};
+use serde::{Deserialize, Serialize};
+
+/// The largest message, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// What the agent asks of the launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Is this in the store?
+    Find(Content),
+    /// Take these bytes into the store. Descriptor: the bytes, a file or a pipe.
+    Import(Content),
+    /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe whose end of file cancels the job.
+    Run {
+        /// Whether a lifetime pipe comes with the request.
+        lifetime: bool,
+    },
+    /// Measure what this host can isolate for a profile.
+    Doctor {
+        /// The profile.
+        profile: Name,
+    },
+    /// Remove a job's directory: its evidence is durable elsewhere.
+    Forget {
+        /// The job.
+        job: JobId,
+    },
+}
+
+/// Something in the store, named by what the world knows of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "content", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Content {
+    /// A directory, streamed as a plain tar archive; named by its tree digest (docs/formats.md).
+    Directory {
+        /// The tree digest, if it is known beforehand; the import refuses another.
+        tree: Option<Sha256>,
+        /// Modification time of every entry, in seconds since 1970.
+        epoch: u64,
+    },
+    /// A single file.
+    File {
+        /// SHA-256 of its bytes, if known beforehand.
+        sha256: Option<Sha256>,
+        /// Whether it may be executed.
+        executable: bool,
+        /// Its modification time, in seconds since 1970.
+        epoch: u64,
+    },
+    /// A tar archive, plain, gzip or zstd, that is unpacked with normalised modes.
+    Archive {
+        /// SHA-256 of its bytes as they come.
+        sha256: Sha256,
+        /// Modification time of every entry, in seconds since 1970.
+        epoch: u64,
+    },
+    /// A root file system in one tar archive.
+    ImageTar {
+        /// SHA-256 of its bytes as they come.
+        sha256: Sha256,
+    },
+    /// An OCI image manifest. Its configuration and layers must be in the store before.
+    OciManifest {
+        /// SHA-256 of its bytes.
+        sha256: Sha256,
+    },
+    /// An OCI image configuration.
+    OciConfig {
+        /// SHA-256 of its bytes.
+        sha256: Sha256,
+    },
+    /// A layer of an OCI image as it is distributed: plain, gzip or zstd.
+    OciLayer {
+        /// SHA-256 of its bytes as they come.
+        sha256: Sha256,
+    },
+}
+
+/// What the launcher answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Reply {
+    /// The first message on a connection.
+    Hello {
+        /// The runner's version.
+        version: String,
+        /// Whether the runner has the host's root privilege.
+        privileged: bool,
+        /// Jobs of an earlier run that were cleaned up now.
+        recovered: Vec<Recovered>,
+    },
+    /// To [`Request::Find`]: what is there, or nothing.
+    Found(Option<Imported>),
+    /// To [`Request::Import`].
+    Imported(Imported),
+    /// The job is durable; its directory follows as a descriptor.
+    Admitted {
+        /// The job.
+        job: JobId,
+    },
+    /// The job's report is durable.
+    Finished {
+        /// The job.
+        job: JobId,
+    },
+    /// To [`Request::Doctor`].
+    Measured {
+        /// What was measured.
+        isolation: Isolation,
+        /// What the profile demands and the host does not give, with the remedy; empty: it can be met.
+        missing: Vec<String>,
+    },
+    /// To [`Request::Forget`].
+    Forgotten,
+    /// The request was refused, or failed.
+    Refused {
+        /// Why.
+        code: Code,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Something that lies in the store now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Imported {
+    /// The digest that names it in the world: of the tree, file, archive, manifest or layer.
+    pub sha256: Sha256,
+    /// Bytes of all files in it.
+    pub bytes: u64,
+    /// Entries in it.
+    pub entries: u64,
+}
+
+/// A job of an earlier run that was cleaned up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recovered {
+    /// The job.
+    pub job: JobId,
+    /// What was found and removed.
+    pub removed: Vec<String>,
+}

@@ -1,0 +1,179 @@
+//! The launcher's own admission: a spec is held against the profile, the host and the store before anything
+//! of it exists.
+
+use crate::profiles::{self, Loaded};
+use ampoule_sandbox::cgroup::Hierarchies;
+use ampoule_sandbox::identity::{Authority, UidBlock};
+use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
+use ampoule_spec::wire::Content;
+use ampoule_spec::{Code, Image, InputSource, Isolation, JobSpec, Limits, Profile, SPEC_BYTES_MAX, Sha256, UnixNanos};
+use ampoule_store::Store;
+use sha2::{Digest, Sha256 as Hasher};
+use std::path::Path;
+
+/// A job that may run, with everything that was looked up for it.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) at: UnixNanos,
+    pub(crate) job: JobSpec,
+    pub(crate) spec_sha256: Sha256,
+    pub(crate) profile: Loaded,
+    pub(crate) limits: Limits,
+    pub(crate) authority: Authority,
+    pub(crate) hierarchies: Option<Hierarchies>,
+    pub(crate) mounts: MountPlan,
+}
+
+/// A job that is refused before it exists.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Refusal {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+pub(crate) fn refuse(code: Code, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into() }
+}
+
+/// Whether the runner has host root's authority.
+pub(crate) fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Decides on a job. The block of user ids comes with it, so that it is held before anything is made.
+pub(crate) fn admit(
+    spec: &[u8],
+    store: &Store,
+    profile_dir: Option<&Path>,
+) -> Result<(Admitted, Option<UidBlock>), Refusal> {
+    if spec.len() as u64 > SPEC_BYTES_MAX {
+        return Err(refuse(Code::JobInvalid, format!("the spec has more than {SPEC_BYTES_MAX} bytes")));
+    }
+    let job: JobSpec =
+        serde_json::from_slice(spec).map_err(|e| refuse(Code::JobInvalid, format!("the spec: {e}")))?;
+    job.validate().map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
+    let profile = profiles::load(&job.profile, profile_dir).map_err(|e| refuse(e.code(), chain(&e)))?;
+    let limits = job
+        .limits
+        .resolve(&profile.profile.limits, &profile.profile.ceiling)
+        .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
+    let hierarchies = demand(&profile.profile)?;
+    let mounts = look_up(&job, &limits, store)?;
+    let (authority, block) = identity()?;
+    let spec_sha256 = Sha256::new(Hasher::digest(spec).into());
+    let at = crate::clock::now();
+    Ok((Admitted { at, job, spec_sha256, profile, limits, authority, hierarchies, mounts }, block))
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+/// What the profile demands of the host, before anything is made; the self-probe measures the rest.
+pub(crate) fn demand(profile: &Profile) -> Result<Option<Hierarchies>, Refusal> {
+    let unsupported = |text: String| Err(refuse(Code::SandboxUnsupported, text));
+    let name = &profile.name;
+    if !is_privileged() {
+        if profile.requires.cgroup_limits || profile.requires.dedicated_uid {
+            return unsupported(format!(
+                "profile {name} demands limits by control group and a user id of the job's own, which only root \
+                 can give; run as root, or use --profile dev, whose attestations say that nothing was enforced"
+            ));
+        }
+        return Ok(None);
+    }
+    let hierarchies = Hierarchies::of_host()
+        .map_err(|e| refuse(Code::SandboxUnsupported, format!("control groups cannot be read: {e}")))?;
+    let missing = hierarchies.missing();
+    if !missing.is_empty() && profile.requires.cgroup_limits {
+        return unsupported(format!(
+            "profile {name} demands limits, but this host has no {} controller; mount cgroup2 with it",
+            missing.join(" or ")
+        ));
+    }
+    Ok(missing.is_empty().then_some(hierarchies))
+}
+
+/// Under which authority a sandbox is made now, and the block of user ids that goes with it.
+pub(crate) fn identity() -> Result<(Authority, Option<UidBlock>), Refusal> {
+    if !is_privileged() {
+        let uid = rustix::process::getuid().as_raw();
+        let gid = rustix::process::getgid().as_raw();
+        return Ok((Authority::User { uid, gid }, None));
+    }
+    let block = UidBlock::take().map_err(|e| refuse(Code::AdmissionBusy, e.to_string()))?;
+    Ok((Authority::Root { base: block.base }, Some(block)))
+}
+
+fn look_up(job: &JobSpec, limits: &Limits, store: &Store) -> Result<MountPlan, Refusal> {
+    let missing = |what: String| refuse(Code::InputMissing, format!("{what} is not in the store; import it first"));
+    let stored = |content: &Content, what: String| match store.tree(content) {
+        Ok(Some(tree)) => Ok(tree.fd),
+        Ok(None) => Err(missing(what)),
+        Err(error) => Err(refuse(Code::Internal, chain(&error))),
+    };
+    let root = match &job.image {
+        Image::Host => RootPlan::Host,
+        Image::Tar { sha256 } => {
+            RootPlan::Layers(vec![stored(&Content::ImageTar { sha256: *sha256 }, format!("image tar {sha256}"))?])
+        }
+        Image::Oci { manifest, .. } => {
+            let layers = store.image_layers(manifest).map_err(|e| refuse(Code::InputMissing, chain(&e)))?;
+            RootPlan::Layers(layers.into_iter().map(|layer| layer.fd).collect())
+        }
+    };
+    let mut inputs = Vec::new();
+    for input in &job.inputs {
+        let content = content_of(&input.source, job.source_date_epoch);
+        let tree = stored(&content, format!("input {}", input.name))?;
+        inputs.push(InputMount {
+            target: input.mount.clone(),
+            tree,
+            file: matches!(content, Content::File { .. }),
+            writable: input.writable,
+        });
+    }
+    Ok(MountPlan { root, inputs, disk_bytes: limits.disk_bytes, disk_inodes: limits.disk_inodes })
+}
+
+/// Under which name the store has an input.
+pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
+    match source {
+        InputSource::Directory { tree } => Content::Directory { tree: Some(*tree), epoch },
+        InputSource::File { sha256, executable } => {
+            Content::File { sha256: Some(*sha256), executable: *executable, epoch }
+        }
+        InputSource::Http { sha256, unpack: false, .. } => {
+            Content::File { sha256: Some(*sha256), executable: false, epoch }
+        }
+        InputSource::Http { sha256, unpack: true, .. } | InputSource::Tar { sha256 } => {
+            Content::Archive { sha256: *sha256, epoch }
+        }
+    }
+}
+
+/// Layers that are demanded and were not measured to be in force, each with its reason.
+pub(crate) fn missing_layers(isolation: &Isolation, profile: &Profile) -> Vec<String> {
+    let spared = |layer: &str| match layer {
+        "limits" => !profile.requires.cgroup_limits,
+        "landlock" => profile.requires.landlock_abi == 0,
+        _ => false,
+    };
+    isolation
+        .layers
+        .iter()
+        .filter(|(layer, measured)| !measured.in_force && !spared(layer))
+        .map(|(layer, measured)| {
+            format!("profile {} demands the layer {layer}, which is not in force: {}", profile.name, measured.detail)
+        })
+        .collect()
+}

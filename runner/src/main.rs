@@ -1,0 +1,112 @@
+//! `ampoule-runner`: the privileged side of Ampoule.
+//!
+//! It is started by the agent, or by `ampoule run`, with one connected `SOCK_SEQPACKET` socket as descriptor
+//! 3, takes requests from it (`ampoule_spec::wire`), and ends when the other side closes it. It reads no
+//! environment variable, opens no network connection and runs no other program on the host.
+
+mod admission;
+mod clock;
+mod doctor;
+mod environment;
+mod facts;
+mod import;
+mod jobdir;
+mod launcher;
+mod lifetime;
+mod outputs;
+mod profiles;
+mod pump;
+mod recorder;
+mod recovery;
+mod report;
+mod steps;
+mod supervisor;
+
+use ampoule_sandbox::ipc::Channel;
+use launcher::Options;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: ampoule-runner serve --state DIR [--profiles DIR]   (a socket as descriptor 3)\n       \
+                     ampoule-runner --version\n";
+
+fn main() -> ExitCode {
+    let options = match parse(std::env::args().skip(1).collect()) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("ampoule-runner {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Err(reason) => {
+            eprint!("ampoule-runner: {reason}\n{USAGE}");
+            return ExitCode::from(64);
+        }
+    };
+    let channel = match ampoule_sys::fd::take_inherited(3) {
+        Ok(socket) => Channel::new(socket),
+        Err(_) => {
+            eprint!("ampoule-runner: descriptor 3 is not open; `ampoule run` starts the runner\n{USAGE}");
+            return ExitCode::from(64);
+        }
+    };
+    prepare();
+    match launcher::serve(options, channel) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("ampoule-runner: {reason}");
+            ExitCode::from(70)
+        }
+    }
+}
+
+/// Nothing inherited reaches a child, nobody else reads what we write, and we ask no keyring or terminal.
+fn prepare() {
+    // Older kernels lack the call; then every descriptor that we open is close-on-exec all the same.
+    let _ = ampoule_sys::fd::close_on_exec_from(3);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let _ = rustix::process::setsid();
+    let _ = std::env::set_current_dir("/");
+    if admission::is_privileged() {
+        // As an ordinary user this would make /proc/PID/uid_map of our children root's.
+        let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    }
+}
+
+fn parse(args: Vec<String>) -> Result<Option<Options>, String> {
+    let mut args = args.into_iter();
+    match args.next().as_deref() {
+        Some("--version") => return Ok(None),
+        Some("serve") => {}
+        Some(other) => return Err(format!("{other:?} is not a command")),
+        None => return Err("no command".to_owned()),
+    }
+    let (mut state, mut profiles) = (None, None);
+    while let Some(flag) = args.next() {
+        let slot = match flag.as_str() {
+            "--state" => &mut state,
+            "--profiles" => &mut profiles,
+            other => return Err(format!("{other:?} is not an option")),
+        };
+        *slot = Some(PathBuf::from(args.next().ok_or_else(|| format!("{flag} wants a directory"))?));
+    }
+    let state = state.ok_or("--state is missing")?;
+    Ok(Some(Options { state, profiles }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(text: &str) -> Result<Option<Options>, String> {
+        parse(text.split(' ').map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn parse_refuses_what_it_does_not_know() {
+        assert!(args("serve --state /s").unwrap().is_some());
+        assert!(args("--version").unwrap().is_none());
+        for text in ["", "serve", "serve --state", "serve --state /s --shell x", "run"] {
+            assert!(args(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Profiles by name: those built in, or those of a directory that only its owner can write to.
+
+use ampoule_spec::{Code, Name, Profile, Sha256};
+use rustix::fs::{Mode, OFlags, openat};
+use sha2::{Digest, Sha256 as Hasher};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// The most bytes of a compiled profile.
+const PROFILE_BYTES_MAX: u64 = 4 << 20;
+
+/// The profiles that come with the runner, compiled from `sandbox-profiles/` by `cargo xtask profiles`.
+const BUILT_IN: [(&str, &[u8]); 2] = [
+    ("dev", include_bytes!("../../sandbox-profiles/compiled/dev.json")),
+    ("hermetic", include_bytes!("../../sandbox-profiles/compiled/hermetic.json")),
+];
+
+/// Why a profile cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProfileError {
+    #[error("profile {0} is not known; there are {1}")]
+    Unknown(Name, String),
+    #[error("the profile directory or file {0} can be written by somebody other than its owner")]
+    Writable(String),
+    #[error("profile {0} cannot be read")]
+    Unreadable(Name, #[source] std::io::Error),
+    #[error("profile {0} is malformed")]
+    Malformed(Name, #[source] serde_json::Error),
+    #[error("profile {0} names itself {1} or has another format version")]
+    Mislabelled(Name, Name),
+}
+
+impl ProfileError {
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Unknown(..) => Code::JobInvalid,
+            _ => Code::SandboxUnsupported,
+        }
+    }
+}
+
+/// A profile and the digest of the bytes that it was read from.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) profile: Profile,
+    pub(crate) sha256: Sha256,
+}
+
+/// Reads a profile by name.
+pub(crate) fn load(name: &Name, directory: Option<&Path>) -> Result<Loaded, ProfileError> {
+    let bytes = match directory {
+        Some(directory) => from_directory(name, directory)?,
+        None => BUILT_IN
+            .iter()
+            .find(|(known, _)| *known == name.as_str())
+            .map(|(_, bytes)| bytes.to_vec())
+            .ok_or_else(|| ProfileError::Unknown(name.clone(), "dev and hermetic".to_owned()))?,
+    };
+    let profile: Profile =
+        serde_json::from_slice(&bytes).map_err(|e| ProfileError::Malformed(name.clone(), e))?;
+    if profile.name != *name || profile.ampoule != ampoule_spec::FORMAT {
+        return Err(ProfileError::Mislabelled(name.clone(), profile.name));
+    }
+    Ok(Loaded { profile, sha256: Sha256::new(Hasher::digest(&bytes).into()) })
+}
+
+fn from_directory(name: &Name, directory: &Path) -> Result<Vec<u8>, ProfileError> {
+    let unreadable = |e: std::io::Error| ProfileError::Unreadable(name.clone(), e);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(rustix::fs::CWD, directory, flags, Mode::empty()).map_err(|e| unreadable(e.into()))?;
+    check_owner(&dir, &directory.display().to_string())?;
+    // A checked name has no separator in it.
+    let file = format!("{name}.json");
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let opened = match openat(&dir, &file, flags, Mode::empty()) {
+        Ok(opened) => opened,
+        Err(rustix::io::Errno::NOENT) => {
+            let there = format!("those of {}", directory.display());
+            return Err(ProfileError::Unknown(name.clone(), there));
+        }
+        Err(errno) => return Err(unreadable(errno.into())),
+    };
+    check_owner(&opened, &file)?;
+    let mut bytes = Vec::new();
+    File::from(opened).take(PROFILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+/// Policy that others can write is nobody's policy.
+fn check_owner(file: &OwnedFd, shown: &str) -> Result<(), ProfileError> {
+    let writable = ProfileError::Writable(shown.to_owned());
+    let Ok(stat) = rustix::fs::fstat(file) else { return Err(writable) };
+    let mine = stat.st_uid == 0 || stat.st_uid == rustix::process::geteuid().as_raw();
+    if mine && stat.st_mode & 0o022 == 0 { Ok(()) } else { Err(writable) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    #[test]
+    fn built_in_profiles_load_and_others_are_refused() {
+        for (known, _) in BUILT_IN {
+            load(&name(known), None).unwrap();
+        }
+        assert!(matches!(load(&name("fetch"), None), Err(ProfileError::Unknown(..))));
+    }
+
+    #[test]
+    fn directory_that_others_can_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("dev.json"), BUILT_IN[0].1).unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(dir.path().join("dev.json"), PermissionsExt::from_mode(0o644)).unwrap();
+        load(&name("dev"), Some(dir.path())).unwrap();
+        assert!(matches!(load(&name("hermetic"), Some(dir.path())), Err(ProfileError::Unknown(..))));
+        std::fs::set_permissions(dir.path().join("dev.json"), PermissionsExt::from_mode(0o666)).unwrap();
+        assert!(matches!(load(&name("dev"), Some(dir.path())), Err(ProfileError::Writable(_))));
+    }
+
+    #[test]
+    fn profile_under_another_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("strict.json"), BUILT_IN[0].1).unwrap();
+        std::fs::set_permissions(dir.path().join("strict.json"), PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        assert!(matches!(load(&name("strict"), Some(dir.path())), Err(ProfileError::Mislabelled(..))));
+    }
+}

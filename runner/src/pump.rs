@@ -1,0 +1,234 @@
+//! The log pump: one process per step between the step's streams and the supervisor.
+//!
+//! It alone reads what a step writes; the supervisor gets counted chunks and, at the end, the digest of each
+//! whole stream. (Masking of secrets will happen here, before anything is passed on.) It holds at most
+//! [`TAIL_BYTES`] of a stream; a full pipe holds the step back, never the supervisor.
+
+use ampoule_sandbox::ipc::{Channel, IpcError};
+use ampoule_spec::{LogReport, Stream};
+use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Bytes of a stream's end that are kept when its middle is cut.
+const TAIL_BYTES: usize = 256 << 10;
+/// Bytes in one chunk.
+const CHUNK_BYTES: usize = 32 << 10;
+/// First byte of a packet with a chunk: then the stream, the offset, the bytes.
+const CHUNK: u8 = 1;
+/// First byte of a packet with the final [`LogReport`]s as JSON.
+const SUMMARY: u8 = 2;
+
+/// What a pump says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// Bytes of a stream, from this offset.
+    Chunk(Stream, u64, Vec<u8>),
+    /// Both streams have ended.
+    Summary(Vec<LogReport>),
+}
+
+/// A running pump.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    pub(crate) child: Child,
+    pub(crate) channel: Channel,
+}
+
+impl Pump {
+    /// Starts a pump that reads these streams and keeps up to `kept_bytes` of each.
+    pub(crate) fn start(
+        out: &OwnedFd,
+        err: &OwnedFd,
+        kept_bytes: u64,
+        run_as: Option<u32>,
+    ) -> std::io::Result<Self> {
+        let (mine, theirs) = Channel::pair().map_err(std::io::Error::other)?;
+        let keep = [out.as_fd(), err.as_fd(), theirs.as_fd()];
+        let child = spawn(Namespaces::default(), None, Keep::Only(&keep), || {
+            match lower_privilege(run_as).and_then(|()| pump(out, err, kept_bytes, &theirs)) {
+                Ok(()) => 0,
+                Err(_) => 70,
+            }
+        })?;
+        Ok(Self { child, channel: mine })
+    }
+
+    /// Receives what the pump has to say; poll its channel first to not wait.
+    pub(crate) fn receive(&self) -> Result<Pumped, IpcError> {
+        let (bytes, _) = self.channel.receive_bytes()?;
+        parse(&bytes).ok_or(IpcError::TooLarge)
+    }
+}
+
+/// As host root the pump runs as an id of the job's block that nothing in the sandbox has.
+fn lower_privilege(run_as: Option<u32>) -> Result<(), IpcError> {
+    let refused = |e: nix::errno::Errno| IpcError::Kernel(Errno::from_raw_os_error(e as i32));
+    if let Some(id) = run_as {
+        let (uid, gid) = (nix::unistd::Uid::from_raw(id), nix::unistd::Gid::from_raw(id));
+        nix::unistd::setgroups(&[]).map_err(refused)?;
+        nix::unistd::setresgid(gid, gid, gid).map_err(refused)?;
+        nix::unistd::setresuid(uid, uid, uid).map_err(refused)?;
+    }
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+fn parse(packet: &[u8]) -> Option<Pumped> {
+    let (kind, rest) = packet.split_first()?;
+    match *kind {
+        CHUNK => {
+            let (stream, rest) = rest.split_first()?;
+            let (offset, bytes) = rest.split_first_chunk::<8>()?;
+            let stream = if *stream == 1 { Stream::Stdout } else { Stream::Stderr };
+            Some(Pumped::Chunk(stream, u64::from_le_bytes(*offset), bytes.to_vec()))
+        }
+        SUMMARY => serde_json::from_slice(rest).ok().map(Pumped::Summary),
+        _ => None,
+    }
+}
+
+/// One stream's state.
+struct Lane {
+    stream: Stream,
+    head_left: u64,
+    bytes: u64,
+    tail: VecDeque<u8>,
+    cut: u64,
+    hash: Sha256,
+}
+
+impl Lane {
+    fn new(stream: Stream, kept_bytes: u64) -> Self {
+        let head_left = kept_bytes.saturating_sub(TAIL_BYTES as u64);
+        Self { stream, head_left, bytes: 0, tail: VecDeque::new(), cut: 0, hash: Sha256::new() }
+    }
+
+    /// Passes the head on at once and holds the tail back.
+    fn take(&mut self, bytes: &[u8], channel: &Channel) -> Result<(), IpcError> {
+        self.hash.update(bytes);
+        let head = usize::try_from(self.head_left).unwrap_or(usize::MAX).min(bytes.len());
+        let (head, rest) = bytes.split_at(head);
+        if !head.is_empty() {
+            self.send(self.bytes, head, channel)?;
+            self.head_left -= head.len() as u64;
+        }
+        self.bytes += bytes.len() as u64;
+        self.tail.extend(rest);
+        let over = self.tail.len().saturating_sub(TAIL_BYTES);
+        self.tail.drain(..over);
+        self.cut += over as u64;
+        Ok(())
+    }
+
+    fn send(&self, offset: u64, bytes: &[u8], channel: &Channel) -> Result<(), IpcError> {
+        let mut packet = Vec::with_capacity(bytes.len() + 10);
+        packet.push(CHUNK);
+        packet.push(if self.stream == Stream::Stdout { 1 } else { 2 });
+        packet.extend_from_slice(&offset.to_le_bytes());
+        packet.extend_from_slice(bytes);
+        channel.send_bytes(&packet, &[])
+    }
+
+    fn finish(mut self, channel: &Channel) -> Result<LogReport, IpcError> {
+        let tail: Vec<u8> = std::mem::take(&mut self.tail).into();
+        let mut offset = self.bytes - tail.len() as u64;
+        for chunk in tail.chunks(CHUNK_BYTES) {
+            self.send(offset, chunk, channel)?;
+            offset += chunk.len() as u64;
+        }
+        let sha256 = ampoule_spec::Sha256::new(self.hash.finalize().into());
+        Ok(LogReport { stream: self.stream, bytes: self.bytes, sha256, cut_bytes: self.cut })
+    }
+}
+
+fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Result<(), IpcError> {
+    let mut lanes = [
+        (out, true, Lane::new(Stream::Stdout, kept_bytes)),
+        (err, true, Lane::new(Stream::Stderr, kept_bytes)),
+    ];
+    let mut buffer = vec![0_u8; CHUNK_BYTES];
+    while lanes.iter().any(|(_, open, _)| *open) {
+        let mut ready: Vec<PollFd<'_>> =
+            lanes.iter().filter(|(_, open, _)| *open).map(|(fd, _, _)| PollFd::new(*fd, PollFlags::IN)).collect();
+        match poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        let answers: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(ready);
+        for ((fd, open, lane), _) in
+            lanes.iter_mut().filter(|(_, open, _)| *open).zip(answers).filter(|(_, ready)| *ready)
+        {
+            match rustix::io::read(*fd, &mut buffer) {
+                Ok(0) => *open = false,
+                Ok(count) => lane.take(buffer.get(..count).unwrap_or_default(), channel)?,
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+    let mut reports = Vec::new();
+    for (_, _, lane) in lanes {
+        reports.push(lane.finish(channel)?);
+    }
+    let mut packet = vec![SUMMARY];
+    packet.extend(serde_json::to_vec(&reports).map_err(IpcError::Malformed)?);
+    channel.send_bytes(&packet, &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// Runs the pump's loop in a thread (no fork) over these streams.
+    fn pumped(stdout: Vec<u8>, kept: u64) -> (Vec<u8>, Vec<LogReport>) {
+        let (out_read, out_write) = rustix::pipe::pipe().unwrap();
+        let (err_read, err_write) = rustix::pipe::pipe().unwrap();
+        let (mine, theirs) = Channel::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            drop(err_write);
+            std::fs::File::from(out_write).write_all(&stdout).unwrap();
+        });
+        let pumping = std::thread::spawn(move || pump(&out_read, &err_read, kept, &theirs).unwrap());
+        let mut got = Vec::new();
+        loop {
+            match parse(&mine.receive_bytes().unwrap().0).unwrap() {
+                Pumped::Chunk(_, _, bytes) => got.extend(bytes),
+                Pumped::Summary(reports) => {
+                    writer.join().unwrap();
+                    pumping.join().unwrap();
+                    return (got, reports);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pump_passes_every_byte_and_its_digest() {
+        let bytes: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0] ^ 0x1b).collect();
+        let (got, reports) = pumped(bytes.clone(), 64 << 20);
+        assert_eq!(got, bytes);
+        assert_eq!(reports[0].bytes, 300_000);
+        assert_eq!(reports[0].cut_bytes, 0);
+        assert_eq!(*reports[0].sha256.as_bytes(), <[u8; 32]>::from(Sha256::digest(&bytes)));
+    }
+
+    #[test]
+    fn pump_over_the_limit_cuts_the_middle_and_counts_it() {
+        let bytes: Vec<u8> = (0..2_000_000_u32).map(|n| (n >> 8).to_le_bytes()[0]).collect();
+        let (got, reports) = pumped(bytes.clone(), (TAIL_BYTES + 1000) as u64);
+        assert_eq!(got.len(), TAIL_BYTES + 1000);
+        assert_eq!(got[..1000], bytes[..1000]);
+        assert_eq!(got[1000..], bytes[bytes.len() - TAIL_BYTES..]);
+        assert_eq!(reports[0].cut_bytes as usize, bytes.len() - got.len());
+        assert_eq!(*reports[0].sha256.as_bytes(), <[u8; 32]>::from(Sha256::digest(&bytes)));
+    }
+}
