@@ -6,7 +6,9 @@ use ampoule_sandbox::cgroup::Hierarchies;
 use ampoule_sandbox::identity::{Authority, UidBlock};
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_spec::wire::Content;
-use ampoule_spec::{Code, Image, InputSource, Isolation, JobSpec, Limits, Profile, SPEC_BYTES_MAX, Sha256, UnixNanos};
+use ampoule_spec::{
+    Code, Image, InputSource, Isolation, JobSpec, Limits, Profile, SPEC_BYTES_MAX, Sha256, UnixNanos,
+};
 use ampoule_store::Store;
 use sha2::{Digest, Sha256 as Hasher};
 use std::path::Path;
@@ -115,7 +117,8 @@ pub(crate) fn identity() -> Result<(Authority, Option<UidBlock>), Refusal> {
 }
 
 fn look_up(job: &JobSpec, limits: &Limits, store: &Store) -> Result<MountPlan, Refusal> {
-    let missing = |what: String| refuse(Code::InputMissing, format!("{what} is not in the store; import it first"));
+    let missing =
+        |what: String| refuse(Code::InputMissing, format!("{what} is not in the store; import it first"));
     let stored = |content: &Content, what: String| match store.tree(content) {
         Ok(Some(tree)) => Ok(tree.fd),
         Ok(None) => Err(missing(what)),
@@ -123,11 +126,12 @@ fn look_up(job: &JobSpec, limits: &Limits, store: &Store) -> Result<MountPlan, R
     };
     let root = match &job.image {
         Image::Host => RootPlan::Host,
-        Image::Tar { sha256 } => {
-            RootPlan::Layers(vec![stored(&Content::ImageTar { sha256: *sha256 }, format!("image tar {sha256}"))?])
-        }
+        Image::Tar { sha256 } => RootPlan::Layers(vec![stored(
+            &Content::ImageTar { sha256: *sha256 },
+            format!("image tar {sha256}"),
+        )?]),
         Image::Oci { manifest, .. } => {
-            let layers = store.image_layers(manifest).map_err(|e| refuse(Code::InputMissing, chain(&e)))?;
+            let layers = store.image_layers(*manifest).map_err(|e| refuse(Code::InputMissing, chain(&e)))?;
             RootPlan::Layers(layers.into_iter().map(|layer| layer.fd).collect())
         }
     };
@@ -173,7 +177,10 @@ pub(crate) fn missing_layers(isolation: &Isolation, profile: &Profile) -> Vec<St
         .iter()
         .filter(|(layer, measured)| !measured.in_force && !spared(layer))
         .map(|(layer, measured)| {
-            format!("profile {} demands the layer {layer}, which is not in force: {}", profile.name, measured.detail)
+            format!(
+                "profile {} demands the layer {layer}, which is not in force: {}",
+                profile.name, measured.detail
+            )
         })
         .collect()
 }

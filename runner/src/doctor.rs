@@ -9,10 +9,7 @@ use ampoule_spec::{Code, Isolation, JobId, Measured, Name};
 use std::path::Path;
 
 /// Measures for a profile: the layers, and what the profile demands and does not get.
-pub(crate) fn measure(
-    name: &Name,
-    profile_dir: Option<&Path>,
-) -> Result<(Isolation, Vec<String>), Refusal> {
+pub(crate) fn measure(name: &Name, profile_dir: Option<&Path>) -> Result<(Isolation, Vec<String>), Refusal> {
     let loaded = profiles::load(name, profile_dir).map_err(|e| refuse(e.code(), admission::chain(&e)))?;
     let profile = &loaded.profile;
     let mut isolation = Isolation::default();
@@ -50,7 +47,9 @@ pub(crate) fn measure(
     };
     for check in &teardown.checks {
         let detail = check.how.clone();
-        isolation.layers.insert(format!("teardown.{}", check.what), Measured { in_force: check.gone, detail });
+        isolation
+            .layers
+            .insert(format!("teardown.{}", check.what), Measured { in_force: check.gone, detail });
     }
     let abi = confine::landlock_abi().unwrap_or(0);
     if let Some(landlock) = isolation.layers.get_mut("landlock") {

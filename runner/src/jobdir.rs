@@ -5,7 +5,9 @@
 
 use ampoule_journal::{Next, Reader, Writer};
 use ampoule_spec::{Event, FRAME_EVENT, JobId, RunReport};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with, unlinkat,
+};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read, Write};

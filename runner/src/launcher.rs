@@ -7,8 +7,8 @@ use crate::jobdir::{JobDir, JobLock, State};
 use crate::lifetime::Lifetime;
 use crate::recorder::Recorder;
 use crate::{doctor, recovery, supervisor};
+use ampoule_ipc::{Channel, IpcError};
 use ampoule_sandbox::identity::UidBlock;
-use ampoule_sandbox::ipc::{Channel, IpcError};
 use ampoule_spec::wire::{Reply, Request};
 use ampoule_spec::{Code, Event, JobId, Name, SPEC_BYTES_MAX};
 use ampoule_store::Store;
@@ -39,7 +39,8 @@ struct Launcher {
 pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
     let state = State::open(&options.state)
         .map_err(|e| format!("the state directory {} cannot be used: {e}", options.state.display()))?;
-    let store = Store::open(state.store.as_fd()).map_err(|e| admission::chain(&e))?;
+    let store = Store::open(&state.store, import::owner(), ampoule_store::Limits::default())
+        .map_err(|e| admission::chain(&e))?;
     store.sweep_staging().map_err(|e| admission::chain(&e))?;
     let mut launcher = Launcher { options, state, store, channel, held: BTreeMap::new() };
     launcher.greet()?;
@@ -48,7 +49,10 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
             Ok(received) => received,
             Err(IpcError::Closed) => return Ok(()),
             Err(IpcError::Malformed(error)) => {
-                launcher.say(&refusal(refuse(Code::JobInvalid, format!("a request that cannot be read: {error}"))))?;
+                launcher.say(&refusal(refuse(
+                    Code::JobInvalid,
+                    format!("a request that cannot be read: {error}"),
+                )))?;
                 continue;
             }
             Err(error) => return Err(admission::chain(&error)),
@@ -83,15 +87,15 @@ impl Launcher {
         let mut descriptors = descriptors.into_iter();
         let internal = |e: &dyn std::error::Error| refuse(Code::Internal, admission::chain(e));
         match request {
-            Request::Find(content) => {
-                Ok(Reply::Found(self.store.find(&content).map_err(|e| internal(&e))?))
-            }
+            Request::Find(content) => Ok(Reply::Found(self.store.find(&content).map_err(|e| internal(&e))?)),
             Request::Import(content) => {
-                let source = descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;
+                let source =
+                    descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;
                 import::import(&self.store, &content, source).map(Reply::Imported)
             }
             Request::Run { lifetime } => {
-                let spec = descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no spec came with it"))?;
+                let spec =
+                    descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no spec came with it"))?;
                 let pipe = if lifetime { descriptors.next() } else { None };
                 if lifetime && pipe.is_none() {
                     return Err(refuse(Code::JobInvalid, "no lifetime pipe came with it"));
@@ -101,7 +105,10 @@ impl Launcher {
             Request::Doctor { profile } => self.doctor(&profile),
             Request::Forget { job } => {
                 if !self.held.contains_key(&job) {
-                    return Err(refuse(Code::JobInvalid, format!("job {job} is not held by this connection")));
+                    return Err(refuse(
+                        Code::JobInvalid,
+                        format!("job {job} is not held by this connection"),
+                    ));
                 }
                 self.state.forget(&job).map_err(|e| internal(&e))?;
                 self.held.remove(&job);
@@ -123,11 +130,16 @@ impl Launcher {
             .map_err(|e| refuse(Code::JobInvalid, format!("the spec cannot be read: {e}")))?;
         let (admitted, mut block) = admission::admit(&bytes, &self.store, self.options.profiles.as_deref())?;
         let job = admitted.job.id.clone();
-        let (dir, lock, recorder) = self.make_durable(&admitted, &bytes, block.as_ref()).map_err(|error| {
-            // AlreadyExists: a job of this id was run; its record stands.
-            let code = if error.kind() == std::io::ErrorKind::AlreadyExists { Code::JobInvalid } else { Code::Internal };
-            refuse(code, format!("the job's directory cannot be made: {error}"))
-        })?;
+        let (dir, lock, recorder) =
+            self.make_durable(&admitted, &bytes, block.as_ref()).map_err(|error| {
+                // AlreadyExists: a job of this id was run; its record stands.
+                let code = if error.kind() == std::io::ErrorKind::AlreadyExists {
+                    Code::JobInvalid
+                } else {
+                    Code::Internal
+                };
+                refuse(code, format!("the job's directory cannot be made: {error}"))
+            })?;
         self.say(&Reply::Admitted { job: job.clone() }).map_err(|e| refuse(Code::Internal, e))?;
         let supervisor = start_supervisor(self.channel.as_fd(), admitted, &dir, recorder, lifetime)
             .map_err(|e| refuse(Code::Internal, format!("the supervisor cannot be started: {e}")))?;

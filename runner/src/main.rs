@@ -1,7 +1,7 @@
 //! `ampoule-runner`: the privileged side of Ampoule.
 //!
-//! It is started by the agent, or by `ampoule run`, with one connected `SOCK_SEQPACKET` socket as descriptor
-//! 3, takes requests from it (`ampoule_spec::wire`), and ends when the other side closes it. It reads no
+//! It is started by the agent, or by `ampoule run`, with one connected `SOCK_SEQPACKET` socket as standard
+//! input, takes requests from it (`ampoule_spec::wire`), and ends when the other side closes it. It reads no
 //! environment variable, opens no network connection and runs no other program on the host.
 
 mod admission;
@@ -22,12 +22,13 @@ mod report;
 mod steps;
 mod supervisor;
 
-use ampoule_sandbox::ipc::Channel;
+use ampoule_ipc::Channel;
 use launcher::Options;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: ampoule-runner serve --state DIR [--profiles DIR]   (a socket as descriptor 3)\n       \
+const USAGE: &str = "usage: ampoule-runner serve --state DIR [--profiles DIR]   (a socket as standard input)\n       \
                      ampoule-runner --version\n";
 
 fn main() -> ExitCode {
@@ -42,10 +43,12 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    let channel = match ampoule_sys::fd::take_inherited(3) {
+    let channel = match take_socket() {
         Ok(socket) => Channel::new(socket),
         Err(_) => {
-            eprint!("ampoule-runner: descriptor 3 is not open; `ampoule run` starts the runner\n{USAGE}");
+            eprint!(
+                "ampoule-runner: standard input is not a socket; `ampoule run` starts the runner\n{USAGE}"
+            );
             return ExitCode::from(64);
         }
     };
@@ -57,6 +60,17 @@ fn main() -> ExitCode {
             ExitCode::from(70)
         }
     }
+}
+
+/// Takes the socket off standard input, and puts nothing in its place.
+fn take_socket() -> std::io::Result<OwnedFd> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    if rustix::net::sockopt::socket_type(&socket)? != rustix::net::SocketType::SEQPACKET {
+        return Err(rustix::io::Errno::NOTSOCK.into());
+    }
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(socket)
 }
 
 /// Nothing inherited reaches a child, nobody else reads what we write, and we ask no keyring or terminal.

@@ -1,8 +1,6 @@
 //! Outputs: copied by descriptor after the last process is gone, hashed while they are copied.
 
-use ampoule_spec::{
-    Blake3, Code, Failure, JobSpec, Output, OutputReport, OutputWhen, SandboxPath, Sha256,
-};
+use ampoule_spec::{Blake3, Code, Failure, JobSpec, Output, OutputReport, OutputWhen, SandboxPath, Sha256};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256 as Hasher};
@@ -83,13 +81,14 @@ fn open_plain(root: BorrowedFd<'_>, path: &SandboxPath, bytes_max: u64) -> Resul
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     // First only a handle: opening a FIFO would wait, opening a device would act.
     let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = openat2(root, path.relative(), look, Mode::empty(), resolve).map_err(|errno| match errno {
-        Errno::NOENT | Errno::NOTDIR => {
-            Refused { code: Code::OutputMissing, reason: "no step has made it".to_owned() }
-        }
-        Errno::LOOP => refused("there is a symbolic link on the way; name the file itself"),
-        errno => refused(errno.to_string()),
-    })?;
+    let found =
+        openat2(root, path.relative(), look, Mode::empty(), resolve).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR => {
+                Refused { code: Code::OutputMissing, reason: "no step has made it".to_owned() }
+            }
+            Errno::LOOP => refused("there is a symbolic link on the way; name the file itself"),
+            errno => refused(errno.to_string()),
+        })?;
     let stat = rustix::fs::fstat(&found).map_err(|e| refused(e.to_string()))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {}
@@ -121,11 +120,7 @@ fn open_plain(root: BorrowedFd<'_>, path: &SandboxPath, bytes_max: u64) -> Resul
     Ok(opened)
 }
 
-fn copy_hashed(
-    mut from: File,
-    into: &mut File,
-    bytes_max: u64,
-) -> Result<(u64, Sha256, Blake3), Refused> {
+fn copy_hashed(mut from: File, into: &mut File, bytes_max: u64) -> Result<(u64, Sha256, Blake3), Refused> {
     let (mut sha256, mut blake3) = (Hasher::new(), blake3::Hasher::new());
     let mut buffer = vec![0_u8; BUFFER_BYTES];
     let mut bytes = 0_u64;

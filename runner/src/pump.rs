@@ -4,7 +4,7 @@
 //! whole stream. (Masking of secrets will happen here, before anything is passed on.) It holds at most
 //! [`TAIL_BYTES`] of a stream; a full pipe holds the step back, never the supervisor.
 
-use ampoule_sandbox::ipc::{Channel, IpcError};
+use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::{LogReport, Stream};
 use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -154,8 +154,11 @@ fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Res
     ];
     let mut buffer = vec![0_u8; CHUNK_BYTES];
     while lanes.iter().any(|(_, open, _)| *open) {
-        let mut ready: Vec<PollFd<'_>> =
-            lanes.iter().filter(|(_, open, _)| *open).map(|(fd, _, _)| PollFd::new(*fd, PollFlags::IN)).collect();
+        let mut ready: Vec<PollFd<'_>> = lanes
+            .iter()
+            .filter(|(_, open, _)| *open)
+            .map(|(fd, _, _)| PollFd::new(*fd, PollFlags::IN))
+            .collect();
         match poll(&mut ready, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,

@@ -31,6 +31,9 @@ impl Recorder {
     }
 
     fn append(&mut self, kind: u8, payload: &[u8]) -> Result<(), String> {
-        self.writer.append(kind, payload).map(drop).map_err(|e| format!("the events file cannot be written: {e}"))
+        self.writer
+            .append(kind, payload)
+            .map(drop)
+            .map_err(|e| format!("the events file cannot be written: {e}"))
     }
 }

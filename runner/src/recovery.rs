@@ -7,8 +7,8 @@ use ampoule_sandbox::identity::UidBlock;
 use ampoule_sandbox::teardown;
 use ampoule_spec::wire::Recovered;
 use ampoule_spec::{
-    Code, Event, Failure, JobId, JobSpec, Outcome, REPORT_BYTES_MAX, RunReport, SPEC_BYTES_MAX, Sha256, StepEnd,
-    StepReport, Usage,
+    Code, Event, Failure, JobId, JobSpec, Outcome, REPORT_BYTES_MAX, RunReport, SPEC_BYTES_MAX, Sha256,
+    StepEnd, StepReport, Usage,
 };
 use sha2::{Digest, Sha256 as Hasher};
 use std::path::PathBuf;
@@ -77,7 +77,8 @@ pub(crate) fn abort(dir: &JobDir, block: Option<&mut UidBlock>) -> Vec<String> {
     if let Ok(job) = serde_json::from_slice::<JobSpec>(&spec) {
         report.steps.extend(job.steps.iter().skip(report.steps.len()).map(crate::steps::not_run));
     }
-    let removed = cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
+    let removed =
+        cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
     report.teardown = teardown::destroy_named(&cgroups, base);
     report.timeline.destroyed = Some(clock::now());
     let message = "the supervisor of the job died; its processes died with it".to_owned();

@@ -4,8 +4,8 @@ use crate::admission::Admitted;
 use crate::clock::{self, Moment};
 use crate::recorder::Recorder;
 use ampoule_spec::{
-    Code, Event, FORMAT, Failure, HostFacts, Isolation, JobId, Outcome, PhaseTime, RunReport, Sha256, StepReport,
-    TeardownReport, Timeline,
+    Code, Event, FORMAT, Failure, HostFacts, Isolation, JobId, Outcome, PhaseTime, RunReport, Sha256,
+    StepReport, TeardownReport, Timeline,
 };
 
 /// The report and what is not known until the end.
@@ -72,7 +72,9 @@ impl Draft {
     }
 
     pub(crate) fn stages(&mut self, stages: &[(String, u64)]) {
-        let phases = stages.iter().map(|(stage, micros)| PhaseTime { phase: format!("sandbox: {stage}"), micros: *micros });
+        let phases = stages
+            .iter()
+            .map(|(stage, micros)| PhaseTime { phase: format!("sandbox: {stage}"), micros: *micros });
         self.report.phases.extend(phases);
     }
 

@@ -133,7 +133,10 @@ fn watch(
     running.report.started = Some(at);
     context.recorder.event(&Event::StepStarted { at, step: number, name: step.name.clone() })?;
     let lost = "process 1 of the sandbox died while the step ran";
-    let answer = context.sandbox.start_step(number, out_write.as_fd(), err_write.as_fd()).map_err(|_| lost.to_owned())?;
+    let answer = context
+        .sandbox
+        .start_step(number, out_write.as_fd(), err_write.as_fd())
+        .map_err(|_| lost.to_owned())?;
     drop((out_write, err_write));
     take_answer(&mut running, answer);
     while running.end.is_none() || running.logs.is_none() {
@@ -174,7 +177,10 @@ fn wait_once(
     }
     if init && running.end.is_none() {
         let answer = context.sandbox.answer();
-        take_answer(running, answer.map_err(|_| "process 1 of the sandbox died while the step ran".to_owned())?);
+        take_answer(
+            running,
+            answer.map_err(|_| "process 1 of the sandbox died while the step ran".to_owned())?,
+        );
     }
     if wish && running.stop.is_none() {
         running.stop = context.lifetime.wish().map(Stop::Wished);
@@ -183,10 +189,7 @@ fn wait_once(
 }
 
 fn timespec(wait: Duration) -> Timespec {
-    Timespec {
-        tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: wait.subsec_nanos().into(),
-    }
+    Timespec { tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: wait.subsec_nanos().into() }
 }
 
 /// Ends the step if a limit or a wish says so: first kindly, then not.
@@ -225,12 +228,7 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
     }
 }
 
-fn take_log(
-    recorder: &mut Recorder,
-    pump: &Pump,
-    running: &mut Running,
-    number: u32,
-) -> Result<(), String> {
+fn take_log(recorder: &mut Recorder, pump: &Pump, running: &mut Running, number: u32) -> Result<(), String> {
     match pump.receive() {
         Ok(Pumped::Chunk(stream, offset, bytes)) => {
             recorder.log(&LogChunk { step: number, stream, at: clock::now(), offset, bytes })
@@ -292,7 +290,10 @@ fn judge(
     }
     if counted.oom_kills > 0 || stop == Some(Stop::OutOfMemory) {
         report.end = StepEnd::KilledByLimit { code: Code::LimitOom };
-        return fail(Code::LimitOom, "it reached limits.memory and the kernel killed a process of it".to_owned());
+        return fail(
+            Code::LimitOom,
+            "it reached limits.memory and the kernel killed a process of it".to_owned(),
+        );
     }
     let (code, message) = match &report.end {
         StepEnd::Exited { code: 0 } => return None,

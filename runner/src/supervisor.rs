@@ -18,12 +18,7 @@ use std::time::Duration;
 
 /// Runs a job in the calling process, which is the supervisor. Returns its exit status: 0 once the report is
 /// durable.
-pub(crate) fn run(
-    admitted: Admitted,
-    dir: &JobDir,
-    mut recorder: Recorder,
-    mut lifetime: Lifetime,
-) -> i32 {
+pub(crate) fn run(admitted: Admitted, dir: &JobDir, mut recorder: Recorder, mut lifetime: Lifetime) -> i32 {
     let mut draft = Draft::new(&admitted);
     let teardown = attempt(admitted, dir, &mut recorder, &mut lifetime, &mut draft);
     let report = draft.finish(teardown);
@@ -75,7 +70,10 @@ fn attempt(
     draft.report.runner_sha256 = facts::own_sha256();
     match image_report(&job.image) {
         Ok(image) => draft.report.image = Some(image),
-        Err(error) => draft.fail(recorder, Failure { code: error.code(), message: error.to_string(), step: None, teardown: None }),
+        Err(error) => draft.fail(
+            recorder,
+            Failure { code: error.code(), message: error.to_string(), step: None, teardown: None },
+        ),
     }
     let begun = Moment::now();
     phase(recorder, "steps");
@@ -156,7 +154,10 @@ fn run_steps(context: &mut StepContext<'_>, job: &ampoule_spec::JobSpec, draft: 
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
         draft.step(report);
         if let Err(message) = context.recorder.event(&finished) {
-            draft.fail(context.recorder, Failure { code: Code::Internal, message, step: Some(number), teardown: None });
+            draft.fail(
+                context.recorder,
+                Failure { code: Code::Internal, message, step: Some(number), teardown: None },
+            );
         }
         if let Some(failure) = failure {
             draft.fail(context.recorder, failure);

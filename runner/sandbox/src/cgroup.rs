@@ -205,7 +205,9 @@ impl JobCgroup {
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         let (oom, peak) = match &self.memory {
-            Some((dir, true)) => (field(&dir.join("memory.events"), "oom_kill"), number(&dir.join("memory.peak"))),
+            Some((dir, true)) => {
+                (field(&dir.join("memory.events"), "oom_kill"), number(&dir.join("memory.peak")))
+            }
             Some((dir, false)) => (
                 field(&dir.join("memory.oom_control"), "oom_kill"),
                 number(&dir.join("memory.max_usage_in_bytes")),

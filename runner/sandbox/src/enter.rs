@@ -261,4 +261,3 @@ fn leave_host(root: BorrowedFd<'_>) -> Result<(), StageError> {
         _ => Err(Errno::XDEV).stage("mounts: the working directory is outside the root"),
     }
 }
-

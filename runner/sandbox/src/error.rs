@@ -75,6 +75,12 @@ impl Errno for nix::errno::Errno {
     }
 }
 
+impl Errno for ampoule_ipc::IpcError {
+    fn errno(&self) -> i32 {
+        self.errno()
+    }
+}
+
 impl<T, E: Errno> Stage<T> for Result<T, E> {
     fn stage(self, stage: &str) -> Result<T, StageError> {
         self.map_err(|e| StageError { stage: stage.to_owned(), errno: e.errno(), unsupported: None })

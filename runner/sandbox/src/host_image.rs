@@ -103,7 +103,8 @@ pub fn package_list() -> Result<(Sha256, &'static str), StageError> {
             Err(errno) => return Err(errno).stage("image: read the host's package list"),
         }
     }
-    let remedy = "this host has no package list that names its /usr (dpkg, apk or rpm); use an oci: or tar: image";
+    let remedy =
+        "this host has no package list that names its /usr (dpkg, apk or rpm); use an oci: or tar: image";
     Err(StageError::unsupported("image: name the host's packages", remedy))
 }
 

@@ -118,7 +118,8 @@ impl UidBlock {
 }
 
 fn open_dir_all(path: &str) -> Result<OwnedFd, Errno> {
-    let mut dir = openat(rustix::fs::CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut dir =
+        openat(rustix::fs::CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for part in path.split('/').filter(|p| !p.is_empty()) {
         match mkdirat(&dir, part, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}

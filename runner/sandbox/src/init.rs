@@ -7,8 +7,8 @@
 use crate::confine::Confinement;
 use crate::enter::{self, Entered};
 use crate::error::{Stage, StageError};
-use crate::ipc::{Channel, IpcError};
 use crate::probe::{self, Layers};
+use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::{Profile, SandboxPath};
 use ampoule_sys::process::{Child, End, Keep, Namespaces, Reaped, Waited, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -184,10 +184,7 @@ impl Tally {
 /// Waits for the program's end, reaping orphans and obeying orders meanwhile.
 fn supervise(channel: &Channel, child: &Child, usage: &mut Tally) -> Result<End, IpcError> {
     loop {
-        let mut ready = [
-            PollFd::new(channel, PollFlags::IN),
-            PollFd::new(&child.pidfd, PollFlags::IN),
-        ];
+        let mut ready = [PollFd::new(channel, PollFlags::IN), PollFd::new(&child.pidfd, PollFlags::IN)];
         match poll(&mut ready, Some(&REAP_EVERY)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -11,7 +11,6 @@ pub mod error;
 pub mod host_image;
 pub mod identity;
 pub mod init;
-pub mod ipc;
 pub mod probe;
 pub mod rootfs;
 pub mod sandbox;

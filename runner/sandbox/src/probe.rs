@@ -36,9 +36,10 @@ fn ask(confinement: &Confinement<'_>, read: OwnedFd, write: OwnedFd) -> Option<L
     let child = spawn(Namespaces::default(), None, Keep::AllBut(&[]), || {
         let layers = match confinement.apply() {
             Ok(()) => measure(),
-            Err(error) => {
-                BTreeMap::from([("probe".to_owned(), Measured { in_force: false, detail: error.to_string() })])
-            }
+            Err(error) => BTreeMap::from([(
+                "probe".to_owned(),
+                Measured { in_force: false, detail: error.to_string() },
+            )]),
         };
         let Ok(bytes) = serde_json::to_vec(&layers) else { return 1 };
         let Ok(copy) = write.try_clone() else { return 1 };
@@ -65,10 +66,18 @@ fn measure() -> Layers {
     };
     let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(&field);
     let none = sets.iter().all(|set| u64::from_str_radix(set, 16) == Ok(0));
-    say("capabilities", none, "inheritable, permitted, effective, bounding and ambient sets are empty".into());
+    say(
+        "capabilities",
+        none,
+        "inheritable, permitted, effective, bounding and ambient sets are empty".into(),
+    );
     say("no_new_privs", field("NoNewPrivs") == "1", "set, and cannot be unset".into());
     let ids = (field("Uid"), field("Gid"), field("Groups"));
-    say("identity", ids.0 == "1000 1000 1000 1000" && ids.1 == "1000 1000 1000 1000", "uid 1000, gid 1000".into());
+    say(
+        "identity",
+        ids.0 == "1000 1000 1000 1000" && ids.1 == "1000 1000 1000 1000",
+        "uid 1000, gid 1000".into(),
+    );
     say("seccomp", field("Seccomp") == "2" && syscalls_denied(), seccomp_detail());
     say("landlock", landlock_denies(), "writing outside the writable directories is denied".into());
     say("network", network_is_empty(), "only a loopback interface, no route".into());
@@ -78,7 +87,8 @@ fn measure() -> Layers {
 }
 
 fn seccomp_detail() -> String {
-    "default deny; mount, unshare and sockets other than unix, inet, inet6 and route netlink are denied".into()
+    "default deny; mount, unshare and sockets other than unix, inet, inet6 and route netlink are denied"
+        .into()
 }
 
 fn syscalls_denied() -> bool {
@@ -102,12 +112,9 @@ fn landlock_denies() -> bool {
 fn network_is_empty() -> bool {
     let interfaces = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
     let names: Vec<_> = interfaces.lines().filter_map(|l| l.split_once(':')).map(|(n, _)| n.trim()).collect();
-    let Ok(socket) = rustix::net::socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    ) else {
+    let Ok(socket) =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+    else {
         return false;
     };
     // 192.0.2.1 is an address for documentation (RFC 5737); connecting a datagram socket sends nothing.
@@ -118,7 +125,10 @@ fn network_is_empty() -> bool {
 fn root_is_private() -> bool {
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
     let denied = |path: &str| {
-        matches!(openat(rustix::fs::CWD, path, flags, Mode::RUSR), Err(Errno::ACCESS | Errno::ROFS | Errno::PERM))
+        matches!(
+            openat(rustix::fs::CWD, path, flags, Mode::RUSR),
+            Err(Errno::ACCESS | Errno::ROFS | Errno::PERM)
+        )
     };
     denied("/file") && denied("/usr/file") && denied("/etc/passwd")
 }

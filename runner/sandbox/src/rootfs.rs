@@ -121,7 +121,9 @@ impl Scratch<'_> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let fd = openat(self.dir, path, flags, Mode::from_raw_mode(0o644))?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o644))?;
-        std::fs::File::from(fd).write_all(content).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        std::fs::File::from(fd)
+            .write_all(content)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.chown(path, 0)
     }
 
@@ -157,7 +159,9 @@ pub fn assemble(plan: &MountPlan, authority: Authority, maps: &IdMaps) -> Result
             host_image::populate_etc(&within.dir).map_err(etc_error)?;
             for name in host_image::MERGED {
                 match within.chown(name, 0) {
-                    Err(errno) if errno != Errno::NOENT => return Err(errno).stage("rootfs: give a link to root"),
+                    Err(errno) if errno != Errno::NOENT => {
+                        return Err(errno).stage("rootfs: give a link to root");
+                    }
                     _ => {}
                 }
             }
@@ -168,7 +172,8 @@ pub fn assemble(plan: &MountPlan, authority: Authority, maps: &IdMaps) -> Result
             bind(scratch.as_fd(), skeleton_name).stage("rootfs: clone the root")?
         }
         RootPlan::Layers(layers) => {
-            let work = subdir(scratch.as_fd(), "root-work", authority).stage("rootfs: make a work directory")?;
+            let work =
+                subdir(scratch.as_fd(), "root-work", authority).stage("rootfs: make a work directory")?;
             let lowers = layers
                 .iter()
                 .rev()
@@ -309,7 +314,11 @@ fn id_mapped(dir: BorrowedFd<'_>, map: Option<&OwnedFd>) -> Result<OwnedFd, Stag
                           directory on ext4, xfs, btrfs or tmpfs";
             return StageError::unsupported("rootfs: id-map a layer", remedy);
         }
-        StageError { stage: "rootfs: id-map a layer".into(), errno: error.raw_os_error().unwrap_or(0), unsupported: None }
+        StageError {
+            stage: "rootfs: id-map a layer".into(),
+            errno: error.raw_os_error().unwrap_or(0),
+            unsupported: None,
+        }
     })?;
     Ok(clone)
 }
@@ -347,7 +356,11 @@ fn overlay(
 
 /// A sealed tree: an overlay of lower layers alone, whose superblock is read-only for good. The kernel wants
 /// two of them.
-fn lower_only(scratch: BorrowedFd<'_>, tree: BorrowedFd<'_>, authority: Authority) -> Result<OwnedFd, StageError> {
+fn lower_only(
+    scratch: BorrowedFd<'_>,
+    tree: BorrowedFd<'_>,
+    authority: Authority,
+) -> Result<OwnedFd, StageError> {
     let empty = subdir(scratch, "empty", authority).stage("rootfs: make an empty layer")?;
     let tree = tree.try_clone_to_owned().stage("rootfs: duplicate a layer")?;
     overlay(&[tree, empty], None, authority)

@@ -5,10 +5,10 @@ use crate::enter::{AssemblePlan, EnterPlan};
 use crate::error::{Stage, StageError};
 use crate::identity::{Authority, BUILD_ID};
 use crate::init::{self, Answer, Order, StepPlan};
-use crate::ipc::{Channel, IpcError};
 use crate::probe::Layers;
 use crate::rootfs::{self, IdMaps, MountPlan, RootPlan};
 use crate::userns;
+use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::{JobId, Limits, Measured, Profile, SandboxPath};
 use ampoule_sys::namespace::NamespaceHandle;
 use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
@@ -191,7 +191,8 @@ fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError
         _ => return Err(protocol()),
     }
     let (uid_map, gid_map) = plan.authority.id_maps();
-    userns::write_maps(pid, &uid_map, &gid_map, !plan.authority.is_root()).stage("identity: write id maps")?;
+    userns::write_maps(pid, &uid_map, &gid_map, !plan.authority.is_root())
+        .stage("identity: write id maps")?;
     let (mut layers, handles) = namespaces_of(pid)?;
     clock.mark("clone and id maps");
     let (enter, mut descriptors) = prepare(plan, pid)?;
@@ -246,10 +247,7 @@ fn expect(channel: &Channel) -> Result<(Answer, Vec<OwnedFd>), StageError> {
 }
 
 /// Makes the mounts, as host root; as an ordinary user init will, from the same plan.
-fn prepare(
-    plan: SandboxPlan<'_>,
-    pid: i32,
-) -> Result<(EnterPlan, Vec<OwnedFd>), StageError> {
+fn prepare(plan: SandboxPlan<'_>, pid: i32) -> Result<(EnterPlan, Vec<OwnedFd>), StageError> {
     let writable = plan.mounts.inputs.iter().filter(|i| i.writable).map(|i| i.target.clone()).collect();
     let (base, user) = match plan.authority {
         Authority::Root { base } => (Some(base), (0, 0)),

@@ -97,7 +97,11 @@ fn init_check(init: &Child) -> Check {
 }
 
 fn groups_check(made: usize, left: &[PathBuf]) -> Check {
-    check("control groups", left.len(), &format!("{made} removed with rmdir(2), which fails for one that holds a process"))
+    check(
+        "control groups",
+        left.len(),
+        &format!("{made} removed with rmdir(2), which fails for one that holds a process"),
+    )
 }
 
 fn uid_check(base: u32) -> Check {
@@ -132,4 +136,3 @@ fn namespace_check(name: &str, handle: &NamespaceHandle) -> Option<Check> {
         std::thread::sleep(Duration::from_micros(500));
     }
 }
-

@@ -342,7 +342,11 @@ fn overlap(a: &SandboxPath, b: &SandboxPath) -> bool {
 }
 
 fn check_count(field: &str, count: usize) -> Result<(), SpecError> {
-    if count > ITEMS_MAX { Err(wrong(field, format!("at most {ITEMS_MAX}, this has {count}"))) } else { Ok(()) }
+    if count > ITEMS_MAX {
+        Err(wrong(field, format!("at most {ITEMS_MAX}, this has {count}")))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_text(field: &str, text: &str) -> Result<(), SpecError> {

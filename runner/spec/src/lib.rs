@@ -27,7 +27,7 @@ pub use name::{EnvName, JobId, Name, NameError, OutputName};
 pub use path::{PathError, SandboxPath};
 pub use profile::{LandlockRules, Profile, Requirements, SeccompProgram};
 pub use report::{
-    Check, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, OutputReport, Outcome, PhaseTime,
+    Check, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, Outcome, OutputReport, PhaseTime,
     RunReport, StepEnd, StepReport, TeardownReport, Timeline, UnixNanos, Usage,
 };
 

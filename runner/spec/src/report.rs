@@ -317,9 +317,7 @@ impl RunReport {
     /// The steps' logs with their file names `<n>-<step>.<stream>`.
     pub fn logs(&self) -> impl Iterator<Item = (String, &LogReport)> {
         self.steps.iter().enumerate().flat_map(|(at, step)| {
-            step.logs.iter().map(move |log| {
-                (format!("{at}-{}.{}", step.name, log.stream.as_str()), log)
-            })
+            step.logs.iter().map(move |log| (format!("{at}-{}.{}", step.name, log.stream.as_str()), log))
         })
     }
 }

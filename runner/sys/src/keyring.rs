@@ -11,8 +11,7 @@ const JOIN_SESSION_KEYRING: libc::c_int = 1;
 /// `ENOSYS` on a kernel without keyrings, `EDQUOT` if the user has too many.
 pub fn new_session() -> io::Result<()> {
     // SAFETY: with a null name the call reads no memory of ours (keyctl_join_session_keyring(3)).
-    let done = unsafe {
-        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
     crate::check(done).map(drop)
 }

@@ -12,12 +12,7 @@ const VERSION: libc::c_uint = 1;
 pub fn abi() -> io::Result<u32> {
     // SAFETY: with a null attribute, size 0 and the VERSION flag, the call reads no memory and makes nothing.
     let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<libc::c_void>(),
-            0_usize,
-            VERSION,
-        )
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION)
     };
     match crate::check(version) {
         Ok(version) => Ok(u32::try_from(version).unwrap_or(0)),

@@ -13,7 +13,8 @@ pub fn bring_up(socket: BorrowedFd<'_>) -> io::Result<()> {
         *slot = libc::c_char::from_ne_bytes([*byte]);
     }
     let flags = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
-    let request = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    let request =
+        libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
     // SAFETY: SIOCSIFFLAGS reads one `struct ifreq`, which `request` is, and writes nothing.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     crate::check(done.into()).map(drop)

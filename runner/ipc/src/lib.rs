@@ -1,4 +1,7 @@
-//! Messages between the runner's own processes: one JSON value a packet, descriptors beside it.
+//! Messages between two processes on one host: one JSON value a packet, descriptors beside it.
+//!
+//! The agent speaks to the launcher over it, the supervisor to init and to its log pumps. It is a crate so that
+//! the agent can have it without anything else of the runner's.
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -33,8 +36,9 @@ pub enum IpcError {
     Malformed(#[source] serde_json::Error),
 }
 
-impl crate::error::Errno for IpcError {
-    fn errno(&self) -> i32 {
+impl IpcError {
+    /// The errno that stands for it.
+    pub fn errno(&self) -> i32 {
         match self {
             Self::Kernel(errno) => errno.raw_os_error(),
             Self::Closed => Errno::PIPE.raw_os_error(),

@@ -1,0 +1,57 @@
+//! Evidence of a job: statements, envelopes, bundles and their verification.
+//!
+//! Everything here is a function of its arguments: the crate reads no clock, draws no randomness, opens no
+//! file and no socket. Callers pass bytes, keys and a [`Signer`].
+//!
+//! What it guarantees: a provenance statement can be made only from a [`CleanRun`], only statements that
+//! this crate made can be given to [`seal`], and [`verify`] accepts nothing that breaks a rule of
+//! `docs/provenance.md` or `docs/run-attestation.md`. What it does not: that the report says the truth.
+//! The runner that wrote the report is trusted for that.
+
+mod authority;
+mod bundle;
+mod canonical;
+mod clean;
+mod dependencies;
+mod dsse;
+mod inspect;
+mod key;
+mod parameters;
+mod parameters_back;
+mod provenance;
+mod record;
+mod rules;
+mod run;
+mod run_build;
+mod seal;
+mod slsa;
+mod statement;
+mod strict;
+mod time;
+mod trust;
+mod uri;
+mod verify;
+
+pub use authority::{Authority, AuthorityError, BuilderMode, Issuer, UnknownProfile};
+pub use bundle::{BUNDLE_MEDIA_TYPE, Bundle};
+pub use canonical::{NotCanonical, canonical_json};
+pub use clean::{CleanRun, Unclean};
+pub use dsse::{Envelope, EnvelopeError, PAYLOAD_TYPE, Signature, pae};
+pub use inspect::{Inspection, escape, inspect};
+pub use key::{KeyError, PublicKey, SignatureRefused};
+pub use parameters::{ExternalParameters, InternalParameters, SANDBOX_DEFAULTS};
+pub use provenance::{ProvenanceRefused, provenance};
+pub use record::{JobRecord, RecordError};
+pub use rules::{FieldError, SubjectError};
+pub use run::{AgentClaims, RunPredicate, RunStatement};
+pub use run_build::{RunRefused, RunRequest, run_attestation};
+pub use seal::{SealError, Sealed, Signer, SignerError, seal};
+pub use slsa::{PROVENANCE_PREDICATE_TYPE, ProvenancePredicate, ProvenanceStatement};
+pub use statement::{Kind, ResourceDescriptor, STATEMENT_TYPE, Statement, UnsignedStatement};
+pub use strict::{StrictError, parse_strict};
+pub use trust::{TrustError, TrustFile, TrustedKey};
+pub use uri::{UriError, check_uris};
+pub use verify::{ATTESTATION_BYTES_MAX, Verified, VerifyError, VerifyRequest, verify};
+
+#[cfg(test)]
+mod tests;

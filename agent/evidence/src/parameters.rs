@@ -1,0 +1,320 @@
+//! The two parameter objects of the build type `sandbox/v1` (docs/provenance.md).
+//!
+//! [`ExternalParameters`] is a function of the job alone and holds every field of it but `ampoule` (a
+//! constant), `id` and `attempt` (which name the run, not the build). [`InternalParameters`] is a function of
+//! the report alone. They share no key. Whole numbers are strings, because many readers keep only 53 bits.
+
+use crate::statement::sha256_only;
+use crate::uri::{UriError, image_uri, source_uri};
+use ampoule_spec::{
+    EnvName, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest, Name, OutputKind,
+    OutputName, OutputWhen, ParamValue, RunReport, SandboxPath,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// What every sandbox starts with. A job may set the variables otherwise, in its external parameters.
+///
+/// The runner sets them and its report does not name them, so they are written down a second time here.
+pub const SANDBOX_DEFAULTS: [(&str, &str); 7] = [
+    ("HOME", "/home/build"),
+    ("LC_ALL", "C.UTF-8"),
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("TMPDIR", "/tmp"),
+    ("TZ", "UTC"),
+    ("hostname", "ampoule"),
+    ("umask", "0022"),
+];
+
+/// The names of all limits.
+pub(crate) const LIMITS: [&str; 8] = [
+    "memory_bytes",
+    "cpu_millis",
+    "pids",
+    "disk_bytes",
+    "disk_inodes",
+    "log_bytes",
+    "timeout_ms",
+    "open_files",
+];
+
+/// Everything a tenant chose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalParameters {
+    /// The job's name.
+    pub name: Name,
+    /// The profile's name.
+    pub profile: Name,
+    /// What the root was asked to be.
+    pub image: ImageParameter,
+    /// Seconds since 1970.
+    pub source_date_epoch: String,
+    /// Variables for all steps.
+    pub env: BTreeMap<EnvName, String>,
+    /// Values that entered from outside.
+    pub params: BTreeMap<Name, Param>,
+    /// What is mounted.
+    pub inputs: Vec<InputParameter>,
+    /// What is run.
+    pub steps: Vec<StepParameter>,
+    /// What is taken out.
+    pub outputs: Vec<OutputParameter>,
+    /// The limits that the job named, as it asked.
+    pub limits: BTreeMap<String, String>,
+}
+
+/// What the root was asked to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageParameter {
+    /// `host`, `oci` or `tar`.
+    pub kind: String,
+    /// The URI, the same as in `resolvedDependencies`.
+    pub uri: String,
+    /// OCI: the name under which the job asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// OCI: of the manifest. Tar: of the archive. Host: none, because the job names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<BTreeMap<String, String>>,
+}
+
+/// A parameter with its type: the text `1` and the number 1 differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Param {
+    /// `boolean`, `integer` or `string`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The value as text.
+    pub value: String,
+}
+
+/// One input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InputParameter {
+    /// Its name.
+    pub name: Name,
+    /// Where it appears.
+    pub mount: SandboxPath,
+    /// Whether steps may write to a copy-on-write layer over it.
+    pub writable: bool,
+    /// `directory`, `file`, `http` or `tar`.
+    pub kind: String,
+    /// The URI, the same as in `resolvedDependencies`.
+    pub uri: String,
+    /// The digest that the job demands.
+    pub digest: BTreeMap<String, String>,
+    /// File: whether its owner may execute it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<bool>,
+    /// Http: whether it is an archive that is unpacked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpack: Option<bool>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StepParameter {
+    /// Its name.
+    pub name: Name,
+    /// The program and its arguments.
+    pub run: Vec<String>,
+    /// The working directory.
+    pub cwd: SandboxPath,
+    /// Variables for this step.
+    pub env: BTreeMap<EnvName, String>,
+    /// The step's own time limit in milliseconds.
+    pub timeout_ms: String,
+}
+
+/// One output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OutputParameter {
+    /// Its name.
+    pub name: OutputName,
+    /// Where it lies in the sandbox.
+    pub path: SandboxPath,
+    /// For which outcomes it is taken out.
+    pub when: OutputWhen,
+    /// Whether it is a subject.
+    pub kind: OutputKind,
+    /// Whether the job may succeed without it.
+    pub optional: bool,
+}
+
+impl ExternalParameters {
+    /// What the tenant chose in a job.
+    ///
+    /// # Errors
+    /// [`UriError`] if a URL or reference cannot stand in an attestation.
+    pub fn of(spec: &JobSpec) -> Result<Self, UriError> {
+        Ok(Self {
+            name: spec.name.clone(),
+            profile: spec.profile.clone(),
+            image: ImageParameter::of(&spec.image)?,
+            source_date_epoch: spec.source_date_epoch.to_string(),
+            env: spec.env.clone(),
+            params: spec.params.iter().map(|(name, value)| (name.clone(), Param::of(value))).collect(),
+            inputs: spec.inputs.iter().enumerate().map(InputParameter::of).collect::<Result<_, _>>()?,
+            steps: spec.steps.iter().map(StepParameter::of).collect(),
+            outputs: spec.outputs.iter().map(OutputParameter::of).collect(),
+            limits: asked(&spec.limits),
+        })
+    }
+}
+
+impl ImageParameter {
+    fn of(image: &Image) -> Result<Self, UriError> {
+        let (kind, reference, sha256) = match image {
+            Image::Host => ("host", None, None),
+            Image::Oci { manifest, reference } => ("oci", Some(reference.clone()), Some(*manifest)),
+            Image::Tar { sha256 } => ("tar", None, Some(*sha256)),
+        };
+        let digest = sha256.map(sha256_only);
+        Ok(Self { kind: kind.to_owned(), uri: image_uri(image)?, reference, digest })
+    }
+}
+
+impl Param {
+    fn of(value: &ParamValue) -> Self {
+        let (kind, value) = match value {
+            ParamValue::Bool(value) => ("boolean", value.to_string()),
+            ParamValue::Integer(value) => ("integer", value.to_string()),
+            ParamValue::String(value) => ("string", value.clone()),
+        };
+        Self { kind: kind.to_owned(), value }
+    }
+}
+
+impl InputParameter {
+    fn of((at, input): (usize, &Input)) -> Result<Self, UriError> {
+        let (kind, executable, unpack) = match &input.source {
+            InputSource::Directory { .. } => ("directory", None, None),
+            InputSource::File { executable, .. } => ("file", Some(*executable), None),
+            InputSource::Http { unpack, .. } => ("http", None, Some(*unpack)),
+            InputSource::Tar { .. } => ("tar", None, None),
+        };
+        Ok(Self {
+            name: input.name.clone(),
+            mount: input.mount.clone(),
+            writable: input.writable,
+            kind: kind.to_owned(),
+            uri: source_uri(at, &input.name, &input.source)?,
+            digest: sha256_only(input.source.sha256()),
+            executable,
+            unpack,
+        })
+    }
+}
+
+impl StepParameter {
+    fn of(step: &ampoule_spec::Step) -> Self {
+        Self {
+            name: step.name.clone(),
+            run: step.run.clone(),
+            cwd: step.cwd.clone(),
+            env: step.env.clone(),
+            timeout_ms: step.timeout_ms.to_string(),
+        }
+    }
+}
+
+impl OutputParameter {
+    fn of(output: &ampoule_spec::Output) -> Self {
+        Self {
+            name: output.name.clone(),
+            path: output.path.clone(),
+            when: output.when,
+            kind: output.kind,
+            optional: output.optional,
+        }
+    }
+}
+
+fn asked(limits: &LimitsRequest) -> BTreeMap<String, String> {
+    let LimitsRequest {
+        memory_bytes,
+        cpu_millis,
+        pids,
+        disk_bytes,
+        disk_inodes,
+        log_bytes,
+        timeout_ms,
+        open_files,
+    } = limits;
+    let values = [memory_bytes, cpu_millis, pids, disk_bytes, disk_inodes, log_bytes, timeout_ms, open_files];
+    let named = LIMITS.iter().zip(values);
+    named.filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.to_string()))).collect()
+}
+
+/// Limits in force, by name, as text.
+pub(crate) fn in_force(limits: &Limits) -> BTreeMap<String, String> {
+    limits.entries().into_iter().map(|(name, value)| (name.to_owned(), value.to_string())).collect()
+}
+
+/// What the daemon chose, and what the host showed the build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InternalParameters {
+    /// The compiled profile.
+    pub profile_digest: BTreeMap<String, String>,
+    /// All limits in force.
+    pub effective_limits: BTreeMap<String, String>,
+    /// The isolation layers in force, with what exactly is.
+    pub isolation: BTreeMap<String, String>,
+    /// The isolation layers that were measured and are not in force, with the reason.
+    pub isolation_absent: BTreeMap<String, String>,
+    /// What the build could see of the host although nobody declared it.
+    pub host_facts: HostFactsParameter,
+    /// [`SANDBOX_DEFAULTS`].
+    pub defaults: BTreeMap<String, String>,
+}
+
+/// What a build can see of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostFactsParameter {
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -m`.
+    pub machine: String,
+    /// The processor's model name.
+    pub cpu_model: String,
+}
+
+impl InternalParameters {
+    /// What the daemon chose, from its report; `None` if the report lacks the profile or the limits.
+    pub fn of(report: &RunReport) -> Option<Self> {
+        Some(Self {
+            profile_digest: sha256_only(report.profile_sha256?),
+            effective_limits: in_force(report.limits.as_ref()?),
+            isolation: layers(&report.isolation, true),
+            isolation_absent: layers(&report.isolation, false),
+            host_facts: HostFactsParameter {
+                kernel: report.host.kernel.clone(),
+                machine: report.host.machine.clone(),
+                cpu_model: report.host.cpu_model.clone(),
+            },
+            defaults: SANDBOX_DEFAULTS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        })
+    }
+}
+
+fn layers(isolation: &Isolation, in_force: bool) -> BTreeMap<String, String> {
+    let chosen = isolation.layers.iter().filter(|(_, measured)| measured.in_force == in_force);
+    chosen.map(|(name, measured)| (name.clone(), measured.detail.clone())).collect()
+}
+
+/// A parameter object as the untyped map that SLSA's schema has in its place.
+pub(crate) fn to_map<T: Serialize>(value: &T) -> Result<Map<String, Value>, serde_json::Error> {
+    match serde_json::to_value(value)? {
+        Value::Object(map) => Ok(map),
+        _ => Ok(Map::new()),
+    }
+}

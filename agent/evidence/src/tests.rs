@@ -1,0 +1,15 @@
+//! Tests that need more than one file of the crate.
+
+pub(crate) mod fixture;
+
+mod clean;
+mod envelopes;
+mod forgeries;
+mod golden;
+mod keys;
+mod parameters;
+mod runs;
+mod schema;
+mod seals;
+mod tricks;
+mod verifying;

@@ -1,0 +1,3 @@
+//! The wire: what clients send, checked field by field.
+
+pub mod convert;

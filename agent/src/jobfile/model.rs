@@ -1,0 +1,176 @@
+//! A job file as it was written: what it leaves out is `None`.
+
+use super::error::Position;
+use super::fields::Fields;
+use super::image::ImageRef;
+use ampoule_spec::{
+    EnvName, LimitsRequest, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256,
+};
+use std::collections::BTreeMap;
+
+/// A job file whose every field was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFile {
+    /// The job's name.
+    pub name: Name,
+    /// The profile's name.
+    pub profile: Option<Name>,
+    /// What the sandbox's root is made of.
+    pub image: ImageRef,
+    /// Seconds since 1970.
+    pub source_date_epoch: Option<u64>,
+    /// Variables for all steps.
+    pub env: BTreeMap<EnvName, Text>,
+    /// The parameters that may be given.
+    pub params: BTreeMap<Name, Param>,
+    /// The inputs, in the order of the file.
+    pub inputs: Vec<InputEntry>,
+    /// The steps, in the order of the file.
+    pub steps: Vec<StepEntry>,
+    /// The outputs, in the order of the file.
+    pub outputs: Vec<OutputEntry>,
+    /// What the job asks to use.
+    pub limits: LimitsRequest,
+    pub(crate) fields: Fields,
+}
+
+impl JobFile {
+    /// The file, as the caller of [`parse`](super::parse) named it.
+    pub fn file_name(&self) -> &str {
+        &self.fields.file
+    }
+
+    /// Where a field stands, as in `step[0].run`; of one that is not written, where the table around it
+    /// stands.
+    pub fn position(&self, field: &str) -> Option<Position> {
+        self.fields.place(field)
+    }
+}
+
+/// A value that may be a parameter's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    /// The text itself.
+    Literal(String),
+    /// `"${params.NAME}"`.
+    Param(Name),
+}
+
+/// A declared parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Param {
+    /// The type of its values.
+    pub kind: ParamType,
+    /// Its value when none is given.
+    pub default: Option<ParamValue>,
+    /// What it is for.
+    pub description: Option<String>,
+}
+
+/// The type of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParamType {
+    /// Any text.
+    String,
+    /// A whole number of 64 bits.
+    Integer,
+    /// `true` or `false`.
+    Bool,
+}
+
+impl ParamType {
+    /// The type's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Integer => "integer",
+            Self::Bool => "bool",
+        }
+    }
+
+    pub(crate) fn example(self) -> &'static str {
+        match self {
+            Self::String => "TEXT",
+            Self::Integer => "1",
+            Self::Bool => "true",
+        }
+    }
+}
+
+/// `[[input]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputEntry {
+    /// The input's name.
+    pub name: Name,
+    /// Where it appears.
+    pub mount: SandboxPath,
+    /// Whether steps may write to a layer over it.
+    pub writable: Option<bool>,
+    /// Where its bytes come from.
+    pub source: SourceEntry,
+}
+
+/// Where an input's bytes come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceEntry {
+    /// `path`: a file or directory here.
+    Path(String),
+    /// `http`: a download.
+    Http {
+        /// Where to fetch.
+        url: String,
+        /// SHA-256 of the bytes.
+        sha256: Sha256,
+        /// Whether it is an archive to unpack.
+        unpack: Option<bool>,
+    },
+    /// `tar`: an archive here, to unpack.
+    Tar {
+        /// The archive.
+        path: String,
+        /// SHA-256 of its bytes.
+        sha256: Sha256,
+    },
+}
+
+/// `[[step]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepEntry {
+    /// The step's name.
+    pub name: Option<Name>,
+    /// The program and its arguments.
+    pub run: Vec<Text>,
+    /// The working directory.
+    pub cwd: Option<SandboxPath>,
+    /// Variables for this step.
+    pub env: BTreeMap<EnvName, Text>,
+    /// The step's own time limit in milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+/// `[[output]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputEntry {
+    /// The output's name; none when the path's file name is to be used, which is then a valid one.
+    pub name: Option<OutputName>,
+    /// Where it lies in the sandbox.
+    pub path: SandboxPath,
+    /// For which outcomes it is taken out.
+    pub when: Option<OutputWhen>,
+    /// Whether it is a subject of provenance.
+    pub kind: Option<OutputKind>,
+    /// Whether the job may succeed without it.
+    pub optional: Option<bool>,
+}
+
+impl OutputEntry {
+    /// The output's name, written or taken from the path.
+    pub fn effective_name(&self) -> Option<OutputName> {
+        self.name.clone().or_else(|| name_of(&self.path))
+    }
+}
+
+/// The output name that a path gives.
+pub(crate) fn name_of(path: &SandboxPath) -> Option<OutputName> {
+    path.components().last().and_then(|name| OutputName::parse(name).ok())
+}

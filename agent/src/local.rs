@@ -1,0 +1,223 @@
+//! `ampoule run`: one job on this host without a daemon, with the same processes and the same evidence.
+//!
+//! The calling process stands in the agent's place: it reads, fetches, decides and signs. Everything that
+//! needs privilege happens in `ampoule-runner`, which it starts for this one job and which looks up by digest
+//! whatever it mounts.
+
+mod evidence;
+mod follow;
+mod intake;
+mod release;
+mod runner;
+
+pub use evidence::SigningKey;
+pub use follow::Note;
+pub use runner::{Runner, RunnerError, find_runner};
+
+use crate::inputs::InputError;
+use crate::jobfile::{JobFileError, JobPlan};
+use crate::signing::SigningError;
+use ampoule_evidence::Authority;
+use ampoule_spec::{Code, Failure, JobId, Outcome};
+use release::Evidence;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a local run needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The runner's executable.
+    pub runner: PathBuf,
+    /// Where jobs, store and keys lie.
+    pub state: PathBuf,
+    /// Where outputs and evidence go: a directory that is new or empty. None: below the state directory.
+    pub out: Option<PathBuf>,
+    /// A directory of compiled profiles, instead of those built in.
+    pub profiles: Option<PathBuf>,
+    /// The key to sign with.
+    pub key: SigningKey,
+    /// The base of type URIs and builder ids.
+    pub authority: Authority,
+}
+
+/// How a local run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completed {
+    /// The job.
+    pub job: JobId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, unless it succeeded.
+    pub failure: Option<Failure>,
+    /// Where outputs and evidence are.
+    pub out: PathBuf,
+    /// The public key by which the evidence verifies.
+    pub public_key: PathBuf,
+    /// The builder that signed.
+    pub builder: String,
+    /// Outputs that were released: name, bytes, SHA-256.
+    pub outputs: Vec<(String, u64, String)>,
+    /// Whether there is provenance.
+    pub provenance: bool,
+}
+
+/// Why a local run has no record of its own.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// The job file or the command line.
+    #[error(transparent)]
+    Job(#[from] JobFileError),
+    /// An input.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The key.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// The runner.
+    #[error(transparent)]
+    Runner(#[from] RunnerError),
+    /// The job was cancelled before it was admitted.
+    #[error("cancelled before the job was admitted")]
+    Cancelled,
+    /// A file of the run's own.
+    #[error("{what} {path} cannot be used: {reason}")]
+    File {
+        /// What it is for.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The evidence cannot be made; nothing was released.
+    #[error("nothing was released: {reason}")]
+    Evidence {
+        /// Why.
+        code: Code,
+        /// For people.
+        reason: String,
+    },
+}
+
+impl Completed {
+    /// The exit status of the command that ran the job.
+    pub fn exit(&self) -> u8 {
+        release::exit_of(self.failure.as_ref(), self.outcome)
+    }
+}
+
+impl LocalError {
+    /// The bounded code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Job(error) => error.code(),
+            Self::Input(error) => error.code(),
+            Self::Signing(_) | Self::File { .. } => Code::FileUnusable,
+            Self::Runner(error) => error.code(),
+            Self::Cancelled => Code::JobCancelled,
+            Self::Evidence { code, .. } => *code,
+        }
+    }
+}
+
+/// Ends a run from another thread.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<Mutex<CancelState>>);
+
+#[derive(Debug, Default)]
+struct CancelState {
+    wished: bool,
+    pipe: Option<std::os::fd::OwnedFd>,
+}
+
+impl Cancel {
+    /// Cancels: before admission the run ends at once, afterwards the runner ends the job.
+    pub fn cancel(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.wished = true;
+        if let Some(pipe) = &state.pipe {
+            // A runner that has ended meanwhile needs no wish.
+            let _ = rustix::io::write(pipe, b"c");
+        }
+    }
+
+    /// Whether somebody cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).wished
+    }
+
+    /// Hands over the pipe by which the job can be ended; its end of file ends the job too.
+    fn arm(&self, pipe: std::os::fd::OwnedFd) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.wished {
+            let _ = rustix::io::write(&pipe, b"c");
+        }
+        state.pipe = Some(pipe);
+    }
+
+    /// Drops the pipe: the job ends if it still runs.
+    fn disarm(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pipe = None;
+    }
+}
+
+/// Runs a job. Blocks until its evidence is durable; not to be called on an async worker thread.
+///
+/// # Errors
+/// [`LocalError`] if there is no record of the job in `out`: it was refused before it was admitted, or its
+/// evidence could not be written (then the next run signs it).
+pub fn run(
+    plan: JobPlan,
+    options: &Options,
+    cancel: &Cancel,
+    say: &mut dyn FnMut(Note),
+) -> Result<Completed, LocalError> {
+    make_state(&options.state)?;
+    if let Some(out) = &options.out {
+        release::check_out(out)?;
+    }
+    let signing = evidence::open(options)?;
+    let mut runner = Runner::start(&options.runner, &options.state, options.profiles.as_deref())?;
+    for recovered in runner.recovered().to_vec() {
+        evidence::sign_recovered(&mut runner, options, &signing, &recovered, say);
+    }
+    let (spec_bytes, id) = intake::take_in(plan, &mut runner, cancel, say)?;
+    if cancel.is_cancelled() {
+        return Err(LocalError::Cancelled);
+    }
+    follow::run_job(&mut runner, &options.state, &id, &spec_bytes, cancel, say)?;
+    let out = options.out.clone().unwrap_or_else(|| options.state.join("runs").join(id.as_str()));
+    let job_dir = options.state.join("jobs").join(id.as_str());
+    let evidence = Evidence::read(&job_dir)?;
+    let released = release::release(&evidence, &job_dir, &out, &signing)?;
+    // The evidence is durable: the runner may forget the job. A failure leaves it to the next run.
+    let _ = runner.forget(&id);
+    let report = evidence.record.report();
+    Ok(Completed {
+        job: id,
+        outcome: report.outcome,
+        failure: released.refused.or_else(|| report.failure.clone()),
+        out,
+        public_key: signing.public_key_file.clone(),
+        builder: released.builder,
+        outputs: released.outputs,
+        provenance: released.provenance,
+    })
+}
+
+/// Makes the state directory, which only its owner may enter.
+///
+/// # Errors
+/// [`LocalError::File`] if it cannot be made.
+pub fn make_state(state: &Path) -> Result<(), LocalError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(state);
+    let made = made.and_then(|()| builder.create(state.join("runs")));
+    made.and_then(|()| builder.create(state.join("records"))).map_err(|error| LocalError::File {
+        what: "the state directory",
+        path: state.to_owned(),
+        reason: format!("{error}; name another with --state"),
+    })
+}

@@ -1,0 +1,157 @@
+//! Following a job while it runs: its events file grows, its runner answers when it is over.
+
+use super::runner::{Runner, RunnerError};
+use super::{Cancel, LocalError};
+use ampoule_journal::{Next, Reader};
+use ampoule_spec::wire::{Reply, Request};
+use ampoule_spec::{Event, FRAME_EVENT, FRAME_LOG, JobId, LogChunk, Outcome};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often the events file is looked at.
+const FOLLOW_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// How long a supervisor may go on without its launcher before we stop waiting for its report.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What there is to tell while a run goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Note {
+    /// A job of an earlier run was cleaned up and signed; `outcome` is none if it could not be signed.
+    Recovered {
+        /// The job.
+        job: JobId,
+        /// What was found and removed.
+        removed: Vec<String>,
+        /// How it ended.
+        outcome: Option<Outcome>,
+        /// Where its signed record is.
+        record: PathBuf,
+    },
+    /// Something goes into the store.
+    Importing {
+        /// What.
+        what: String,
+    },
+    /// The job is admitted.
+    Admitted {
+        /// The job.
+        job: JobId,
+    },
+    /// An event of the job.
+    Event(Box<Event>),
+    /// Bytes of a log.
+    Log(LogChunk),
+    /// The launcher died; the job is being ended.
+    LauncherLost,
+}
+
+/// Runs an imported job and tells what happens. Returns when its report is durable.
+pub(super) fn run_job(
+    runner: &mut Runner,
+    state: &Path,
+    id: &JobId,
+    spec: &[u8],
+    cancel: &Cancel,
+    say: &mut dyn FnMut(Note),
+) -> Result<(), LocalError> {
+    let file_error = |error: std::io::Error| LocalError::File {
+        what: "a temporary file",
+        path: std::env::temp_dir(),
+        reason: error.to_string(),
+    };
+    let mut spec_file = crate::inputs::scratch_file(&std::env::temp_dir()).map_err(file_error)?;
+    spec_file.write_all(spec).and_then(|()| spec_file.rewind()).map_err(file_error)?;
+    let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| file_error(e.into()))?;
+    runner.send(&Request::Run { lifetime: true }, &[spec_file.as_fd(), theirs.as_fd()])?;
+    drop((theirs, spec_file));
+    cancel.arm(ours);
+    match runner.receive()? {
+        Reply::Admitted { job } if job == *id => say(Note::Admitted { job }),
+        _ => return Err(RunnerError::OutOfTurn.into()),
+    }
+    let job_dir = state.join("jobs").join(id.as_str());
+    let finished = follow(runner, &job_dir, say);
+    cancel.disarm();
+    match finished {
+        Err(RunnerError::Lost(_)) => {
+            say(Note::LauncherLost);
+            wait_for_orphan(&job_dir)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn follow(runner: &Runner, job_dir: &Path, say: &mut dyn FnMut(Note)) -> Result<(), RunnerError> {
+    let mut tail = Tail::open(job_dir);
+    loop {
+        let answered = {
+            let mut ready = [PollFd::from_borrowed_fd(runner.channel(), PollFlags::IN)];
+            match poll(&mut ready, Some(&FOLLOW_EVERY)) {
+                Ok(count) => count > 0,
+                Err(Errno::INTR) => false,
+                Err(_) => true,
+            }
+        };
+        let reply = if answered { Some(runner.receive()) } else { None };
+        // After the answer once more: everything was written before it.
+        tail.read(say);
+        match reply {
+            None => {}
+            Some(Ok(Reply::Finished { .. })) => return Ok(()),
+            Some(Ok(_)) => return Err(RunnerError::OutOfTurn),
+            Some(Err(error)) => return Err(error),
+        }
+    }
+}
+
+/// The launcher is dead and our end of the lifetime pipe is closed: the supervisor ends the job by itself.
+fn wait_for_orphan(job_dir: &Path) -> Result<(), LocalError> {
+    let begun = Instant::now();
+    while begun.elapsed() < ORPHAN_LIMIT {
+        if job_dir.join("report.json").exists() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(RunnerError::OutOfTurn.into())
+}
+
+/// The events file from where we stand in it.
+struct Tail(Option<Reader<File>>);
+
+impl Tail {
+    fn open(job_dir: &Path) -> Self {
+        Self(File::open(job_dir.join("events")).ok().map(Reader::new))
+    }
+
+    /// Tells everything that has come. Damage ends the telling, not the job: the report is what counts.
+    fn read(&mut self, say: &mut dyn FnMut(Note)) {
+        let Some(reader) = &mut self.0 else { return };
+        loop {
+            match reader.next_frame() {
+                Ok(Next::Frame(frame)) if frame.kind == FRAME_EVENT => {
+                    if let Ok(event) = serde_json::from_slice(&frame.payload) {
+                        say(Note::Event(Box::new(event)));
+                    }
+                }
+                Ok(Next::Frame(frame)) if frame.kind == FRAME_LOG => {
+                    if let Some(chunk) = LogChunk::decode(&frame.payload) {
+                        say(Note::Log(chunk));
+                    }
+                }
+                Ok(Next::Frame(_)) => {}
+                Ok(Next::End { .. } | Next::TornTail { .. }) => return,
+                Err(_) => {
+                    self.0 = None;
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! From a plan to a spec: every image and input goes into the runner's store, and only digests come back.
+
+use super::follow::Note;
+use super::runner::{Runner, RunnerError};
+use super::{Cancel, LocalError};
+use crate::inputs::{FetchOptions, Fetcher, OciLayout, scratch_file};
+use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
+use ampoule_spec::wire::Content;
+use ampoule_spec::{InputSource, JobId, Sha256};
+use ampoule_store::Limits;
+use ampoule_store::pack::{PackError, pack};
+use std::fs::File;
+use std::io::{BufWriter, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+type Result<T> = std::result::Result<T, LocalError>;
+
+/// Imports what the plan names and returns the spec's bytes and the job's new id.
+pub(super) fn take_in(
+    mut plan: JobPlan,
+    runner: &mut Runner,
+    cancel: &Cancel,
+    say: &mut dyn FnMut(Note),
+) -> Result<(Vec<u8>, JobId)> {
+    if let Some(manifest) = take_image(&plan.image, runner, say)? {
+        plan.resolve_image(manifest);
+    }
+    let mut sources = Vec::new();
+    for input in &plan.inputs {
+        if cancel.is_cancelled() {
+            return Err(LocalError::Cancelled);
+        }
+        say(Note::Importing { what: format!("input {}", input.name) });
+        sources.push(take_input(input, plan.source_date_epoch, runner)?);
+    }
+    let id = new_id()?;
+    let spec = plan.into_spec(id.clone(), 1, sources)?;
+    let bytes = serde_json::to_vec_pretty(&spec).map_err(|e| LocalError::Evidence {
+        code: ampoule_spec::Code::Internal,
+        reason: format!("the spec cannot be written: {e}"),
+    })?;
+    Ok((bytes, id))
+}
+
+fn new_id() -> Result<JobId> {
+    let text = uuid::Uuid::now_v7().to_string();
+    JobId::parse(&text)
+        .map_err(|e| LocalError::Evidence { code: ampoule_spec::Code::Internal, reason: e.to_string() })
+}
+
+fn take_image(image: &ImagePlan, runner: &Runner, say: &mut dyn FnMut(Note)) -> Result<Option<Sha256>> {
+    match image {
+        ImagePlan::Host => Ok(None),
+        ImagePlan::Tar { file, sha256 } => {
+            let content = Content::ImageTar { sha256: *sha256 };
+            if runner.find(content.clone())?.is_none() {
+                say(Note::Importing { what: "the image".to_owned() });
+                runner.import(content, open(file)?.into())?;
+            }
+            Ok(None)
+        }
+        ImagePlan::OciLayout { dir, tag, pinned, .. } => {
+            let layout = OciLayout::open(dir)?;
+            let found = layout.image(pinned, tag.as_deref())?;
+            let sha256 = found.manifest.sha256;
+            let manifest = Content::OciManifest { sha256 };
+            if runner.find(manifest.clone())?.is_some() {
+                return Ok(Some(sha256));
+            }
+            say(Note::Importing { what: "the image".to_owned() });
+            for layer in &found.layers {
+                let content = Content::OciLayer { sha256: layer.sha256 };
+                if runner.find(content.clone())?.is_none() {
+                    runner.import(content, layout.open_blob(layer)?.into())?;
+                }
+            }
+            let config = Content::OciConfig { sha256: found.config.sha256 };
+            runner.import(config, layout.open_blob(&found.config)?.into())?;
+            runner.import(manifest, layout.open_blob(&found.manifest)?.into())?;
+            Ok(Some(sha256))
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| unusable(path, error))
+}
+
+fn unusable(path: &Path, error: std::io::Error) -> LocalError {
+    LocalError::File { what: "the file", path: path.to_owned(), reason: error.to_string() }
+}
+
+fn take_input(input: &InputPlan, epoch: u64, runner: &Runner) -> Result<InputSource> {
+    match &input.source {
+        SourcePlan::Path(path) => {
+            let file = open(path)?;
+            let meta = file.metadata().map_err(|e| unusable(path, e))?;
+            if meta.is_dir() {
+                return take_directory(path, &file, epoch, runner);
+            }
+            let executable = meta.mode() & 0o100 != 0;
+            let content = Content::File { sha256: None, executable, epoch };
+            let sha256 = runner.import(content, file.into())?.sha256;
+            Ok(InputSource::File { sha256, executable })
+        }
+        SourcePlan::Tar { path, sha256 } => {
+            let content = Content::Archive { sha256: *sha256, epoch };
+            if runner.find(content.clone())?.is_none() {
+                runner.import(content, open(path)?.into())?;
+            }
+            Ok(InputSource::Tar { sha256: *sha256 })
+        }
+        SourcePlan::Http { url, sha256, unpack } => {
+            let content = match unpack {
+                true => Content::Archive { sha256: *sha256, epoch },
+                false => Content::File { sha256: Some(*sha256), executable: false, epoch },
+            };
+            if runner.find(content.clone())?.is_none() {
+                runner.import(content, fetch(url, sha256)?.into())?;
+            }
+            Ok(InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack })
+        }
+    }
+}
+
+/// Streams a directory to the import worker. What the runner computed from the stream must be what we
+/// computed from the files.
+fn take_directory(path: &Path, dir: &File, epoch: u64, runner: &Runner) -> Result<InputSource> {
+    let (read, write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
+    let (packed, imported) = std::thread::scope(|scope| {
+        let packing = scope.spawn(move || {
+            let mut out = BufWriter::with_capacity(256 << 10, File::from(write));
+            pack(dir.as_fd(), &mut out, &|_| false, &Limits::default())
+        });
+        let imported = runner.import(Content::Directory { tree: None, epoch }, OwnedFd::from(read));
+        (packing.join(), imported)
+    });
+    match (packed, imported) {
+        (Ok(Ok(packed)), Ok(imported)) if packed.tree == imported.sha256 => {
+            Ok(InputSource::Directory { tree: imported.sha256 })
+        }
+        // The import failed, so nobody read the rest of the stream: its error is the cause.
+        (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(error.into()),
+        (Ok(Err(error)), _) => Err(RunnerError::Refused {
+            code: ampoule_spec::Code::InputRefused,
+            message: format!("{}: {error}", path.display()),
+        }
+        .into()),
+        _ => Err(RunnerError::OutOfTurn.into()),
+    }
+}
+
+/// Downloads to a file without a name.
+fn fetch(url: &str, sha256: &Sha256) -> Result<File> {
+    let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
+    let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let fetcher = Fetcher::new(FetchOptions::default());
+    runtime.block_on(fetcher.fetch(url, sha256, &mut file))?;
+    file.rewind().map_err(failed)?;
+    Ok(file)
+}

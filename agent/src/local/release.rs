@@ -1,0 +1,334 @@
+//! Release: outputs and evidence appear together, by one rename, or not at all.
+
+use super::LocalError;
+use super::evidence::Signing;
+use ampoule_evidence::{CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
+use ampoule_journal::{Next, Reader};
+use ampoule_spec::{
+    Code, FRAME_LOG, Failure, LogChunk, Outcome, OutputReport, REPORT_BYTES_MAX, SPEC_BYTES_MAX,
+};
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::Serialize;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A job's record with the bytes that were read.
+#[derive(Debug)]
+pub(super) struct Evidence {
+    pub(super) record: JobRecord,
+    spec: Vec<u8>,
+    report: Vec<u8>,
+}
+
+/// What was released.
+#[derive(Debug)]
+pub(super) struct Released {
+    pub(super) provenance: bool,
+    pub(super) builder: String,
+    pub(super) outputs: Vec<(String, u64, String)>,
+    /// Why a job that succeeded has no provenance although it has artifacts.
+    pub(super) refused: Option<Failure>,
+}
+
+/// `result.json`.
+#[derive(Debug, Serialize)]
+struct ResultFile<'a> {
+    ampoule: u32,
+    job: &'a str,
+    outcome: &'a str,
+    code: Option<&'a str>,
+    fault: Option<&'a str>,
+    message: Option<&'a str>,
+    retryable: bool,
+    step: Option<&'a str>,
+    exit: u8,
+    attestation: &'a str,
+    builder: &'a str,
+}
+
+impl Evidence {
+    /// Reads a job's record from its directory.
+    pub(super) fn read(job_dir: &Path) -> Result<Self, LocalError> {
+        let spec = read_limited(&job_dir.join("spec.json"), SPEC_BYTES_MAX)?;
+        let report = read_limited(&job_dir.join("report.json"), REPORT_BYTES_MAX)?;
+        let record = JobRecord::read(&spec, &report).map_err(|e| LocalError::Evidence {
+            code: Code::ProvenanceRefused,
+            reason: format!("the job's record cannot be read: {e}"),
+        })?;
+        Ok(Self { record, spec, report })
+    }
+
+    /// Writes a signed record of a job whose outputs are not released.
+    pub(super) fn write_record(&self, dir: &Path, run: &Sealed) -> Result<(), LocalError> {
+        let failed = |e: io::Error| file_error("the record", dir, &e);
+        let aside = beside(dir, self.record.spec().id.as_str());
+        make_dir(&aside).map_err(failed)?;
+        write_new(&aside.join("spec.json"), &self.spec).map_err(failed)?;
+        write_new(&aside.join("report.json"), &self.report).map_err(failed)?;
+        write_new(&aside.join("run.intoto.jsonl"), run.envelope_json_line.as_bytes()).map_err(failed)?;
+        publish(&aside, dir).map_err(failed)
+    }
+}
+
+fn file_error(what: &'static str, path: &Path, error: &io::Error) -> LocalError {
+    LocalError::File { what, path: path.to_owned(), reason: error.to_string() }
+}
+
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+        .map_err(|e| file_error("the job's record", path, &e))?;
+    Ok(bytes)
+}
+
+/// Refuses an output directory that holds something: nothing of a caller's is ever replaced.
+pub(super) fn check_out(out: &Path) -> Result<(), LocalError> {
+    let refused = |reason: String| LocalError::File { what: "--out", path: out.to_owned(), reason };
+    match fs::read_dir(out) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(refused("it is not empty; name a new directory".to_owned())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = parent(out);
+            if parent.is_dir() {
+                Ok(())
+            } else {
+                Err(refused(format!("{} is not a directory", parent.display())))
+            }
+        }
+        Err(error) => Err(refused(error.to_string())),
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// A name beside `path` that nobody else uses: job ids are unique.
+fn beside(path: &Path, id: &str) -> PathBuf {
+    parent(path).join(format!(".ampoule-{id}.tmp"))
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(path)
+}
+
+/// Writes a new file, durable once its directory is.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Moves a finished directory to its place: new, or an empty directory.
+fn publish(aside: &Path, place: &Path) -> io::Result<()> {
+    sync_dirs(aside)?;
+    match fs::rename(aside, place) {
+        Ok(()) => File::open(parent(place))?.sync_all(),
+        Err(error) => {
+            let _ = fs::remove_dir_all(aside);
+            Err(error)
+        }
+    }
+}
+
+fn sync_dirs(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_dirs(&entry.path())?;
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+/// Signs and releases a job.
+pub(super) fn release(
+    evidence: &Evidence,
+    job_dir: &Path,
+    out: &Path,
+    signing: &Signing,
+) -> Result<Released, LocalError> {
+    let report = evidence.record.report();
+    let (sealed, refused) = provenance_of(evidence, signing)?;
+    let run = signing.attest_run(evidence, sealed.as_ref().map(|s| s.statement_sha256))?;
+    let aside = beside(out, report.job.as_str());
+    let failed = |e: io::Error| file_error("the output directory", out, &e);
+    let mut released = Released {
+        provenance: sealed.is_some(),
+        builder: builder_of(evidence, signing),
+        outputs: Vec::new(),
+        refused,
+    };
+    let withheld = released.refused.is_some() || report.outcome == Outcome::Quarantined;
+    let written = (|| -> Result<(), LocalError> {
+        for dir in ["", "outputs", "evidence", "evidence/logs"] {
+            make_dir(&aside.join(dir)).map_err(failed)?;
+        }
+        let outputs = if withheld { &[] } else { report.outputs.as_slice() };
+        for output in outputs {
+            copy_output(output, &job_dir.join("outputs"), &aside.join("outputs"))?;
+            released.outputs.push((output.name.to_string(), output.bytes, output.sha256.to_string()));
+        }
+        let files = aside.join("evidence");
+        write_evidence(evidence, &files, sealed.as_ref(), &run).map_err(failed)?;
+        write_logs(evidence, job_dir, &files.join("logs")).map_err(failed)?;
+        write_result(evidence, &released, &files).map_err(failed)
+    })();
+    if let Err(error) = written {
+        let _ = fs::remove_dir_all(&aside);
+        return Err(error);
+    }
+    publish(&aside, out).map_err(failed)?;
+    Ok(released)
+}
+
+fn builder_of(evidence: &Evidence, signing: &Signing) -> String {
+    let mode = signing.issuer.mode(evidence.record.spec()).unwrap_or(ampoule_evidence::BuilderMode::Dev);
+    signing.issuer.authority.builder_id(mode)
+}
+
+/// The signed provenance; none for a job that did not succeed or that has no artifact. A clean success whose
+/// provenance is refused for another reason is a failure of ours: nothing of it is released.
+fn provenance_of(
+    evidence: &Evidence,
+    signing: &Signing,
+) -> Result<(Option<Sealed>, Option<Failure>), LocalError> {
+    let record = &evidence.record;
+    if record.report().outcome != Outcome::Succeeded {
+        return Ok((None, None));
+    }
+    let refuse = |message: String| {
+        let failure = Failure { code: Code::ProvenanceRefused, message, step: None, teardown: None };
+        Ok((None, Some(failure)))
+    };
+    let clean = match CleanRun::check(record.spec(), record.spec_sha256(), record.report()) {
+        Ok(clean) => clean,
+        Err(unclean) => return refuse(unclean.to_string()),
+    };
+    match provenance(&clean, &signing.issuer, record.report_sha256()) {
+        Ok(statement) => match seal(&statement, signing.signer()) {
+            Ok(sealed) => Ok((Some(sealed), None)),
+            Err(error) => refuse(error.to_string()),
+        },
+        Err(ProvenanceRefused::NoSubject) => Ok((None, None)),
+        Err(error) => refuse(error.to_string()),
+    }
+}
+
+/// Copies an output and hashes what it writes: the bytes that leave are the bytes that were hashed.
+fn copy_output(output: &OutputReport, from: &Path, into: &Path) -> Result<(), LocalError> {
+    let name = output.name.as_str();
+    let failed = |e: io::Error| file_error("the output", &into.join(name), &e);
+    let mut source = File::open(from.join(name)).map_err(failed)?;
+    let mode = if output.executable { 0o755 } else { 0o644 };
+    let mut copy =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(into.join(name)).map_err(failed)?;
+    let mut context = Context::new(&SHA256);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let count = source.read(&mut buffer).map_err(failed)?;
+        let part = buffer.get(..count).unwrap_or_default();
+        if part.is_empty() {
+            break;
+        }
+        context.update(part);
+        copy.write_all(part).map_err(failed)?;
+    }
+    copy.sync_all().map_err(failed)?;
+    if context.finish().as_ref() == output.sha256.as_bytes() {
+        return Ok(());
+    }
+    Err(LocalError::Evidence {
+        code: Code::ProvenanceRefused,
+        reason: format!("output {name} is no longer what was hashed"),
+    })
+}
+
+fn write_evidence(evidence: &Evidence, dir: &Path, sealed: Option<&Sealed>, run: &Sealed) -> io::Result<()> {
+    write_new(&dir.join("spec.json"), &evidence.spec)?;
+    write_new(&dir.join("report.json"), &evidence.report)?;
+    write_new(&dir.join("run.intoto.jsonl"), run.envelope_json_line.as_bytes())?;
+    let Some(sealed) = sealed else { return Ok(()) };
+    let artifacts =
+        evidence.record.report().outputs.iter().filter(|o| o.kind == ampoule_spec::OutputKind::Artifact);
+    for output in artifacts {
+        let name = &output.name;
+        write_new(&dir.join(format!("{name}.intoto.jsonl")), sealed.envelope_json_line.as_bytes())?;
+        write_new(&dir.join(format!("{name}.sigstore.json")), sealed.bundle_json.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Writes each stream, and both streams of a step in the order in which they were read.
+fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Path) -> io::Result<()> {
+    let steps = &evidence.record.report().steps;
+    let Ok(events) = File::open(job_dir.join("events")) else { return Ok(()) };
+    let mut reader = Reader::new(events);
+    let append = |name: String, bytes: &[u8]| -> io::Result<()> {
+        OpenOptions::new().append(true).create(true).mode(0o644).open(dir.join(name))?.write_all(bytes)
+    };
+    for (at, step) in steps.iter().enumerate() {
+        for log in &step.logs {
+            append(format!("{at}-{}.{}", step.name, log.stream.as_str()), b"")?;
+        }
+    }
+    while let Ok(Next::Frame(frame)) = reader.next_frame() {
+        if frame.kind != FRAME_LOG {
+            continue;
+        }
+        let Some(chunk) = LogChunk::decode(&frame.payload) else { continue };
+        let step = usize::try_from(chunk.step).ok().and_then(|at| steps.get(at));
+        let Some(step) = step else { continue };
+        let name = format!("{}-{}", chunk.step, step.name);
+        append(format!("{name}.{}", chunk.stream.as_str()), &chunk.bytes)?;
+        append(format!("{name}.log"), &chunk.bytes)?;
+    }
+    for entry in fs::read_dir(dir)? {
+        File::open(entry?.path())?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn write_result(evidence: &Evidence, released: &Released, dir: &Path) -> io::Result<()> {
+    let report = evidence.record.report();
+    let failure = released.refused.as_ref().or(report.failure.as_ref());
+    let step = failure.and_then(|f| f.step).and_then(|at| report.steps.get(usize::try_from(at).ok()?));
+    let attestation = match report.outputs.iter().find(|o| o.kind == ampoule_spec::OutputKind::Artifact) {
+        Some(output) if released.provenance => format!("{}.intoto.jsonl", output.name),
+        _ => "run.intoto.jsonl".to_owned(),
+    };
+    let file = ResultFile {
+        ampoule: ampoule_spec::FORMAT,
+        job: report.job.as_str(),
+        outcome: report.outcome.as_str(),
+        code: failure.map(|f| f.code.as_str()),
+        fault: failure.map(|f| f.code.fault().as_str()),
+        message: failure.map(|f| f.message.as_str()),
+        retryable: failure.is_some_and(|f| f.code.retryable()),
+        step: step.map(|s| s.name.as_str()),
+        exit: exit_of(failure, report.outcome),
+        attestation: &attestation,
+        builder: &released.builder,
+    };
+    let mut bytes = serde_json::to_vec_pretty(&file)?;
+    bytes.push(b'\n');
+    write_new(&dir.join("result.json"), &bytes)
+}
+
+/// The exit status of a job: an unclean teardown outweighs what came before it.
+pub(super) fn exit_of(failure: Option<&Failure>, outcome: Outcome) -> u8 {
+    match (outcome, failure) {
+        (Outcome::Quarantined, _) => Code::TeardownUnclean.exit() as u8,
+        (_, Some(failure)) => failure.code.exit() as u8,
+        (Outcome::Succeeded, None) => 0,
+        (_, None) => Code::Internal.exit() as u8,
+    }
+}

@@ -1,0 +1,217 @@
+//! The client's end of the runner's socket.
+
+use ampoule_ipc::{Channel, IpcError};
+use ampoule_spec::wire::{Content, Imported, Recovered, Reply, Request};
+use ampoule_spec::{Code, Isolation, JobId, Name};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Why the runner did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunnerError {
+    /// The executable is not where it is looked for.
+    #[error("ampoule-runner is not found beside this program or in its libexec directory ({looked})")]
+    NotFound {
+        /// Where.
+        looked: String,
+    },
+    /// Somebody else could have changed the executable that is to be run as root.
+    #[error("{path} can be changed by others than root and is not run as root; run chmod go-w {path}")]
+    Untrusted {
+        /// The executable.
+        path: PathBuf,
+    },
+    /// The executable cannot be started.
+    #[error("{path} cannot be started")]
+    Start {
+        /// The executable.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The runner refused; its own code and text.
+    #[error("{message}")]
+    Refused {
+        /// The code.
+        code: Code,
+        /// For people.
+        message: String,
+    },
+    /// The runner died or does not understand.
+    #[error("ampoule-runner ended without an answer")]
+    Lost(#[source] IpcError),
+    /// The runner answered something else.
+    #[error("ampoule-runner gave an answer out of turn")]
+    OutOfTurn,
+}
+
+impl RunnerError {
+    /// The bounded code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound { .. } | Self::Untrusted { .. } | Self::Start { .. } => Code::SandboxUnsupported,
+            Self::Refused { code, .. } => *code,
+            Self::Lost(_) => Code::JobAborted,
+            Self::OutOfTurn => Code::Internal,
+        }
+    }
+}
+
+/// A running `ampoule-runner`.
+#[derive(Debug)]
+pub struct Runner {
+    channel: Channel,
+    child: Child,
+    recovered: Vec<Recovered>,
+    privileged: bool,
+}
+
+/// Where the runner lies: beside this program, or in the libexec directory of its prefix. Never in PATH.
+///
+/// # Errors
+/// [`RunnerError::NotFound`] with the places.
+pub fn find_runner() -> Result<PathBuf, RunnerError> {
+    let mut looked = Vec::new();
+    if let Ok(own) = std::env::current_exe().and_then(std::fs::canonicalize) {
+        let beside = own.with_file_name("ampoule-runner");
+        let libexec = own.parent().and_then(Path::parent).map(|p| p.join("libexec/ampoule/ampoule-runner"));
+        looked.push(beside);
+        looked.extend(libexec);
+    }
+    match looked.iter().find(|path| path.is_file()) {
+        Some(found) => Ok(found.clone()),
+        None => {
+            let looked: Vec<_> = looked.iter().map(|p| p.display().to_string()).collect();
+            Err(RunnerError::NotFound { looked: looked.join(", ") })
+        }
+    }
+}
+
+impl Runner {
+    /// Starts the runner with an empty environment and waits for its greeting.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn start(path: &Path, state: &Path, profiles: Option<&Path>) -> Result<Self, RunnerError> {
+        let start = |source| RunnerError::Start { path: path.to_owned(), source };
+        let meta = std::fs::metadata(path).map_err(start)?;
+        if rustix::process::geteuid().is_root() && (meta.uid() != 0 || meta.mode() & 0o022 != 0) {
+            return Err(RunnerError::Untrusted { path: path.to_owned() });
+        }
+        let (mine, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| start(e.into()))?;
+        let state = std::path::absolute(state).map_err(start)?;
+        let mut command = Command::new(path);
+        command.arg("serve").arg("--state").arg(state).env_clear();
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        if let Some(profiles) = profiles {
+            command.arg("--profiles").arg(std::path::absolute(profiles).map_err(start)?);
+        }
+        let child = command.spawn().map_err(start)?;
+        // The command holds the runner's end until it is dropped; only then is its death an end of file.
+        drop(command);
+        let mut runner =
+            Self { channel: Channel::new(mine), child, recovered: Vec::new(), privileged: false };
+        match runner.receive()? {
+            Reply::Hello { recovered, privileged, .. } => {
+                runner.recovered = recovered;
+                runner.privileged = privileged;
+                Ok(runner)
+            }
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+
+    /// Jobs of earlier runs that the runner has cleaned up, and holds for us to sign.
+    pub fn recovered(&self) -> &[Recovered] {
+        &self.recovered
+    }
+
+    /// Whether the runner has host root's authority.
+    pub fn is_privileged(&self) -> bool {
+        self.privileged
+    }
+
+    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, RunnerError> {
+        self.send(request, descriptors)?;
+        self.receive()
+    }
+
+    pub(super) fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), RunnerError> {
+        self.channel.send(request, descriptors).map_err(RunnerError::Lost)
+    }
+
+    pub(super) fn receive(&self) -> Result<Reply, RunnerError> {
+        match self.channel.receive::<Reply>() {
+            Ok((Reply::Refused { code, message }, _)) => Err(RunnerError::Refused { code, message }),
+            Ok((reply, _)) => Ok(reply),
+            Err(error) => Err(RunnerError::Lost(error)),
+        }
+    }
+
+    /// Readable when the runner has answered or is gone.
+    pub(super) fn channel(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Looks something up in the store.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn find(&self, content: Content) -> Result<Option<Imported>, RunnerError> {
+        match self.ask(&Request::Find(content), &[])? {
+            Reply::Found(found) => Ok(found),
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+
+    /// Imports what `source` gives.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; a refused archive with its own text.
+    pub fn import(&self, content: Content, source: OwnedFd) -> Result<Imported, RunnerError> {
+        self.send(&Request::Import(content), &[source.as_fd()])?;
+        // Ours must be closed: a pipe ends only when nobody else holds it.
+        drop(source);
+        match self.receive()? {
+            Reply::Imported(imported) => Ok(imported),
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+
+    /// Measures what this host can isolate for a profile: the layers, and what is missing.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn doctor(&self, profile: Name) -> Result<(Isolation, Vec<String>), RunnerError> {
+        match self.ask(&Request::Doctor { profile }, &[])? {
+            Reply::Measured { isolation, missing } => Ok((isolation, missing)),
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+
+    /// Removes a job's directory.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn forget(&self, job: &JobId) -> Result<(), RunnerError> {
+        match self.ask(&Request::Forget { job: job.clone() }, &[])? {
+            Reply::Forgotten => Ok(()),
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+}
+
+impl Drop for Runner {
+    /// Ends the conversation, upon which the runner exits, and reaps it.
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Both);
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,192 @@
+//! The command line's grammar (DESIGN §7).
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// What every page of help ends with.
+const EXITS: &str = "Exit status: 0 success, signed and durable; 1 the job failed; 2 verification refused; 3 cancelled; \
+64 usage or bad job; 65 an input's digest did not match; 69 the host cannot give what the profile demands; \
+70 internal, unclean teardown or provenance refused; 75 try again; 77 denied.";
+
+/// Build in a sealed sandbox, and sign what is known about it.
+#[derive(Debug, Parser)]
+#[command(name = "ampoule", version, about, after_help = EXITS, max_term_width = 110)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run one job here, without a daemon.
+    Run(Box<RunArgs>),
+    /// Work with job files.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Verify an artifact against its attestation.
+    Verify(VerifyArgs),
+    /// Show an attestation to a person. Checks no signature.
+    Inspect(InspectArgs),
+    /// Measure what this host can isolate.
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Validate a job file without running it.
+    Check(CheckArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXITS)]
+pub(crate) struct RunArgs {
+    /// The job file.
+    #[arg(value_name = "JOB.toml", required_unless_present = "argv", conflicts_with = "argv")]
+    pub(crate) job: Option<PathBuf>,
+    /// Where outputs and evidence go: a directory that is new or empty. Default: below the state directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// A parameter of the job file.
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) params: Vec<(String, String)>,
+    /// Sign with this PKCS#8 PEM key (ECDSA P-256) instead of a development key.
+    #[arg(long, value_name = "PEM")]
+    pub(crate) key: Option<PathBuf>,
+    /// The base of builder ids and type URIs.
+    #[arg(long, value_name = "URL", default_value = "https://ampoule.example")]
+    pub(crate) authority: String,
+    /// A profile other than the job's: hermetic or dev.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// With -- ARGV: the image, as in a job file.
+    #[arg(long, value_name = "IMAGE", requires = "argv")]
+    pub(crate) image: Option<String>,
+    /// With -- ARGV: a file to take out, relative to the current directory.
+    #[arg(long = "output", value_name = "PATH", requires = "argv")]
+    pub(crate) outputs: Vec<String>,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// One JSON object a line on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Pass the steps' output through byte for byte instead of prefixing and escaping it.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) raw: bool,
+    /// Run this in a sandbox over a copy-on-write layer of the current directory.
+    #[arg(last = true, value_name = "ARGV")]
+    pub(crate) argv: Vec<String>,
+}
+
+/// Where things lie on this host.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HostArgs {
+    /// Where jobs, the store and development keys lie. Default: /var/lib/ampoule for root, else
+    /// $XDG_STATE_HOME/ampoule or ~/.local/state/ampoule.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// A directory of compiled profiles instead of those built in.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) profiles: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// The job file.
+    #[arg(value_name = "JOB.toml")]
+    pub(crate) job: PathBuf,
+    /// A parameter of the job file.
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) params: Vec<(String, String)>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("trusted").required(true).args(["key", "trust"]))]
+pub(crate) struct VerifyArgs {
+    /// The artifact.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Its attestation: .intoto.jsonl or .sigstore.json.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) attestation: PathBuf,
+    /// The public key that must have signed.
+    #[arg(long, value_name = "PUB")]
+    pub(crate) key: Option<PathBuf>,
+    /// A trust file: keys, each with its builder.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trust: Option<PathBuf>,
+    /// The builder id that must have signed.
+    #[arg(long, value_name = "ID")]
+    pub(crate) builder: Option<String>,
+    /// An input that must have been used: its URI, or sha256:DIGEST.
+    #[arg(long, value_name = "URI")]
+    pub(crate) source: Option<String>,
+    /// A parameter and the value that it must have had.
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) params: Vec<(String, String)>,
+    /// Verify a run attestation: FILE is then its report.json or one of its logs.
+    #[arg(long)]
+    pub(crate) run: bool,
+    /// Accept a development builder, which claims nothing.
+    #[arg(long)]
+    pub(crate) allow_dev: bool,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// The attestation: .intoto.jsonl or .sigstore.json.
+    #[arg(value_name = "ATTESTATION")]
+    pub(crate) attestation: PathBuf,
+    /// Write the signed bytes (DSSE's pre-authentication encoding) to stdout, for openssl.
+    #[arg(long, conflicts_with = "signature")]
+    pub(crate) pae: bool,
+    /// Write the signature (ASN.1 DER) to stdout, for openssl.
+    #[arg(long)]
+    pub(crate) signature: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// The profile to measure for. Default: hermetic for root, dev for others.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn grammar_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_a_file_or_a_command_but_not_both() {
+        let parse = |text: &str| Args::try_parse_from(text.split(' '));
+        assert!(parse("ampoule run job.toml").is_ok());
+        assert!(parse("ampoule run -- make all").is_ok());
+        assert!(parse("ampoule run").is_err());
+        assert!(parse("ampoule run job.toml -- make").is_err());
+        assert!(parse("ampoule run job.toml --image host").is_err());
+        assert!(parse("ampoule verify f --attestation a").is_err());
+    }
+}

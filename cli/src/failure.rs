@@ -1,0 +1,70 @@
+//! A command's failure: its code decides the exit status, its text is for people.
+
+use crate::show;
+use ampoule_agent::inputs::InputError;
+use ampoule_agent::jobfile::JobFileError;
+use ampoule_agent::local::{LocalError, RunnerError};
+use ampoule_spec::Code;
+use std::error::Error;
+use std::path::Path;
+
+/// Why a command ends with another status than 0.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+impl Failed {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// A file that a command was given and cannot use.
+    pub(crate) fn file(path: &Path, error: &std::io::Error) -> Self {
+        Self::new(Code::FileUnusable, format!("{}: {error}", path.display()))
+    }
+
+    fn of(code: Code, error: &dyn Error) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            let text = next.to_string();
+            // Some errors print their cause themselves.
+            if !message.ends_with(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
+            cause = next.source();
+        }
+        Self { code, message }
+    }
+
+    pub(crate) fn print(&self) {
+        show::line(&format!("ampoule: {} [{}]", self.message, self.code));
+    }
+}
+
+impl From<JobFileError> for Failed {
+    fn from(error: JobFileError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}
+
+impl From<InputError> for Failed {
+    fn from(error: InputError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}
+
+impl From<LocalError> for Failed {
+    fn from(error: LocalError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}
+
+impl From<RunnerError> for Failed {
+    fn from(error: RunnerError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}

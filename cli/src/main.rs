@@ -1,0 +1,70 @@
+//! `ampoule`: run a job, verify what came out, see what this host can isolate.
+//!
+//! This program parses arguments and prints; every rule is in the agent's and evidence's libraries.
+//! stdout is for data, stderr for people.
+
+mod args;
+mod doctor;
+mod failure;
+mod inspect;
+mod job;
+mod run;
+mod show;
+mod verify;
+
+use ampoule_spec::Exit;
+use args::{Args, Command, JobCommand};
+use clap::Parser;
+use failure::Failed;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // clap's own status for an error is 2, which here means that a verification failed.
+            let status = if error.use_stderr() { Exit::Usage as u8 } else { 0 };
+            return ExitCode::from(status);
+        }
+    };
+    ExitCode::from(guarded(|| dispatch(args)))
+}
+
+/// Turns a failure into its exit status, and a panic into 70.
+fn guarded(body: impl FnOnce() -> Result<u8, Failed>) -> u8 {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+        Ok(Ok(status)) => status,
+        Ok(Err(failed)) => {
+            failed.print();
+            failed.code.exit() as u8
+        }
+        Err(_) => {
+            show::line("ampoule: internal error: this is a defect of Ampoule; nothing was released");
+            Exit::Internal as u8
+        }
+    }
+}
+
+fn dispatch(args: Args) -> Result<u8, Failed> {
+    match args.command {
+        Command::Run(args) => run::run(*args),
+        Command::Job(JobCommand::Check(args)) => job::check(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_spec::Code;
+
+    #[test]
+    fn guarded_panic_is_internal_and_failure_has_its_code() {
+        assert_eq!(guarded(|| panic!("planted")), 70);
+        assert_eq!(guarded(|| Err(Failed::new(Code::InputDigestMismatch, "x"))), 65);
+        assert_eq!(guarded(|| Ok(3)), 3);
+    }
+}

@@ -1,0 +1,270 @@
+//! `ampoule run`.
+
+use crate::args::{HostArgs, RunArgs};
+use crate::failure::Failed;
+use crate::show::{self, LogLines};
+use ampoule_agent::jobfile::{self, JobPlan, QuickJob, quick_job};
+use ampoule_agent::local::{self, Cancel, Completed, Note, Options, SigningKey};
+use ampoule_evidence::Authority;
+use ampoule_spec::{Code, Event, LogChunk, Name, Outcome, StepEnd, StepReport, Stream};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Runs a job and returns the exit status.
+pub(crate) fn run(args: RunArgs) -> Result<u8, Failed> {
+    let plan = plan(&args)?;
+    let authority = Authority::parse(&args.authority)
+        .map_err(|e| Failed::new(Code::Usage, format!("--authority: {e}")))?;
+    let options = Options {
+        runner: local::find_runner()?,
+        state: state_dir(&args.host)?,
+        out: args.out.clone(),
+        profiles: args.host.profiles.clone(),
+        key: args.key.clone().map_or(SigningKey::Development, SigningKey::File),
+        authority,
+    };
+    let cancel = Cancel::default();
+    listen_for_signals(cancel.clone())?;
+    let mut printer = Printer::new(&args);
+    let completed = local::run(plan, &options, &cancel, &mut |note| printer.note(note))?;
+    printer.finish(&completed);
+    Ok(completed.exit())
+}
+
+fn plan(args: &RunArgs) -> Result<JobPlan, Failed> {
+    if let Some(path) = &args.job {
+        let file = jobfile::load(path)?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let mut plan = file.plan(base, &params(&args.params)?)?;
+        if let Some(profile) = &args.profile {
+            plan.profile =
+                Name::parse(profile).map_err(|e| Failed::new(Code::Usage, format!("--profile: {e}")))?;
+        }
+        return Ok(plan);
+    }
+    let dir = std::env::current_dir().map_err(|e| Failed::file(Path::new("."), &e))?;
+    // The default is what this user can have; the attestation and the last line say which it was.
+    let profile = args.profile.as_deref().unwrap_or(default_profile());
+    let ask = QuickJob {
+        argv: &args.argv,
+        outputs: &args.outputs,
+        image: args.image.as_deref(),
+        profile: Some(profile),
+        dir: &dir,
+    };
+    Ok(quick_job(&ask)?)
+}
+
+/// Hermetic for root, dev for others, who cannot have the rest.
+pub(crate) fn default_profile() -> &'static str {
+    if rustix::process::geteuid().is_root() { "hermetic" } else { "dev" }
+}
+
+/// The parameters; one given twice is a mistake.
+pub(crate) fn params(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, Failed> {
+    let mut params = BTreeMap::new();
+    for (name, value) in pairs {
+        if params.insert(name.clone(), value.clone()).is_some() {
+            return Err(Failed::new(Code::Usage, format!("--param {name} is given twice")));
+        }
+    }
+    Ok(params)
+}
+
+/// The state directory: as asked, or the place for this user.
+pub(crate) fn state_dir(args: &HostArgs) -> Result<PathBuf, Failed> {
+    if let Some(state) = &args.state {
+        return Ok(state.clone());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/ampoule"));
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .map(|base| base.join("ampoule"))
+        .ok_or_else(|| Failed::new(Code::Usage, "no home directory is known; name a directory with --state"))
+}
+
+/// The first SIGINT or SIGTERM cancels the job and waits for its record; the second leaves at once.
+fn listen_for_signals(cancel: Cancel) -> Result<(), Failed> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e: std::io::Error| Failed::new(Code::Internal, format!("signals cannot be received: {e}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt()).map_err(failed)?, signal(SignalKind::terminate()).map_err(failed)?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            for count in 0_u8.. {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if count > 0 {
+                    show::line("ampoule: leaving; the next run signs the job's record");
+                    std::process::exit(i32::from(Code::JobCancelled.exit() as u8));
+                }
+                show::line("ampoule: cancelling; once more to leave without waiting");
+                cancel.cancel();
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Tells what happens, to a person or to a program.
+struct Printer {
+    json: bool,
+    raw: bool,
+    lines: LogLines,
+}
+
+impl Printer {
+    fn new(args: &RunArgs) -> Self {
+        Self { json: args.json, raw: args.raw, lines: LogLines::default() }
+    }
+
+    fn note(&mut self, note: Note) {
+        if self.json {
+            if let Some(value) = as_json(&note) {
+                show::data(&value.to_string());
+            }
+            return;
+        }
+        match note {
+            Note::Recovered { job, removed, outcome, record } => {
+                let removed =
+                    if removed.is_empty() { "nothing was left of it".to_owned() } else { removed.join(", ") };
+                match outcome {
+                    Some(outcome) => show::line(&format!(
+                        "recovered job {job}: {}; found: {removed}; its signed record is in {}",
+                        outcome.as_str(),
+                        record.display()
+                    )),
+                    None => show::line(&format!("recovered job {job}, but its record cannot be signed now")),
+                }
+            }
+            Note::Importing { what } => show::line(&format!("importing {what}")),
+            Note::Admitted { job } => show::line(&format!("job {job} admitted")),
+            Note::LauncherLost => show::line("ampoule: the launcher died; the job is being ended"),
+            Note::Log(chunk) => self.log(&chunk),
+            Note::Event(event) => self.event(*event),
+        }
+    }
+
+    fn log(&mut self, chunk: &LogChunk) {
+        if !self.raw {
+            for line in self.lines.take(chunk) {
+                show::line(&line);
+            }
+            return;
+        }
+        match chunk.stream {
+            Stream::Stdout => show::bytes(&chunk.bytes),
+            Stream::Stderr => {
+                let _ = std::io::stderr().lock().write_all(&chunk.bytes);
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::StepStarted { step, name, .. } => {
+                show::line(&format!("step {name} started"));
+                self.lines.name(step, name.to_string());
+            }
+            Event::StepFinished { step, report, .. } => {
+                for line in self.lines.finish(step) {
+                    show::line(&line);
+                }
+                show::line(&step_line(&report));
+            }
+            Event::Failed { code, message, .. } => show::line(&format!("failed: {message} [{code}]")),
+            Event::Admitted { .. } | Event::Phase { .. } | Event::Closed { .. } => {}
+        }
+    }
+
+    fn finish(&self, done: &Completed) {
+        if self.json {
+            let outputs: Vec<Value> = done
+                .outputs
+                .iter()
+                .map(|(name, bytes, sha256)| json!({"name": name, "bytes": bytes, "sha256": sha256}))
+                .collect();
+            show::data(
+                &json!({
+                    "event": "result", "job": done.job, "outcome": done.outcome, "exit": done.exit(),
+                    "code": done.failure.as_ref().map(|f| f.code), "out": done.out, "outputs": outputs,
+                    "builder": done.builder, "public_key": done.public_key, "provenance": done.provenance,
+                })
+                .to_string(),
+            );
+            return;
+        }
+        for (name, bytes, sha256) in &done.outputs {
+            show::line(&format!("output {name}: {bytes} bytes, sha256:{sha256}"));
+        }
+        let code = done.failure.as_ref().map(|f| format!(" [{}]", f.code)).unwrap_or_default();
+        show::line(&format!("job {}{code}; builder {}", done.outcome.as_str(), done.builder));
+        if done.outcome == Outcome::Succeeded && !done.provenance {
+            let why = match &done.failure {
+                Some(failure) => failure.message.as_str(),
+                None => "the job declares no artifact",
+            };
+            show::line(&format!("no provenance: {why}"));
+        }
+        show::line(&format!("outputs and evidence: {}", done.out.display()));
+        show::line(&format!("public key: {}", done.public_key.display()));
+    }
+}
+
+fn step_line(report: &StepReport) -> String {
+    let end = match &report.end {
+        StepEnd::Exited { code } => format!("exited with {code}"),
+        StepEnd::Signalled { signal } => format!("ended by signal {signal}"),
+        StepEnd::TimedOut => "timed out".to_owned(),
+        StepEnd::KilledByLimit { code } => format!("killed by {code}"),
+        StepEnd::Cancelled => "cancelled".to_owned(),
+        StepEnd::NotStarted { reason } => format!("not started: {reason}"),
+        StepEnd::Aborted => "aborted".to_owned(),
+        StepEnd::NotRun => "not run".to_owned(),
+    };
+    let wall = match (report.started, report.finished) {
+        (Some(started), Some(finished)) => finished.0.saturating_sub(started.0),
+        _ => 0,
+    };
+    let survivors = match report.survivors_killed {
+        0 => String::new(),
+        count => format!(", {count} processes outlived it and were killed"),
+    };
+    format!(
+        "step {} {end} after {}.{:02} s, cpu {}.{:02} s, peak {} MiB{survivors}",
+        report.name,
+        wall / 1_000_000_000,
+        wall / 10_000_000 % 100,
+        report.usage.cpu_micros / 1_000_000,
+        report.usage.cpu_micros / 10_000 % 100,
+        report.usage.memory_peak_bytes >> 20,
+    )
+}
+
+fn as_json(note: &Note) -> Option<Value> {
+    Some(match note {
+        Note::Recovered { job, removed, outcome, record } => {
+            json!({"event": "recovered", "job": job, "removed": removed, "outcome": outcome, "record": record})
+        }
+        Note::Importing { what } => json!({"event": "importing", "what": what}),
+        // The job's own event says the same with its intent.
+        Note::Admitted { .. } => return None,
+        Note::LauncherLost => json!({"event": "launcher_lost"}),
+        Note::Event(event) => serde_json::to_value(event).ok()?,
+        Note::Log(chunk) => json!({
+            "event": "log", "step": chunk.step, "stream": chunk.stream, "at": chunk.at, "offset": chunk.offset,
+            "text": String::from_utf8_lossy(&chunk.bytes),
+        }),
+    })
+}

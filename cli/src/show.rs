@@ -1,0 +1,128 @@
+//! Showing text to people without letting it drive their terminal or the system that reads their log.
+
+use ampoule_evidence::escape;
+use ampoule_spec::{LogChunk, Stream};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+/// A longer line of a step is broken, in bytes.
+const LINE_BYTES_MAX: usize = 8 << 10;
+
+/// One line to stderr. A reader that is gone is not an error.
+pub(crate) fn line(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", escape(text));
+}
+
+/// One line to stdout.
+pub(crate) fn data(text: &str) {
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}
+
+/// Bytes to stdout.
+pub(crate) fn bytes(bytes: &[u8]) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+/// Step output as prefixed, escaped lines.
+#[derive(Debug, Default)]
+pub(crate) struct LogLines {
+    names: BTreeMap<u32, String>,
+    open: BTreeMap<(u32, Stream), Vec<u8>>,
+}
+
+impl LogLines {
+    /// Names a step, for the prefix.
+    pub(crate) fn name(&mut self, step: u32, name: String) {
+        self.names.insert(step, name);
+    }
+
+    /// Takes bytes and gives the lines that are complete.
+    pub(crate) fn take(&mut self, chunk: &LogChunk) -> Vec<String> {
+        let open = self.open.entry((chunk.step, chunk.stream)).or_default();
+        let mut lines = Vec::new();
+        for byte in &chunk.bytes {
+            if *byte == b'\n' || open.len() >= LINE_BYTES_MAX {
+                lines.push(std::mem::take(open));
+            }
+            if *byte != b'\n' {
+                open.push(*byte);
+            }
+        }
+        lines.iter().map(|line| self.prefixed(chunk.step, line)).collect()
+    }
+
+    /// Gives what a step left without a line feed.
+    pub(crate) fn finish(&mut self, step: u32) -> Vec<String> {
+        let mut lines = Vec::new();
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if let Some(line) = self.open.remove(&(step, stream)).filter(|line| !line.is_empty()) {
+                lines.push(self.prefixed(step, &line));
+            }
+        }
+        lines
+    }
+
+    fn prefixed(&self, step: u32, line: &[u8]) -> String {
+        let name = self.names.get(&step).map_or("step", String::as_str);
+        // A carriage return before the line feed is how some tools end lines; it says nothing.
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let text = escape(&String::from_utf8_lossy(line));
+        format!("{name} | {}", defused(&text))
+    }
+}
+
+/// Breaks the beginnings that CI systems take for commands (`::`, `##[`, `##vso[`, `##teamcity[`), also
+/// behind our prefix, where some of them look for these at any place of a line.
+fn defused(text: &str) -> String {
+    text.replace("##[", "#\u{200b}#[")
+        .replace("##vso[", "#\u{200b}#vso[")
+        .replace("##teamcity[", "#\u{200b}#teamcity[")
+        .replace("::", ":\u{200b}:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_spec::UnixNanos;
+
+    fn chunk(bytes: &[u8]) -> LogChunk {
+        LogChunk { step: 0, stream: Stream::Stdout, at: UnixNanos(0), offset: 0, bytes: bytes.to_vec() }
+    }
+
+    #[test]
+    fn lines_are_prefixed_and_joined_across_chunks() {
+        let mut lines = LogLines::default();
+        lines.name(0, "build".to_owned());
+        assert_eq!(lines.take(&chunk(b"one\ntw")), ["build | one"]);
+        assert_eq!(lines.take(&chunk(b"o\n")), ["build | two"]);
+        assert_eq!(lines.take(&chunk(b"rest")), Vec::<String>::new());
+        assert_eq!(lines.finish(0), ["build | rest"]);
+    }
+
+    #[test]
+    fn control_bytes_and_directives_have_no_effect() {
+        let mut lines = LogLines::default();
+        for bytes in [
+            &b"\x1b]0;title\x07\n"[..],
+            b"\x9b31m\n",
+            b"a\rb\n",
+            b"::add-mask::x\n",
+            b"##vso[task.setvariable]x\n",
+            b"##teamcity[x]\n",
+            b"##[error]x\n",
+            "\u{202e}gpj.exe\n".as_bytes(),
+        ] {
+            let shown = lines.take(&chunk(bytes)).concat();
+            assert!(!shown.chars().any(|c| c.is_control() || c == '\u{202e}'), "{shown:?}");
+            assert!(!shown.contains("::add") && !shown.contains("##"), "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn endless_line_is_broken() {
+        let mut lines = LogLines::default();
+        let shown = lines.take(&chunk(&vec![b'x'; 3 * LINE_BYTES_MAX]));
+        assert_eq!(shown.len(), 2);
+    }
+}

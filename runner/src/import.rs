@@ -1,0 +1,144 @@
+//! Imports: the launcher hashes and commits, a worker that is confined to one directory parses.
+//!
+//! The worker has a user namespace, a network namespace without network and a pid namespace of its own, two
+//! pipes and one directory (Landlock). What a hostile archive could win in it is said in `ampoule_store::worker`.
+
+use crate::admission::{Refusal, chain, is_privileged, refuse};
+use ampoule_ipc::Channel;
+use ampoule_sandbox::confine;
+use ampoule_sandbox::identity::{BLOCK_IDS, IMPORT_BASE};
+use ampoule_sandbox::userns::write_maps;
+use ampoule_spec::Code;
+use ampoule_spec::wire::{Content, Imported};
+use ampoule_store::worker::{self, RESULT_BYTES_MAX, WorkerResult};
+use ampoule_store::{Limits, Owner, Store, StoreError, receive};
+use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, pidfd_send_signal};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Whose the files of the store are.
+pub(crate) fn owner() -> Owner {
+    if is_privileged() { Owner::Mapped { base: IMPORT_BASE } } else { Owner::Own }
+}
+
+fn store_refusal(error: &StoreError) -> Refusal {
+    refuse(error.code(), chain(error))
+}
+
+/// Takes what `source` gives into the store.
+pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Result<Imported, Refusal> {
+    if let Some(imported) = store.find(content).map_err(|e| store_refusal(&e))? {
+        return Ok(imported);
+    }
+    let io = |what: &'static str| {
+        move |e: rustix::io::Errno| refuse(Code::Internal, format!("import: {what}: {e}"))
+    };
+    let (source_read, source_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
+    let (result_read, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
+    let staging = store.begin(content).map_err(|e| store_refusal(&e))?;
+    let dir = staging.worker_dir().map_err(|e| store_refusal(&e))?;
+    let started = start(content, source_read, dir, result_write, store.limits());
+    let worker = match started {
+        Ok(worker) => worker,
+        Err(refusal) => {
+            let _ = store.discard(staging);
+            return Err(refusal);
+        }
+    };
+    let received = receive(File::from(source), File::from(source_write), store.limits().stream_bytes_max());
+    let mut answer = Vec::new();
+    let read = File::from(result_read).take(RESULT_BYTES_MAX as u64 + 1).read_to_end(&mut answer);
+    end(&worker);
+    let outcome = match (received, read) {
+        (Err(error), _) => {
+            let code = match error {
+                ampoule_store::ReceiveError::TooLarge { .. } => Code::InputRefused,
+                ampoule_store::ReceiveError::Source(_) => Code::InputUnreachable,
+                _ => Code::Internal,
+            };
+            Err(refuse(code, chain(&error)))
+        }
+        (Ok(_), Err(error)) => Err(refuse(Code::Internal, format!("import: the worker's answer: {error}"))),
+        (Ok(received), Ok(_)) => match WorkerResult::from_json(&answer) {
+            Ok(result) => return store.commit(staging, &result, &received).map_err(|e| store_refusal(&e)),
+            // An empty answer: the worker died, of a limit or of what it read.
+            Err(reason) => Err(refuse(Code::InputRefused, format!("the import worker failed: {reason}"))),
+        },
+    };
+    let _ = store.discard(staging);
+    outcome
+}
+
+/// Kills and reaps the worker: nobody writes to the staging directory any more.
+fn end(worker: &Child) {
+    let _ = pidfd_send_signal(&worker.pidfd, Signal::KILL);
+    let _ = wait(Which::Pid(worker.pid), true);
+}
+
+fn start(
+    content: &Content,
+    source: OwnedFd,
+    dir: OwnedFd,
+    result: OwnedFd,
+    limits: &Limits,
+) -> Result<Child, Refusal> {
+    let (mine, theirs) = Channel::pair().map_err(|e| refuse(Code::Internal, chain(&e)))?;
+    let namespaces = Namespaces { user: true, net: true, pid: true, ipc: true, ..Namespaces::default() };
+    let privileged = is_privileged();
+    let keep = [source.as_fd(), dir.as_fd(), result.as_fd(), theirs.as_fd()];
+    let child = spawn(namespaces, None, Keep::Only(&keep), || {
+        let Ok((source, dir, result)) = duplicate(&source, &dir, &result) else { return 70 };
+        if confine(&theirs, &dir, privileged).is_err() {
+            return 70;
+        }
+        let answer = worker::run(content, source, dir, limits).to_json();
+        i32::from(File::from(result).write_all(&answer).is_err())
+    })
+    .map_err(|e| {
+        let text = format!("the import worker cannot have a user namespace of its own: {e}");
+        refuse(Code::SandboxUnsupported, text)
+    })?;
+    let (uid_map, gid_map) = maps();
+    let mapped = write_maps(child.pid, &uid_map, &gid_map, !is_privileged())
+        .map_err(|e| refuse(Code::Internal, format!("import: id maps: {e}")))
+        .and_then(|()| mine.send(&(), &[]).map_err(|e| refuse(Code::Internal, chain(&e))));
+    match mapped {
+        Ok(()) => Ok(child),
+        Err(refusal) => {
+            end(&child);
+            Err(refusal)
+        }
+    }
+}
+
+fn maps() -> (String, String) {
+    if is_privileged() {
+        let line = format!("0 {IMPORT_BASE} {BLOCK_IDS}\n");
+        return (line.clone(), line);
+    }
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    (format!("0 {uid} 1\n"), format!("0 {gid} 1\n"))
+}
+
+fn duplicate(a: &OwnedFd, b: &OwnedFd, c: &OwnedFd) -> std::io::Result<(OwnedFd, OwnedFd, OwnedFd)> {
+    Ok((a.try_clone()?, b.try_clone()?, c.try_clone()?))
+}
+
+/// Runs in the worker: waits for its ids, takes them, and gives up everything but its directory.
+fn confine(channel: &Channel, dir: &OwnedFd, privileged: bool) -> Result<(), String> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| e.to_string())?;
+    channel.receive::<()>().map_err(|e| e.to_string())?;
+    if privileged {
+        let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+        nix::unistd::setgroups(&[]).map_err(|e| e.to_string())?;
+        nix::unistd::setresgid(gid, gid, gid).map_err(|e| e.to_string())?;
+        nix::unistd::setresuid(uid, uid, uid).map_err(|e| e.to_string())?;
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| e.to_string())?;
+    }
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|e| e.to_string())?;
+    confine::confine_to_directory(dir.as_fd()).map_err(|e| e.to_string())
+}

@@ -1,0 +1,331 @@
+//! Streaming a directory as a deterministic tar archive. No privilege, no store.
+//!
+//! Equal trees give equal bytes: entries in ascending order of their names' bytes, modes 0755 and 0644, no owners,
+//! no times. The tree digest is computed on the way, so a client knows what the store must answer.
+
+use crate::digest::{FileHasher, NodeKind, WorldNode};
+use crate::entry_path::EntryPath;
+use crate::limits::{Limits, TARGET_BYTES_MAX};
+use crate::refusal::{Refusal, shown};
+use crate::walk::{Step, Walk, WalkError};
+use ampoule_spec::Sha256;
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read, Write};
+
+/// The size of a tar block.
+const BLOCK: usize = 512;
+/// The first size that eleven octal digits cannot say.
+const OCTAL_END: u64 = 1 << 33;
+
+/// Why a directory was not packed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// A name, depth, count or size that an import would refuse.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A socket, FIFO or device.
+    #[error("{path}: a {kind} cannot be an input; remove or exclude it")]
+    Special {
+        /// Which.
+        path: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A file changed while it was read.
+    #[error("{path}: the file changed while it was read")]
+    Changed {
+        /// Which.
+        path: String,
+    },
+    /// A file cannot be read.
+    #[error("{path}: cannot be read: {errno}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The archive cannot be written.
+    #[error("the archive cannot be written")]
+    Write(#[source] io::Error),
+}
+
+/// What was packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packed {
+    /// The tree digest that the import of the archive will have.
+    pub tree: Sha256,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: u64,
+}
+
+struct Packer<'a> {
+    out: &'a mut dyn Write,
+    limits: Limits,
+    hasher: FileHasher,
+    packed: Packed,
+}
+
+/// Writes the directory as a tar archive and returns its tree digest. To get the digest alone, write to
+/// [`io::sink`].
+///
+/// `exclude` is asked for each path below the directory (components joined by `/`); an excluded directory is not
+/// entered. Links are kept as they are and never followed.
+///
+/// # Errors
+/// [`PackError`]; the archive is incomplete then.
+pub fn pack(
+    dir: BorrowedFd<'_>,
+    out: &mut dyn Write,
+    exclude: &dyn Fn(&[u8]) -> bool,
+    limits: &Limits,
+) -> Result<Packed, PackError> {
+    let packed = Packed { tree: Sha256::new([0; 32]), bytes: 0, entries: 0 };
+    let mut packer = Packer { out, limits: *limits, hasher: FileHasher::new(), packed };
+    packer.run(dir, exclude)?;
+    packer.write(&[0; 2 * BLOCK])?;
+    packer.out.flush().map_err(PackError::Write)?;
+    Ok(packer.packed)
+}
+
+fn failed(path: &[u8]) -> impl FnOnce(Errno) -> PackError {
+    let path = shown(path);
+    move |errno| PackError::Io { path, errno }
+}
+
+fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(dir, name, flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+impl Packer<'_> {
+    fn run(&mut self, dir: BorrowedFd<'_>, exclude: &dyn Fn(&[u8]) -> bool) -> Result<(), PackError> {
+        let entries_max = self.limits.entries_max;
+        let walk_failed = |error: WalkError, path: &[u8]| match error {
+            WalkError::TooDeep => Refusal::TooDeep { entry: shown(path) }.into(),
+            WalkError::TooMany => Refusal::TooMany { entries_max }.into(),
+            WalkError::Io(errno) => failed(path)(errno),
+        };
+        let root = open(dir, b".", OFlags::DIRECTORY).map_err(failed(b"."))?;
+        let mut walk = Walk::new(root, entries_max).map_err(|error| walk_failed(error, b"."))?;
+        let mut nodes = vec![WorldNode::new()];
+        while let Some(step) = walk.next_step() {
+            match step {
+                Step::Leave(name) => {
+                    let Some(digest) = nodes.pop().map(WorldNode::finish) else { break };
+                    match nodes.last_mut() {
+                        Some(parent) => parent.add(NodeKind::Directory, &name, Some(&digest)),
+                        None => self.packed.tree = digest,
+                    }
+                }
+                Step::Name(name) => {
+                    let path = walk.path(&name);
+                    if exclude(&path) {
+                        continue;
+                    }
+                    EntryPath::parse(&path)?;
+                    let current = walk.dir().map_err(failed(&path))?;
+                    let entered = match nodes.last_mut() {
+                        Some(node) => self.entry(current, node, &name, &path)?,
+                        None => None,
+                    };
+                    self.packed.entries += 1;
+                    if let Some(dir) = entered {
+                        nodes.push(WorldNode::new());
+                        walk.enter(name, dir).map_err(|error| walk_failed(error, &path))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        node: &mut WorldNode,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<Option<OwnedFd>, PackError> {
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path))?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let entered = open(dir, name, OFlags::DIRECTORY).map_err(failed(path))?;
+                self.header(b'5', path, b"", 0o755, 0)?;
+                return Ok(Some(entered));
+            }
+            FileType::RegularFile => {
+                self.file(dir, node, name, path)?;
+                return Ok(None);
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new()).map_err(failed(path))?;
+                let target = target.to_bytes();
+                if target.is_empty() || target.len() > TARGET_BYTES_MAX {
+                    return Err(Refusal::LinkTooLong { entry: shown(path) }.into());
+                }
+                self.header(b'2', path, target, 0o777, 0)?;
+                node.add_link(name, target);
+                return Ok(None);
+            }
+            FileType::Fifo => "FIFO",
+            FileType::Socket => "socket",
+            _ => "device",
+        };
+        Err(PackError::Special { path: shown(path), kind })
+    }
+
+    fn file(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        node: &mut WorldNode,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), PackError> {
+        let changed = || PackError::Changed { path: shown(path) };
+        // Without O_NONBLOCK, a FIFO that took the file's place would hang us.
+        let file = open(dir, name, OFlags::NONBLOCK).map_err(failed(path))?;
+        let before = rustix::fs::fstat(&file).map_err(failed(path))?;
+        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
+            return Err(changed());
+        }
+        let executable = before.st_mode & 0o100 != 0;
+        let size = u64::try_from(before.st_size).unwrap_or(0);
+        self.packed.bytes = self.packed.bytes.saturating_add(size);
+        if self.packed.bytes > self.limits.bytes_max {
+            return Err(Refusal::TooLarge { bytes_max: self.limits.bytes_max }.into());
+        }
+        self.header(b'0', path, b"", if executable { 0o755 } else { 0o644 }, size)?;
+        let file = File::from(file);
+        let mut tee = Tee { from: (&file).take(size), to: &mut *self.out, broken: None };
+        let hashed = self.hasher.hash(&mut tee, size);
+        if let Some(error) = tee.broken {
+            return Err(PackError::Write(error));
+        }
+        let (digest, bytes) =
+            hashed.map_err(|error| failed(path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let after = rustix::fs::fstat(&file).map_err(failed(path))?;
+        if bytes != size || !same(&before, &after) {
+            return Err(changed());
+        }
+        self.pad(size)?;
+        let kind = if executable { NodeKind::Executable } else { NodeKind::File };
+        node.add(kind, name, Some(&digest.sha256));
+        Ok(())
+    }
+
+    /// A header, with a PAX header before it for what a plain one cannot say.
+    fn header(
+        &mut self,
+        flag: u8,
+        path: &[u8],
+        target: &[u8],
+        mode: u32,
+        size: u64,
+    ) -> Result<(), PackError> {
+        let mut name = path.to_vec();
+        if flag == b'5' {
+            name.push(b'/');
+        }
+        let mut records = Vec::new();
+        let plain = |text: &[u8]| text.len() <= 100 && text.is_ascii();
+        if std::str::from_utf8(&name).is_err() || std::str::from_utf8(target).is_err() {
+            record(&mut records, "hdrcharset", b"BINARY");
+        }
+        if !plain(target) {
+            record(&mut records, "linkpath", target);
+        }
+        if !plain(&name) {
+            record(&mut records, "path", &name);
+        }
+        if size >= OCTAL_END {
+            record(&mut records, "size", size.to_string().as_bytes());
+        }
+        if !records.is_empty() {
+            let length = records.len() as u64;
+            self.write(&block(b'x', b"PaxHeader", b"", 0o644, length))?;
+            self.write(&records)?;
+            self.pad(length)?;
+        }
+        let name = if plain(&name) { name.as_slice() } else { b"PaxName" };
+        let target = if plain(target) { target } else { b"PaxTarget" };
+        self.write(&block(flag, name, target, mode, if size >= OCTAL_END { 0 } else { size }))
+    }
+
+    fn pad(&mut self, size: u64) -> Result<(), PackError> {
+        let used = usize::try_from(size % BLOCK as u64).unwrap_or(0);
+        let zeros = [0; BLOCK];
+        self.write(if used == 0 { &[] } else { zeros.get(used..).unwrap_or_default() })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        self.out.write_all(bytes).map_err(PackError::Write)
+    }
+}
+
+/// Whether a file is still the one that was announced.
+fn same(before: &Stat, after: &Stat) -> bool {
+    let key = |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec, s.st_mode);
+    key(before) == key(after)
+}
+
+/// Passes on what is read, and remembers if that failed.
+struct Tee<'a, R> {
+    from: R,
+    to: &'a mut dyn Write,
+    broken: Option<io::Error>,
+}
+
+impl<R: Read> Read for Tee<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        if let Err(error) = self.to.write_all(buffer.get(..count).unwrap_or_default()) {
+            self.broken = Some(error);
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(count)
+    }
+}
+
+/// Appends `<length> <key>=<value>\n`, where the length counts itself.
+fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    records.extend_from_slice(format!("{length} {key}=").as_bytes());
+    records.extend_from_slice(value);
+    records.push(b'\n');
+}
+
+/// A ustar header without owner and time.
+fn block(flag: u8, name: &[u8], target: &[u8], mode: u32, size: u64) -> [u8; BLOCK] {
+    let mut block = [0_u8; BLOCK];
+    let mut put = |at: usize, bytes: &[u8]| {
+        for (to, from) in block.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+    };
+    put(0, name);
+    put(100, format!("{mode:07o}\0").as_bytes());
+    put(108, b"0000000\0");
+    put(116, b"0000000\0");
+    put(124, format!("{size:011o}\0").as_bytes());
+    put(136, b"00000000000\0");
+    put(148, b"        ");
+    put(156, &[flag]);
+    put(157, target);
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    let sum = format!("{sum:06o}\0 ");
+    for (to, from) in block.iter_mut().skip(148).zip(sum.bytes()) {
+        *to = from;
+    }
+    block
+}

@@ -1,0 +1,78 @@
+//! A process that times one command. Each contender gets its own, so that what it needs around it (a
+//! mount namespace, say) is set up once and not measured.
+
+use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The child's side: one run for every line read, answered with nanoseconds or a text.
+pub(crate) fn serve(argv: &[String]) -> Result<()> {
+    let mut out = std::io::stdout();
+    for (number, line) in std::io::stdin().lock().lines().enumerate() {
+        line?;
+        match time_once(argv, number) {
+            Ok(took) => writeln!(out, "{}", took.as_nanos())?,
+            Err(error) => writeln!(out, "failed: {error:#}")?,
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn time_once(argv: &[String], number: usize) -> Result<Duration> {
+    let words: Vec<String> = argv.iter().map(|word| word.replace("{n}", &number.to_string())).collect();
+    let (program, args) = words.split_first().context("no command")?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    let start = Instant::now();
+    let status = command.spawn()?.wait()?;
+    let took = start.elapsed();
+    ensure!(status.success(), "{status}");
+    Ok(took)
+}
+
+/// The parent's side.
+pub(crate) struct Worker {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    /// Starts a worker for `argv`. `around`, if not empty, is a command that executes the rest.
+    pub(crate) fn start(around: &[String], argv: &[String], folder: &Path) -> Result<Self> {
+        let own = std::env::current_exe()?.display().to_string();
+        let serve = [own, "bench".into(), "worker".into(), "--".into()];
+        let words: Vec<&String> = around.iter().chain(&serve).chain(argv).collect();
+        let (program, args) = words.split_first().context("no command")?;
+        let mut child = Command::new(program)
+            .args(args)
+            .current_dir(folder)
+            .env_remove("LD_LIBRARY_PATH")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().context("a pipe")?);
+        Ok(Self { child, input, output })
+    }
+
+    /// One timed run.
+    pub(crate) fn once(&mut self) -> Result<Duration> {
+        let input = self.input.as_mut().context("the worker has ended")?;
+        input.write_all(b"go\n")?;
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        let nanos = line.trim().parse().map_err(|_| anyhow::anyhow!("{}", line.trim()))?;
+        Ok(Duration::from_nanos(nanos))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.input.take()); // end of file ends it
+        let _ = self.child.wait();
+    }
+}

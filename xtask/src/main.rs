@@ -1,0 +1,77 @@
+//! Tasks of the repository: `cargo xtask <command>`.
+
+mod bench;
+mod demo;
+mod profiles;
+mod shell;
+mod test;
+mod tidy;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the repository")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a real job from end to end: build, attest, verify.
+    Demo,
+    /// Install what the tests need and run all of them.
+    Test,
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
+    /// Check the rules of the house that the compiler does not.
+    Tidy {
+        /// Rewrite the frozen list of the runner's crates.
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Compile sandbox-profiles/ to what the launcher reads.
+    Profiles {
+        /// Change nothing; fail if a compiled file differs from its source.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let root = root()?;
+    match Cli::parse().command {
+        Command::Demo => demo::run(&root),
+        Command::Test => test::run(&root),
+        Command::Bench { bench } => bench::run(&root, bench),
+        Command::Tidy { bless } => tidy::run(&root, bless),
+        Command::Profiles { check } => profiles::run(&root, check),
+    }
+}
+
+/// The root of the repository: the parent of this package.
+///
+/// Cargo says where that is when it runs a program. What was true at compile time may be another checkout,
+/// if both share a target folder.
+fn root() -> Result<PathBuf> {
+    let built = env!("CARGO_MANIFEST_DIR").into();
+    let package = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(built));
+    package.parent().map(Path::to_path_buf).context("xtask/ has a parent")
+}

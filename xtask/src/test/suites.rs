@@ -1,0 +1,148 @@
+//! The list of suites. To add one, write a function here and name it in [`ALL`].
+
+use super::count::Counting;
+use super::{Machine, Suite};
+use crate::shell::{self, Needed};
+use std::process::Command;
+
+/// What the suites need beyond Rust and a C compiler's libraries; installed when missing and root.
+pub(crate) const NEEDED: &[Needed] = &[
+    Needed { probe: &["cc", "--version"], package: "gcc" },
+    Needed { probe: &["ar", "--version"], package: "binutils" },
+    Needed { probe: &["make", "--version"], package: "make" },
+    Needed { probe: &["git", "--version"], package: "git" },
+    Needed { probe: &["openssl", "version"], package: "openssl" },
+    Needed { probe: &["setpriv", "--version"], package: "util-linux" },
+    Needed { probe: &["python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
+];
+
+/// All suites, in the order in which they run; `None` = nothing of that kind exists in the tree.
+pub(crate) const ALL: &[fn(&Machine) -> Option<Suite>] = &[
+    fmt,
+    clippy,
+    tidy,
+    rust_tests,
+    doc_tests,
+    schema,
+    build_integration,
+    integration_root,
+    integration_user,
+];
+
+/// The user that stands for an ordinary one when this is root.
+const ORDINARY_UID: &str = "65534";
+
+fn suite(name: &'static str, counting: Counting, plan: Result<Command, String>) -> Option<Suite> {
+    Some(Suite { name, required: true, counting, plan })
+}
+
+fn cargo(machine: &Machine, args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(&machine.root);
+    command
+}
+
+/// A cargo command that belongs to a component which may not be installed.
+fn component(machine: &Machine, name: &str, args: &[&str]) -> Result<Command, String> {
+    if shell::succeeds(&["cargo", name, "--version"]) {
+        Ok(cargo(machine, args))
+    } else {
+        Err(format!("cargo {name} is not installed"))
+    }
+}
+
+fn fmt(machine: &Machine) -> Option<Suite> {
+    suite("fmt", Counting::Status, component(machine, "fmt", &["fmt", "--all", "--check"]))
+}
+
+fn clippy(machine: &Machine) -> Option<Suite> {
+    let args = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    suite("clippy", Counting::Status, component(machine, "clippy", &args))
+}
+
+fn tidy(machine: &Machine) -> Option<Suite> {
+    let plan = std::env::current_exe().map_err(|e| e.to_string()).map(|program| {
+        let mut command = Command::new(program);
+        command.arg("tidy").current_dir(&machine.root);
+        command
+    });
+    suite("tidy", Counting::Status, plan)
+}
+
+fn rust_tests(machine: &Machine) -> Option<Suite> {
+    let selection = ["--workspace", "--exclude", "ampoule-integration", "--locked"];
+    let (counting, first) = if shell::succeeds(&["cargo", "nextest", "--version"]) {
+        (Counting::Nextest, ["nextest", "run"].as_slice())
+    } else {
+        (Counting::CargoTest, ["test", "--no-fail-fast", "--all-targets"].as_slice())
+    };
+    suite("unit", counting, Ok(cargo(machine, &[first, &selection].concat())))
+}
+
+fn doc_tests(machine: &Machine) -> Option<Suite> {
+    let args = ["test", "--doc", "--workspace", "--no-fail-fast", "--locked"];
+    suite("doc", Counting::CargoTest, Ok(cargo(machine, &args)))
+}
+
+fn schema(machine: &Machine) -> Option<Suite> {
+    let script = machine.root.join("agent/tests/check_schema.py");
+    script.exists().then_some(())?;
+    let plan = machine.python.clone().map(|python| {
+        let mut command = Command::new(python);
+        command.arg(script).current_dir(&machine.root);
+        command
+    });
+    suite("schema", Counting::Status, plan)
+}
+
+fn build_integration(machine: &Machine) -> Option<Suite> {
+    machine.has_integration.then_some(())?;
+    let args = ["build", "--locked", "-p", "ampoule-integration", "-p", "ampoule", "-p", "ampoule-runner"];
+    suite("build", Counting::Status, Ok(cargo(machine, &args)))
+}
+
+/// Why the integration tests cannot run at all, if so.
+fn integration_program(machine: &Machine) -> Result<String, String> {
+    if !machine.has_integration {
+        return Err("ampoule-integration has no program".into());
+    }
+    if !machine.missing.is_empty() {
+        return Err(format!("missing packages: {}", machine.missing.join(" ")));
+    }
+    let program = machine.programs.join("ampoule-integration");
+    if program.exists() { Ok(program.display().to_string()) } else { Err("it was not built".into()) }
+}
+
+fn integration_root(machine: &Machine) -> Option<Suite> {
+    let plan = integration_program(machine).and_then(|program| {
+        if !machine.is_root {
+            return Err("needs root".into());
+        }
+        let mut command = Command::new(program);
+        command.current_dir(&machine.root);
+        Ok(command)
+    });
+    suite("integration-root", Counting::Summary, plan)
+}
+
+fn integration_user(machine: &Machine) -> Option<Suite> {
+    let plan = integration_program(machine).and_then(|program| {
+        if !machine.is_root {
+            let mut command = Command::new(program);
+            command.current_dir(&machine.root);
+            return Ok(command);
+        }
+        let uid = format!("--reuid={ORDINARY_UID}");
+        let gid = format!("--regid={ORDINARY_UID}");
+        let become_user = ["setpriv", uid.as_str(), gid.as_str(), "--clear-groups", "--"];
+        if !shell::succeeds(&[become_user.as_slice(), &["test", "-x", program.as_str()]].concat()) {
+            return Err(format!(
+                "an ordinary user cannot reach {program}; check out below a readable folder"
+            ));
+        }
+        let mut command = Command::new("setpriv");
+        command.args(become_user.iter().skip(1)).arg(program).current_dir(&machine.root).env("HOME", "/tmp");
+        Ok(command)
+    });
+    suite("integration-user", Counting::Summary, plan)
+}
