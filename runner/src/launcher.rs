@@ -87,7 +87,9 @@ impl Launcher {
         let mut descriptors = descriptors.into_iter();
         let internal = |e: &dyn std::error::Error| refuse(Code::Internal, admission::chain(e));
         match request {
-            Request::Find(content) => Ok(Reply::Found(self.store.find(&content).map_err(|e| internal(&e))?)),
+            Request::Find(content) => {
+                Ok(Reply::Found { imported: self.store.find(&content).map_err(|e| internal(&e))? })
+            }
             Request::Import(content) => {
                 let source =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;

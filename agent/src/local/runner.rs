@@ -166,7 +166,7 @@ impl Runner {
     /// [`RunnerError`].
     pub fn find(&self, content: Content) -> Result<Option<Imported>, RunnerError> {
         match self.ask(&Request::Find(content), &[])? {
-            Reply::Found(found) => Ok(found),
+            Reply::Found { imported } => Ok(imported),
             _ => Err(RunnerError::OutOfTurn),
         }
     }

@@ -97,7 +97,10 @@ pub enum Reply {
         recovered: Vec<Recovered>,
     },
     /// To [`Request::Find`]: what is there, or nothing.
-    Found(Option<Imported>),
+    Found {
+        /// It, if it is there.
+        imported: Option<Imported>,
+    },
     /// To [`Request::Import`].
     Imported(Imported),
     /// The job is durable; its directory follows as a descriptor.
@@ -148,4 +151,30 @@ pub struct Recovered {
     pub job: JobId,
     /// What was found and removed.
     pub removed: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reply_crosses_the_wire() {
+        let imported = Imported { sha256: Sha256::new([7; 32]), bytes: 1, entries: 2 };
+        let job = crate::JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+        let recovered = vec![Recovered { job: job.clone(), removed: vec!["x".into()] }];
+        for reply in [
+            Reply::Hello { version: "1".into(), privileged: true, recovered },
+            Reply::Found { imported: None },
+            Reply::Found { imported: Some(imported.clone()) },
+            Reply::Imported(imported),
+            Reply::Admitted { job: job.clone() },
+            Reply::Finished { job },
+            Reply::Measured { isolation: Isolation::default(), missing: vec![] },
+            Reply::Forgotten,
+            Reply::Refused { code: Code::Internal, message: "m".into() },
+        ] {
+            let text = serde_json::to_string(&reply).unwrap();
+            assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! Ten thousand broken archives: none makes the worker panic, and none reaches out of its staging directory.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! A worker as it really runs: another process, in a user namespace of its own, with a pipe and a directory.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 

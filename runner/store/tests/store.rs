@@ -1,5 +1,11 @@
 //! The launcher's side: what is found, what survives a crash, what a taken-over worker cannot get in.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::type_complexity
+)]
 
 mod common;
 
@@ -293,6 +299,7 @@ fn forged(world: &World, content: &Content, source: &[u8], make: &dyn Fn(&Path))
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn taken_over_worker_gets_no_odd_tree_in() {
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let plain = |path: &Path| {
