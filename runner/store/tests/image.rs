@@ -115,13 +115,15 @@ fn layer_stack_mounted_by_overlayfs_hides_what_it_should() {
     ]);
     world.layer(&lower).unwrap();
     world.layer(&upper).unwrap();
+    // An ordinary user's overlay reads the attributes that an ordinary user can set.
+    let (namespaces, options) = if is_root() { ("-m", "") } else { ("-Urm", ",userxattr") };
     let script = format!(
-        "mount -t overlay overlay -o lowerdir={}:{} {mnt} && cd {mnt} && find . | sort && cat d/new",
+        "mount -t overlay overlay -o lowerdir={}:{}{options} {mnt} && cd {mnt} && find . | sort && cat d/new",
         world.tree(&layer(&upper)).display(),
         world.tree(&layer(&lower)).display(),
         mnt = world.path("outside").display(),
     );
-    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output();
+    let output = Command::new("unshare").args([namespaces, "sh", "-c", &script]).output();
     match output {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8(output.stdout).unwrap();

@@ -32,6 +32,8 @@ pub(crate) struct Line {
     pub(crate) around: Vec<String>,
     /// What is measured; `{n}` stands for the number of the run.
     pub(crate) argv: Vec<String>,
+    /// Whether it is the runner, which gets its job through a socket.
+    pub(crate) job: bool,
 }
 
 impl Contender {
@@ -53,7 +55,7 @@ impl Contender {
     pub(crate) fn line(self, place: &Place) -> Result<Line> {
         let program = match self {
             Self::Ampoule => return place.ampoule(),
-            Self::Plain => return Ok(Line { around: Vec::new(), argv: words("/bin/true") }),
+            Self::Plain => return Ok(Line { around: Vec::new(), argv: words("/bin/true"), job: false }),
             Self::Bubblewrap => "bwrap",
             Self::Crun => "crun",
             Self::Runc => "runc",
@@ -61,14 +63,14 @@ impl Contender {
         ensure!(shell::has_program(program), "{program} is not installed");
         if self == Self::Bubblewrap {
             let line = "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev /bin/true";
-            return Ok(Line { around: Vec::new(), argv: words(line) });
+            return Ok(Line { around: Vec::new(), argv: words(line), job: false });
         }
         ensure!(shell::is_root(), "needs root");
         let bundle = place.bundle.display();
         let argv =
             words(&format!("{program} run --bundle {bundle} ampoule-bench-{}-{{n}}", std::process::id()));
         let around = if self == Self::Crun { without_second_hierarchy() } else { Vec::new() };
-        Ok(Line { around, argv })
+        Ok(Line { around, argv, job: false })
     }
 }
 
@@ -114,12 +116,11 @@ impl Place {
         Ok(Self { bundle, programs })
     }
 
-    /// The hook for this project's own: a program that runs one job through the launcher.
     fn ampoule(&self) -> Result<Line> {
-        let program = self.programs.join("ampoule-bench");
-        ensure!(program.exists(), "{} is not built", program.display());
+        ensure!(shell::is_root(), "the hermetic profile needs root");
+        let program = self.programs.join("ampoule-runner");
         let program = program.to_str().context("a path in UTF-8")?.to_owned();
-        Ok(Line { around: Vec::new(), argv: vec![program, "start-one".into()] })
+        Ok(Line { around: Vec::new(), argv: vec![program], job: true })
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: how long things take, beside others that do the same.
 
 mod contender;
+mod launch;
 mod start;
 mod worker;
 
@@ -23,6 +24,9 @@ pub(crate) enum Bench {
     /// Times one command again and again, at the word of the parent.
     #[command(hide = true)]
     Worker {
+        /// The first word is `ampoule-runner`: a job is sent to it.
+        #[arg(long)]
+        job: bool,
         /// The command; `{n}` stands for the number of the run.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         argv: Vec<String>,
@@ -32,6 +36,6 @@ pub(crate) enum Bench {
 pub(crate) fn run(root: &Path, bench: Bench) -> Result<bool> {
     match bench {
         Bench::Start { runs, warm_up } => start::run(root, runs, warm_up).map(|()| true),
-        Bench::Worker { argv } => worker::serve(&argv).map(|()| true),
+        Bench::Worker { job, argv } => worker::serve(&argv, job).map(|()| true),
     }
 }

@@ -5,6 +5,7 @@ use super::worker::Worker;
 use crate::shell;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +14,7 @@ struct Lane {
     contender: Contender,
     worker: Worker,
     took: Vec<Duration>,
+    phases: BTreeMap<String, Vec<Duration>>,
 }
 
 struct Numbers {
@@ -27,6 +29,7 @@ pub(crate) fn run(root: &Path, runs: usize, warm_up: usize) -> Result<()> {
     let folder = root.join("target/bench");
     fs::create_dir_all(&folder)?;
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
+    build_runner(root)?;
     let place = Place::make(&folder, metadata.target_directory.join("release").into_std_path_buf())?;
     let (mut lanes, mut absent) = (Vec::new(), Vec::new());
     for contender in Contender::ALL {
@@ -37,24 +40,38 @@ pub(crate) fn run(root: &Path, runs: usize, warm_up: usize) -> Result<()> {
     }
     for round in 0..warm_up + runs {
         for lane in &mut lanes {
-            let took = lane.worker.once().with_context(|| lane.contender.name())?;
+            let timed = lane.worker.once().with_context(|| lane.contender.name())?;
             if round >= warm_up {
-                lane.took.push(took);
+                lane.took.push(timed.took);
+                for (phase, micros) in timed.phases {
+                    lane.phases.entry(phase).or_default().push(Duration::from_micros(micros));
+                }
             }
         }
     }
     report(&folder, lanes, &absent)
 }
 
+/// The runner as it would be shipped.
+fn build_runner(root: &Path) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let args = ["build", "--release", "--locked", "-p", "ampoule-runner"];
+    let status = std::process::Command::new(cargo).args(args).current_dir(root).status()?;
+    ensure!(status.success(), "ampoule-runner cannot be built");
+    Ok(())
+}
+
 /// Sets a contender up and lets it run once, to see that it can.
 fn lane(contender: Contender, place: &Place, folder: &Path) -> Result<Lane> {
     let line = contender.line(place)?;
-    let mut worker = Worker::start(&line.around, &line.argv, folder)?;
+    let mut worker = Worker::start(&line, folder)?;
     worker.once()?;
-    Ok(Lane { contender, worker, took: Vec::new() })
+    Ok(Lane { contender, worker, took: Vec::new(), phases: BTreeMap::new() })
 }
 
 fn report(folder: &Path, lanes: Vec<Lane>, absent: &[(Contender, String)]) -> Result<()> {
+    let phases: Vec<(String, Numbers)> =
+        lanes.iter().flat_map(|lane| lane.phases.clone()).map(|(name, took)| (name, numbers(took))).collect();
     let measured: Vec<(Contender, usize, Numbers)> =
         lanes.into_iter().map(|lane| (lane.contender, lane.took.len(), numbers(lane.took))).collect();
     let reference = measured.iter().find(|(c, ..)| *c == Contender::REFERENCE).map(|(_, _, n)| n.median);
@@ -79,8 +96,16 @@ fn report(folder: &Path, lanes: Vec<Lane>, absent: &[(Contender, String)]) -> Re
         println!("{:<12} not measured: {why}", contender.name());
         rows.push(json!({ "name": contender.name(), "absent": why }));
     }
+    println!("\nWhere the time of ampoule goes (medians of the same runs; the rest is exec, admission and fsync):");
+    let mut parts = Vec::new();
+    for (phase, n) in &phases {
+        println!("  {phase:<40} {:>8} us", n.median.as_micros());
+        parts.push(json!({ "phase": phase, "median_ns": nanos(n.median), "p90_ns": nanos(n.p90) }));
+    }
     let file = folder.join("start.json");
-    let all = json!({ "bench": "start", "reference": Contender::REFERENCE.name(), "contenders": rows });
+    let all = json!({
+        "bench": "start", "reference": Contender::REFERENCE.name(), "contenders": rows, "phases": parts,
+    });
     fs::write(&file, serde_json::to_string_pretty(&all)? + "\n").with_context(|| file.display().to_string())
 }
 

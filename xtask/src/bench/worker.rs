@@ -1,19 +1,24 @@
 //! A process that times one command. Each contender gets its own, so that what it needs around it (a
 //! mount namespace, say) is set up once and not measured.
 
+use super::contender::Line;
+use super::launch::{self, Timed};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The child's side: one run for every line read, answered with nanoseconds or a text.
-pub(crate) fn serve(argv: &[String]) -> Result<()> {
+/// The child's side: one run for every line read, answered with nanoseconds and phases, or with a text.
+pub(crate) fn serve(argv: &[String], job: bool) -> Result<()> {
     let mut out = std::io::stdout();
     for (number, line) in std::io::stdin().lock().lines().enumerate() {
         line?;
-        match time_once(argv, number) {
-            Ok(took) => writeln!(out, "{}", took.as_nanos())?,
+        match time_once(argv, job, number) {
+            Ok(timed) => {
+                let nanos = u64::try_from(timed.took.as_nanos())?;
+                writeln!(out, "{}", serde_json::to_string(&(nanos, timed.phases))?)?;
+            }
             Err(error) => writeln!(out, "failed: {error:#}")?,
         }
         out.flush()?;
@@ -21,7 +26,11 @@ pub(crate) fn serve(argv: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn time_once(argv: &[String], number: usize) -> Result<Duration> {
+fn time_once(argv: &[String], job: bool, number: usize) -> Result<Timed> {
+    if job {
+        let runner = argv.first().context("no runner")?;
+        return launch::once(Path::new(runner), &std::env::current_dir()?, number);
+    }
     let words: Vec<String> = argv.iter().map(|word| word.replace("{n}", &number.to_string())).collect();
     let (program, args) = words.split_first().context("no command")?;
     let mut command = Command::new(program);
@@ -30,7 +39,7 @@ fn time_once(argv: &[String], number: usize) -> Result<Duration> {
     let status = command.spawn()?.wait()?;
     let took = start.elapsed();
     ensure!(status.success(), "{status}");
-    Ok(took)
+    Ok(Timed { took, phases: Vec::new() })
 }
 
 /// The parent's side.
@@ -42,10 +51,14 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Starts a worker for `argv`. `around`, if not empty, is a command that executes the rest.
-    pub(crate) fn start(around: &[String], argv: &[String], folder: &Path) -> Result<Self> {
+    pub(crate) fn start(line: &Line, folder: &Path) -> Result<Self> {
         let own = std::env::current_exe()?.display().to_string();
-        let serve = [own, "bench".into(), "worker".into(), "--".into()];
-        let words: Vec<&String> = around.iter().chain(&serve).chain(argv).collect();
+        let mut serve = vec![own, "bench".into(), "worker".into()];
+        if line.job {
+            serve.push("--job".into());
+        }
+        serve.push("--".into());
+        let words: Vec<&String> = line.around.iter().chain(&serve).chain(&line.argv).collect();
         let (program, args) = words.split_first().context("no command")?;
         let mut child = Command::new(program)
             .args(args)
@@ -60,13 +73,13 @@ impl Worker {
     }
 
     /// One timed run.
-    pub(crate) fn once(&mut self) -> Result<Duration> {
+    pub(crate) fn once(&mut self) -> Result<Timed> {
         let input = self.input.as_mut().context("the worker has ended")?;
         input.write_all(b"go\n")?;
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        let nanos = line.trim().parse().map_err(|_| anyhow::anyhow!("{}", line.trim()))?;
-        Ok(Duration::from_nanos(nanos))
+        let (nanos, phases) = serde_json::from_str(&line).map_err(|_| anyhow::anyhow!("{}", line.trim()))?;
+        Ok(Timed { took: Duration::from_nanos(nanos), phases })
     }
 }
 

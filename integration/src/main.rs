@@ -1,0 +1,45 @@
+//! Tests on a real kernel: the programs as they are installed, real processes, real mounts.
+//!
+//! `ampoule-integration [SUITE…] [--list]` runs as root and as an ordinary user; each test says for whom it
+//! is. Nothing here knows the product's types: what is checked is what a stranger sees.
+
+mod check;
+mod harness;
+mod image;
+mod lab;
+mod procs;
+mod residue;
+mod serve;
+mod suites;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: ampoule-integration [SUITE[/TEST]...] [--list]\n\
+    environment: AMPOULE_BIN_DIR (ampoule and ampoule-runner), AMPOULE_PYTHON, CI=true (a skip is a failure)";
+
+fn main() -> ExitCode {
+    let mut wanted = Vec::new();
+    let mut list = false;
+    for arg in std::env::args().skip(1) {
+        match arg.as_str() {
+            "--list" => list = true,
+            "--help" | "-h" => {
+                println!("{USAGE}");
+                return ExitCode::SUCCESS;
+            }
+            flag if flag.starts_with('-') => {
+                eprintln!("{flag} is not an option\n{USAGE}");
+                return ExitCode::from(64);
+            }
+            name => wanted.push(name.to_owned()),
+        }
+    }
+    match harness::run(suites::ALL, &wanted, list) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("ampoule-integration: {error:#}");
+            ExitCode::from(64)
+        }
+    }
+}
