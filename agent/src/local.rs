@@ -191,8 +191,7 @@ pub fn run(
     let job_dir = options.state.join("jobs").join(id.as_str());
     let evidence = Evidence::read(&job_dir)?;
     let released = release::release(&evidence, &job_dir, &out, &signing)?;
-    // The evidence is durable: the runner may forget the job. A failure leaves it to the next run.
-    let _ = runner.forget(&id);
+    forget(runner, options, &id);
     let report = evidence.record.report();
     Ok(Completed {
         job: id,
@@ -204,6 +203,16 @@ pub fn run(
         outputs: released.outputs,
         provenance: released.provenance,
     })
+}
+
+/// The evidence is durable, so the runner may forget the job. If the launcher died meanwhile, another one
+/// finds the job and gives it to us; what fails here is left to the next run, which signs once more.
+fn forget(runner: Runner, options: &Options, id: &JobId) {
+    if runner.forget(id).is_err() {
+        drop(runner);
+        let again = Runner::start(&options.runner, &options.state, options.profiles.as_deref());
+        let _ = again.and_then(|runner| runner.forget(id));
+    }
 }
 
 /// Makes the state directory, which only its owner may enter.

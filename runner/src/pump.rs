@@ -7,11 +7,12 @@
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::{LogReport, Stream};
 use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Bytes of a stream's end that are kept when its middle is cut.
 const TAIL_BYTES: usize = 256 << 10;
@@ -93,10 +94,20 @@ fn parse(packet: &[u8]) -> Option<Pumped> {
     }
 }
 
+/// How long bytes wait for more before they are passed on: a step that writes byte by byte must not cost a
+/// frame for each.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// How long they wait when more keeps coming: whoever follows the log sees it live.
+const GATHER_AT_MOST: Duration = Duration::from_millis(50);
+
 /// One stream's state.
 struct Lane {
     stream: Stream,
     head_left: u64,
+    /// Bytes of the head that are not passed on yet, and where they begin.
+    pending: Vec<u8>,
+    pending_at: u64,
     bytes: u64,
     tail: VecDeque<u8>,
     cut: u64,
@@ -106,23 +117,44 @@ struct Lane {
 impl Lane {
     fn new(stream: Stream, kept_bytes: u64) -> Self {
         let head_left = kept_bytes.saturating_sub(TAIL_BYTES as u64);
-        Self { stream, head_left, bytes: 0, tail: VecDeque::new(), cut: 0, hash: Sha256::new() }
+        Self {
+            stream,
+            head_left,
+            pending: Vec::with_capacity(CHUNK_BYTES),
+            pending_at: 0,
+            bytes: 0,
+            tail: VecDeque::new(),
+            cut: 0,
+            hash: Sha256::new(),
+        }
     }
 
-    /// Passes the head on at once and holds the tail back.
+    /// Gathers the head and holds the tail back.
     fn take(&mut self, bytes: &[u8], channel: &Channel) -> Result<(), IpcError> {
         self.hash.update(bytes);
         let head = usize::try_from(self.head_left).unwrap_or(usize::MAX).min(bytes.len());
         let (head, rest) = bytes.split_at(head);
-        if !head.is_empty() {
-            self.send(self.bytes, head, channel)?;
-            self.head_left -= head.len() as u64;
+        if self.pending.is_empty() {
+            self.pending_at = self.bytes;
         }
+        self.pending.extend_from_slice(head);
+        self.head_left -= head.len() as u64;
         self.bytes += bytes.len() as u64;
         self.tail.extend(rest);
         let over = self.tail.len().saturating_sub(TAIL_BYTES);
         self.tail.drain(..over);
         self.cut += over as u64;
+        if self.pending.len() >= CHUNK_BYTES { self.pass_on(channel) } else { Ok(()) }
+    }
+
+    /// Sends what was gathered.
+    fn pass_on(&mut self, channel: &Channel) -> Result<(), IpcError> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut offset = self.pending_at;
+        for chunk in pending.chunks(CHUNK_BYTES) {
+            self.send(offset, chunk, channel)?;
+            offset += chunk.len() as u64;
+        }
         Ok(())
     }
 
@@ -136,6 +168,7 @@ impl Lane {
     }
 
     fn finish(mut self, channel: &Channel) -> Result<LogReport, IpcError> {
+        self.pass_on(channel)?;
         let tail: Vec<u8> = std::mem::take(&mut self.tail).into();
         let mut offset = self.bytes - tail.len() as u64;
         for chunk in tail.chunks(CHUNK_BYTES) {
@@ -153,19 +186,28 @@ fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Res
         (err, true, Lane::new(Stream::Stderr, kept_bytes)),
     ];
     let mut buffer = vec![0_u8; CHUNK_BYTES];
+    let mut gathering_since: Option<Instant> = None;
     while lanes.iter().any(|(_, open, _)| *open) {
         let mut ready: Vec<PollFd<'_>> = lanes
             .iter()
             .filter(|(_, open, _)| *open)
             .map(|(fd, _, _)| PollFd::new(*fd, PollFlags::IN))
             .collect();
-        match poll(&mut ready, None) {
+        let waiting = lanes.iter().any(|(_, _, lane)| !lane.pending.is_empty());
+        match poll(&mut ready, waiting.then_some(&GATHER)) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
         let answers: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(ready);
+        let begun = gathering_since.get_or_insert_with(Instant::now);
+        if !answers.contains(&true) || begun.elapsed() >= GATHER_AT_MOST {
+            gathering_since = None;
+            for (_, _, lane) in &mut lanes {
+                lane.pass_on(channel)?;
+            }
+        }
         for ((fd, open, lane), _) in
             lanes.iter_mut().filter(|(_, open, _)| *open).zip(answers).filter(|(_, ready)| *ready)
         {
@@ -222,6 +264,29 @@ mod tests {
         assert_eq!(reports[0].bytes, 300_000);
         assert_eq!(reports[0].cut_bytes, 0);
         assert_eq!(*reports[0].sha256.as_bytes(), <[u8; 32]>::from(Sha256::digest(&bytes)));
+    }
+
+    #[test]
+    fn pump_gathers_small_writes() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (err, _) = rustix::pipe::pipe().unwrap();
+        let (mine, theirs) = Channel::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            for _ in 0..5000 {
+                rustix::io::write(&write, b"x").unwrap();
+            }
+        });
+        let pumping = std::thread::spawn(move || pump(&read, &err, 1 << 20, &theirs).unwrap());
+        let (mut packets, mut bytes) = (0, 0);
+        while let Pumped::Chunk(_, offset, chunk) = parse(&mine.receive_bytes().unwrap().0).unwrap() {
+            assert_eq!(offset, bytes);
+            bytes += chunk.len() as u64;
+            packets += 1;
+        }
+        writer.join().unwrap();
+        pumping.join().unwrap();
+        assert_eq!(bytes, 5000);
+        assert!(packets < 500, "{packets} packets for 5000 writes of a byte");
     }
 
     #[test]

@@ -49,30 +49,44 @@ struct Running {
     kill_at: Option<Moment>,
     end: Option<StepEnd>,
     logs: Option<Vec<LogReport>>,
+    oom_kills_before: u64,
 }
 
 /// Runs a step. The failure, if there is one, ends the job.
 pub(crate) fn run(context: &mut StepContext<'_>, number: u32, step: &Step) -> (StepReport, Option<Failure>) {
-    let mut report = not_run(step);
-    let before = context.sandbox.cgroup.as_ref().map(|group| {
-        group.reset_peak();
-        group.counts()
-    });
-    match watch(context, number, step) {
-        Ok((watched, stop)) => {
-            report = watched;
-            let after = context.sandbox.cgroup.as_ref().map(|group| group.counts());
-            let counted = before.zip(after).map(|(b, a)| since(b, a));
+    match counted_watch(context, number, step) {
+        Ok((mut report, stop, counted)) => {
             account(&mut report, counted);
-            let failure = judge(context, number, &mut report, stop, counted.unwrap_or_default());
+            let failure = judge(context, number, &mut report, stop, counted);
             (report, failure)
         }
         Err(message) => {
+            let mut report = not_run(step);
             report.end = StepEnd::Aborted;
             report.finished = Some(clock::now());
             (report, Some(failure(Code::JobAborted, message, number)))
         }
     }
+}
+
+/// Watches a step between two readings of the control groups' counters.
+fn counted_watch(
+    context: &mut StepContext<'_>,
+    number: u32,
+    step: &Step,
+) -> Result<(StepReport, Option<Stop>, Counts), String> {
+    if let Some(group) = &context.sandbox.cgroup {
+        group.reset_peak();
+    }
+    let before = counts(context.sandbox)?;
+    let (report, stop) = watch(context, number, step, before.oom_kills)?;
+    Ok((report, stop, since(before, counts(context.sandbox)?)))
+}
+
+/// The counters; zeros where there are no control groups to count.
+fn counts(sandbox: &Sandbox) -> Result<Counts, String> {
+    let counts = sandbox.cgroup.as_ref().map(|group| group.counts()).transpose();
+    Ok(counts.map_err(|e| format!("the control groups cannot be read: {e}"))?.unwrap_or_default())
 }
 
 /// The report of a step that an earlier failure kept from running.
@@ -102,17 +116,16 @@ fn since(before: Counts, after: Counts) -> Counts {
 }
 
 /// The control group's counters cover every process, also those that nobody waited for.
-fn account(report: &mut StepReport, counted: Option<Counts>) {
-    if let Some(counted) = counted {
-        report.usage.cpu_micros = report.usage.cpu_micros.max(counted.cpu_micros);
-        report.usage.memory_peak_bytes = report.usage.memory_peak_bytes.max(counted.memory_peak_bytes);
-    }
+fn account(report: &mut StepReport, counted: Counts) {
+    report.usage.cpu_micros = report.usage.cpu_micros.max(counted.cpu_micros);
+    report.usage.memory_peak_bytes = report.usage.memory_peak_bytes.max(counted.memory_peak_bytes);
 }
 
 fn watch(
     context: &mut StepContext<'_>,
     number: u32,
     step: &Step,
+    oom_kills_before: u64,
 ) -> Result<(StepReport, Option<Stop>), String> {
     let pipes = |e: Errno| format!("the step's streams cannot be made: {e}");
     let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
@@ -128,6 +141,7 @@ fn watch(
         kill_at: None,
         end: None,
         logs: None,
+        oom_kills_before,
     };
     let at = clock::now();
     running.report.started = Some(at);
@@ -198,8 +212,7 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
         return Ok(());
     }
     if running.stop.is_none() {
-        let oom = context.sandbox.cgroup.as_ref().is_some_and(|g| g.counts().oom_kills > 0);
-        if oom {
+        if counts(context.sandbox)?.oom_kills > running.oom_kills_before {
             running.stop = Some(Stop::OutOfMemory);
         } else if running.deadline.left().is_zero() {
             running.stop = Some(Stop::TimedOut);

@@ -11,8 +11,8 @@ use crate::report::{Draft, phase};
 use crate::steps::{self, StepContext};
 use ampoule_sandbox::identity::Authority;
 use ampoule_sandbox::init::StepPlan;
-use ampoule_sandbox::{Sandbox, SandboxPlan, host_image, teardown};
-use ampoule_spec::{Code, Event, Failure, Image, ImageReport, Measured, TeardownReport};
+use ampoule_sandbox::{Sandbox, SandboxPlan, StageError, host_image, teardown};
+use ampoule_spec::{Code, Event, Failure, HostFacts, Image, ImageReport, Measured, Sha256, TeardownReport};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ fn attempt(
     let begun = Moment::now();
     phase(recorder, "sandbox");
     let plans: Vec<StepPlan> = crate::environment::step_plans(&job);
+    let mut facts = None;
     let plan = SandboxPlan {
         job: &job.id,
         profile: &profile.profile,
@@ -49,12 +50,13 @@ fn attempt(
         hierarchies: hierarchies.as_ref(),
         mounts,
         steps: &plans,
+        meanwhile: &mut || facts = Some(Facts::gather(&job.image)),
     };
     let sandbox = match Sandbox::create(plan) {
         Ok(sandbox) => sandbox,
         Err(half) => {
             let message = half.error.to_string();
-            draft.fail(recorder, Failure { code: half.error.code(), message, step: None, teardown: None });
+            draft.fail(recorder, failure(half.error.code(), message));
             draft.phase("sandbox", begun);
             return teardown::destroy_half(*half, authority);
         }
@@ -66,15 +68,7 @@ fn attempt(
     if let Some(failure) = missing_layer(draft, &profile.profile) {
         draft.fail(recorder, failure);
     }
-    draft.report.host = facts::host();
-    draft.report.runner_sha256 = facts::own_sha256();
-    match image_report(&job.image) {
-        Ok(image) => draft.report.image = Some(image),
-        Err(error) => draft.fail(
-            recorder,
-            Failure { code: error.code(), message: error.to_string(), step: None, teardown: None },
-        ),
-    }
+    facts.unwrap_or_else(|| Facts::gather(&job.image)).tell(recorder, draft);
     let begun = Moment::now();
     phase(recorder, "steps");
     let mut context = StepContext {
@@ -119,38 +113,65 @@ fn missing_layer(draft: &Draft, profile: &ampoule_spec::Profile) -> Option<Failu
     Some(Failure { code: Code::SandboxUnsupported, message, step: None, teardown: None })
 }
 
-fn image_report(image: &Image) -> Result<ImageReport, ampoule_sandbox::StageError> {
+/// What the report says of the host, the runner and the image.
+struct Facts {
+    host: HostFacts,
+    runner: Option<Sha256>,
+    image: Result<ImageReport, StageError>,
+}
+
+impl Facts {
+    fn gather(image: &Image) -> Self {
+        Self { host: facts::host(), runner: facts::own_sha256(), image: image_report(image) }
+    }
+
+    fn tell(self, recorder: &mut Recorder, draft: &mut Draft) {
+        draft.report.host = self.host;
+        draft.report.runner_sha256 = self.runner;
+        match self.image {
+            Ok(image) => draft.report.image = Some(image),
+            Err(error) => draft.fail(recorder, failure(error.code(), error.to_string())),
+        }
+    }
+}
+
+fn image_report(image: &Image) -> Result<ImageReport, StageError> {
+    let named = |kind: &str, sha256, named_by: &str| ImageReport {
+        kind: kind.to_owned(),
+        sha256,
+        named_by: named_by.to_owned(),
+    };
     Ok(match image {
         Image::Host => {
             let (sha256, named_by) = host_image::package_list()?;
-            ImageReport { kind: "host".to_owned(), sha256, named_by: named_by.to_owned() }
+            named("host", sha256, named_by)
         }
-        Image::Oci { manifest, .. } => {
-            ImageReport { kind: "oci".to_owned(), sha256: *manifest, named_by: String::new() }
-        }
-        Image::Tar { sha256 } => {
-            ImageReport { kind: "tar".to_owned(), sha256: *sha256, named_by: String::new() }
-        }
+        Image::Oci { manifest, .. } => named("oci", *manifest, ""),
+        Image::Tar { sha256 } => named("tar", *sha256, ""),
     })
+}
+
+/// A failure that belongs to no step.
+fn failure(code: Code, message: impl Into<String>) -> Failure {
+    Failure { code, message: message.into(), step: None, teardown: None }
 }
 
 fn run_steps(context: &mut StepContext<'_>, job: &ampoule_spec::JobSpec, draft: &mut Draft) {
     for (number, step) in (0_u32..).zip(&job.steps) {
-        if draft.report.failure.is_none() {
-            if let Some(wish) = context.lifetime.wish_now() {
-                let (code, message) = match wish {
-                    Wish::Cancel => (Code::JobCancelled, "the client cancelled the job"),
-                    Wish::ClientGone => (Code::JobAborted, "the client that ran the job is gone"),
-                };
-                let failure = Failure { code, message: message.to_owned(), step: None, teardown: None };
-                draft.fail(context.recorder, failure);
-            }
+        if draft.report.failure.is_none()
+            && let Some(wish) = context.lifetime.wish_now()
+        {
+            let (code, message) = match wish {
+                Wish::Cancel => (Code::JobCancelled, "the client cancelled the job"),
+                Wish::ClientGone => (Code::JobAborted, "the client that ran the job is gone"),
+            };
+            draft.fail(context.recorder, failure(code, message));
         }
         if draft.report.failure.is_some() {
             draft.report.steps.push(steps::not_run(step));
             continue;
         }
-        let (report, failure) = steps::run(context, number, step);
+        let (report, failed) = steps::run(context, number, step);
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
         draft.step(report);
         if let Err(message) = context.recorder.event(&finished) {
@@ -159,8 +180,8 @@ fn run_steps(context: &mut StepContext<'_>, job: &ampoule_spec::JobSpec, draft: 
                 Failure { code: Code::Internal, message, step: Some(number), teardown: None },
             );
         }
-        if let Some(failure) = failure {
-            draft.fail(context.recorder, failure);
+        if let Some(failed) = failed {
+            draft.fail(context.recorder, failed);
         }
     }
 }
@@ -181,7 +202,7 @@ fn take_outputs(
     let begun = Moment::now();
     phase(recorder, "quiesce");
     if let Err(message) = sandbox.quiesce() {
-        draft.fail(recorder, Failure { code: Code::TeardownUnclean, message, step: None, teardown: None });
+        draft.fail(recorder, failure(Code::TeardownUnclean, message));
         return;
     }
     phase(recorder, "outputs");
@@ -190,15 +211,20 @@ fn take_outputs(
         Ok(into) => into,
         Err(error) => {
             let message = format!("the outputs' directory cannot be opened: {error}");
-            draft.fail(recorder, Failure { code: Code::Internal, message, step: None, teardown: None });
+            draft.fail(recorder, failure(Code::Internal, message));
             return;
         }
     };
-    let (taken, failure) = outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max);
+    let (taken, failed) = outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max);
     draft.report.outputs = taken;
-    if let Some(failure) = failure {
-        draft.fail(recorder, failure);
+    if let Some(failed) = failed {
+        draft.fail(recorder, failed);
     }
-    let _ = rustix::fs::fsync(&into);
+    if !draft.report.outputs.is_empty() {
+        // What the report announces is durable before the report is.
+        if let Err(errno) = rustix::fs::fsync(&into) {
+            draft.fail(recorder, failure(Code::Internal, format!("outputs cannot be made durable: {errno}")));
+        }
+    }
     draft.phase("outputs", begun);
 }

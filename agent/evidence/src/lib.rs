@@ -39,7 +39,7 @@ pub use clean::{CleanRun, Unclean};
 pub use dsse::{Envelope, EnvelopeError, PAYLOAD_TYPE, Signature, pae};
 pub use inspect::{Inspection, escape, inspect};
 pub use key::{KeyError, PublicKey, SignatureRefused};
-pub use parameters::{ExternalParameters, InternalParameters, SANDBOX_DEFAULTS};
+pub use parameters::{ExternalParameters, InternalParameters};
 pub use provenance::{ProvenanceRefused, provenance};
 pub use record::{JobRecord, RecordError};
 pub use rules::{FieldError, SubjectError};

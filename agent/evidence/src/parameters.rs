@@ -7,25 +7,12 @@
 use crate::statement::sha256_only;
 use crate::uri::{UriError, image_uri, source_uri};
 use ampoule_spec::{
-    EnvName, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest, Name, OutputKind,
-    OutputName, OutputWhen, ParamValue, RunReport, SandboxPath,
+    ENV_DEFAULTS, EnvName, HOSTNAME, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest,
+    Name, OutputKind, OutputName, OutputWhen, ParamValue, RunReport, SandboxPath, UMASK,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-
-/// What every sandbox starts with. A job may set the variables otherwise, in its external parameters.
-///
-/// The runner sets them and its report does not name them, so they are written down a second time here.
-pub const SANDBOX_DEFAULTS: [(&str, &str); 7] = [
-    ("HOME", "/home/build"),
-    ("LC_ALL", "C.UTF-8"),
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-    ("TMPDIR", "/tmp"),
-    ("TZ", "UTC"),
-    ("hostname", "ampoule"),
-    ("umask", "0022"),
-];
 
 /// The names of all limits.
 pub(crate) const LIMITS: [&str; 8] = [
@@ -272,7 +259,7 @@ pub struct InternalParameters {
     pub isolation_absent: BTreeMap<String, String>,
     /// What the build could see of the host although nobody declared it.
     pub host_facts: HostFactsParameter,
-    /// [`SANDBOX_DEFAULTS`].
+    /// What every sandbox is like unless the job says otherwise.
     pub defaults: BTreeMap<String, String>,
 }
 
@@ -301,7 +288,7 @@ impl InternalParameters {
                 machine: report.host.machine.clone(),
                 cpu_model: report.host.cpu_model.clone(),
             },
-            defaults: SANDBOX_DEFAULTS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            defaults: sandbox_defaults(),
         })
     }
 }
@@ -317,4 +304,11 @@ pub(crate) fn to_map<T: Serialize>(value: &T) -> Result<Map<String, Value>, serd
         Value::Object(map) => Ok(map),
         _ => Ok(Map::new()),
     }
+}
+
+/// What every sandbox is like unless a job says otherwise.
+fn sandbox_defaults() -> BTreeMap<String, String> {
+    let variables = ENV_DEFAULTS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let others = [("hostname", HOSTNAME.to_owned()), ("umask", format!("{UMASK:04o}"))];
+    variables.chain(others.map(|(name, value)| (name.to_owned(), value))).collect()
 }

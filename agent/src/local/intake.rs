@@ -11,7 +11,7 @@ use ampoule_store::Limits;
 use ampoule_store::pack::{PackError, pack};
 use std::fs::File;
 use std::io::{BufWriter, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -32,11 +32,14 @@ pub(super) fn take_in(
         if cancel.is_cancelled() {
             return Err(LocalError::Cancelled);
         }
-        say(Note::Importing { what: format!("input {}", input.name) });
-        sources.push(take_input(input, plan.source_date_epoch, runner)?);
+        let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
+        sources.push(take_input(input, plan.source_date_epoch, runner, &mut importing)?);
     }
     let id = new_id()?;
     let spec = plan.into_spec(id.clone(), 1, sources)?;
+    // What provenance could not name is refused now, and not after the job has run.
+    ampoule_evidence::check_uris(&spec)
+        .map_err(|e| LocalError::Evidence { code: ampoule_spec::Code::JobInvalid, reason: e.to_string() })?;
     let bytes = serde_json::to_vec_pretty(&spec).map_err(|e| LocalError::Evidence {
         code: ampoule_spec::Code::Internal,
         reason: format!("the spec cannot be written: {e}"),
@@ -92,9 +95,15 @@ fn unusable(path: &Path, error: std::io::Error) -> LocalError {
     LocalError::File { what: "the file", path: path.to_owned(), reason: error.to_string() }
 }
 
-fn take_input(input: &InputPlan, epoch: u64, runner: &Runner) -> Result<InputSource> {
+fn take_input(
+    input: &InputPlan,
+    epoch: u64,
+    runner: &Runner,
+    importing: &mut dyn FnMut(),
+) -> Result<InputSource> {
     match &input.source {
         SourcePlan::Path(path) => {
+            importing();
             let file = open(path)?;
             let meta = file.metadata().map_err(|e| unusable(path, e))?;
             if meta.is_dir() {
@@ -108,6 +117,7 @@ fn take_input(input: &InputPlan, epoch: u64, runner: &Runner) -> Result<InputSou
         SourcePlan::Tar { path, sha256 } => {
             let content = Content::Archive { sha256: *sha256, epoch };
             if runner.find(content.clone())?.is_none() {
+                importing();
                 runner.import(content, open(path)?.into())?;
             }
             Ok(InputSource::Tar { sha256: *sha256 })
@@ -118,6 +128,7 @@ fn take_input(input: &InputPlan, epoch: u64, runner: &Runner) -> Result<InputSou
                 false => Content::File { sha256: Some(*sha256), executable: false, epoch },
             };
             if runner.find(content.clone())?.is_none() {
+                importing();
                 runner.import(content, fetch(url, sha256)?.into())?;
             }
             Ok(InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack })
@@ -135,7 +146,7 @@ fn take_directory(path: &Path, dir: &File, epoch: u64, runner: &Runner) -> Resul
             let mut out = BufWriter::with_capacity(256 << 10, File::from(write));
             pack(dir.as_fd(), &mut out, &|_| false, &Limits::default())
         });
-        let imported = runner.import(Content::Directory { tree: None, epoch }, OwnedFd::from(read));
+        let imported = runner.import(Content::Directory { tree: None, epoch }, read);
         (packing.join(), imported)
     });
     match (packed, imported) {

@@ -9,8 +9,9 @@ use ampoule_spec::{
 };
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -270,16 +271,15 @@ fn write_evidence(evidence: &Evidence, dir: &Path, sealed: Option<&Sealed>, run:
 /// Writes each stream, and both streams of a step in the order in which they were read.
 fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Path) -> io::Result<()> {
     let steps = &evidence.record.report().steps;
-    let Ok(events) = File::open(job_dir.join("events")) else { return Ok(()) };
-    let mut reader = Reader::new(events);
-    let append = |name: String, bytes: &[u8]| -> io::Result<()> {
-        OpenOptions::new().append(true).create(true).mode(0o644).open(dir.join(name))?.write_all(bytes)
-    };
+    let mut files: BTreeMap<String, BufWriter<File>> = BTreeMap::new();
     for (at, step) in steps.iter().enumerate() {
-        for log in &step.logs {
-            append(format!("{at}-{}.{}", step.name, log.stream.as_str()), b"")?;
+        for end in step.logs.iter().map(|log| log.stream.as_str()).chain(step.logs.first().map(|_| "log")) {
+            let name = format!("{at}-{}.{end}", step.name);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(dir.join(&name))?;
+            files.insert(name, BufWriter::new(file));
         }
     }
+    let mut reader = Reader::new(File::open(job_dir.join("events"))?);
     while let Ok(Next::Frame(frame)) = reader.next_frame() {
         if frame.kind != FRAME_LOG {
             continue;
@@ -287,14 +287,13 @@ fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Path) -> io::Result<()>
         let Some(chunk) = LogChunk::decode(&frame.payload) else { continue };
         let step = usize::try_from(chunk.step).ok().and_then(|at| steps.get(at));
         let Some(step) = step else { continue };
-        let name = format!("{}-{}", chunk.step, step.name);
-        append(format!("{name}.{}", chunk.stream.as_str()), &chunk.bytes)?;
-        append(format!("{name}.log"), &chunk.bytes)?;
+        for end in [chunk.stream.as_str(), "log"] {
+            if let Some(file) = files.get_mut(&format!("{}-{}.{end}", chunk.step, step.name)) {
+                file.write_all(&chunk.bytes)?;
+            }
+        }
     }
-    for entry in fs::read_dir(dir)? {
-        File::open(entry?.path())?.sync_all()?;
-    }
-    Ok(())
+    files.into_values().try_for_each(|file| file.into_inner().map_err(|e| e.into_error())?.sync_all())
 }
 
 fn write_result(evidence: &Evidence, released: &Released, dir: &Path) -> io::Result<()> {

@@ -203,20 +203,25 @@ impl JobCgroup {
     }
 
     /// What was counted so far.
-    pub fn counts(&self) -> Counts {
-        let (oom, peak) = match &self.memory {
-            Some((dir, true)) => {
-                (field(&dir.join("memory.events"), "oom_kill"), number(&dir.join("memory.peak")))
-            }
-            Some((dir, false)) => (
-                field(&dir.join("memory.oom_control"), "oom_kill"),
-                number(&dir.join("memory.max_usage_in_bytes")),
-            ),
-            None => (0, 0),
-        };
-        let cpu = self.unified.as_ref().map_or(0, |dir| field(&dir.join("cpu.stat"), "usage_usec"));
-        let forks = self.pids.as_ref().map_or(0, |(dir, _)| field(&dir.join("pids.events"), "max"));
-        Counts { oom_kills: oom, forks_refused: forks, cpu_micros: cpu, memory_peak_bytes: peak }
+    ///
+    /// # Errors
+    /// If a counter cannot be read: a limit whose verdict is unknown is not one that held.
+    pub fn counts(&self) -> io::Result<Counts> {
+        let mut counts = Counts::default();
+        if let Some((dir, unified)) = &self.memory {
+            let events = if *unified { "memory.events" } else { "memory.oom_control" };
+            counts.oom_kills = field(&dir.join(events), "oom_kill")?;
+            let peak = if *unified { "memory.peak" } else { "memory.max_usage_in_bytes" };
+            // A figure, not a verdict; memory.peak came with Linux 5.19.
+            counts.memory_peak_bytes = number(&dir.join(peak)).unwrap_or(0);
+        }
+        if let Some(dir) = &self.unified {
+            counts.cpu_micros = field(&dir.join("cpu.stat"), "usage_usec")?;
+        }
+        if let Some((dir, _)) = &self.pids {
+            counts.forks_refused = field(&dir.join("pids.events"), "max")?;
+        }
+        Ok(counts)
     }
 
     /// Begins a new measurement of the memory peak, where the kernel can.
@@ -322,14 +327,15 @@ fn write_exact(path: &Path, text: &str) -> io::Result<()> {
     }
 }
 
-fn number(path: &Path) -> u64 {
-    fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+fn number(path: &Path) -> io::Result<u64> {
+    fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
 
-fn field(path: &Path, key: &str) -> u64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
-    line.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
+fn field(path: &Path, key: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    let value = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+    let value = value.ok_or_else(|| io::Error::other(format!("{} has no field {key}", path.display())))?;
+    value.trim().parse().map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -367,7 +373,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("events");
         fs::write(&file, "oom_kill_disable 0\noom_kill 3\n").unwrap();
-        assert_eq!(field(&file, "oom_kill"), 3);
-        assert_eq!(field(&file, "oom"), 0);
+        assert_eq!(field(&file, "oom_kill").unwrap(), 3);
+        assert!(field(&file, "oom").is_err());
     }
 }

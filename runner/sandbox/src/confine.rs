@@ -1,7 +1,8 @@
 //! What a process gives up before it becomes a step: the same code confines the self-probe.
 
 use crate::error::{Stage, StageError};
-use crate::identity::{Authority, BUILD_ID};
+use crate::identity::Authority;
+use ampoule_spec::BUILD_ID;
 use ampoule_spec::{Profile, SandboxPath};
 use caps::{CapSet, Capability};
 use landlock::{

@@ -3,7 +3,7 @@
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
 use crate::rootfs::{self, Assembled, DEVICES, IdMaps, InputMount, MountPlan, RootPlan};
-use ampoule_spec::SandboxPath;
+use ampoule_spec::{HOSTNAME, SandboxPath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -15,9 +15,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
-
-/// The host name of every sandbox.
-pub const HOSTNAME: &str = "ampoule";
 
 /// What init has to do to enter. Its descriptors come in this order: `tasks` files of version 1 control
 /// groups, then as host root the root and each of `mounts`, else the layers and then each input's tree.

@@ -2,15 +2,17 @@
 
 use crate::error::{Stage, StageError};
 use ampoule_spec::Sha256;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, readlinkat, symlinkat};
+use rustix::fs::{Mode, OFlags, mkdirat, openat, readlinkat, symlinkat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256 as Hasher};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// The top-level names that are links into `/usr` on every distribution with a merged `/usr`.
 pub(crate) const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib64", "lib32", "libx32"];
+/// Where Debian and others say which of several programs a name means.
+pub const ALTERNATIVES: &str = "/etc/alternatives";
 /// The most bytes of a package database that are read.
 const DATABASE_BYTES_MAX: u64 = 256 << 20;
 
@@ -22,8 +24,8 @@ const NSSWITCH: &[u8] = b"passwd: files\ngroup: files\nhosts: files\n";
 
 /// Fills `etc` below `root`, and makes the links of a merged `/usr`.
 ///
-/// Nothing of the host's `/etc` is copied but the linker's cache and the alternatives: both say which file
-/// of `/usr` is meant.
+/// Nothing of the host's `/etc` is copied but the linker's cache; [`alternatives`] are mounted read-only. Both
+/// say which file of `/usr` is meant.
 ///
 /// # Errors
 /// `ENOSYS` on a host whose `/usr` is not merged.
@@ -48,7 +50,7 @@ pub fn populate_etc(root: &BorrowedFd<'_>) -> Result<(), Errno> {
     if let Ok(cache) = read_limited("/etc/ld.so.cache", 16 << 20) {
         write(*root, "etc/ld.so.cache", &cache)?;
     }
-    copy_alternatives(*root)
+    mkdirat(root, "etc/alternatives", Mode::from_raw_mode(0o755))
 }
 
 fn write(root: BorrowedFd<'_>, path: &str, content: &[u8]) -> Result<(), Errno> {
@@ -58,30 +60,17 @@ fn write(root: BorrowedFd<'_>, path: &str, content: &[u8]) -> Result<(), Errno> 
     File::from(fd).write_all(content).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
-/// `/usr/bin/cc` and its like lead through `/etc/alternatives` on Debian; the links are copied, not followed.
-fn copy_alternatives(root: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let host = match openat(rustix::fs::CWD, "/etc/alternatives", flags, Mode::empty()) {
-        Ok(host) => host,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(errno),
-    };
-    mkdirat(root, "etc/alternatives", Mode::from_raw_mode(0o755))?;
-    rustix::fs::chmodat(root, "etc/alternatives", Mode::from_raw_mode(0o755), AtFlags::empty())?;
-    let into = openat(root, "etc/alternatives", flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&host)? {
-        let entry = entry?;
-        if entry.file_type() == FileType::Symlink {
-            names.push(entry.file_name().to_owned());
-        }
+/// The host's `/etc/alternatives`, where it has one: `/usr/bin/cc` and its like lead through it on Debian.
+///
+/// # Errors
+/// Any errno but `ENOENT`.
+pub fn alternatives() -> Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(rustix::fs::CWD, ALTERNATIVES, flags, Mode::empty()) {
+        Ok(host) => Ok(Some(host)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
     }
-    // Sorted: the order of a directory must not tell one run from another.
-    names.sort_unstable();
-    for name in names {
-        symlinkat(readlinkat(&host, &name, Vec::new())?, &into, &name)?;
-    }
-    Ok(())
 }
 
 /// What names the host's packages: the digest of a list, and which list it is.

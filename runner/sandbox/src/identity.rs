@@ -1,14 +1,13 @@
 //! Who a job is on the host: a block of user ids of its own, or the calling user.
 
 use crate::error::{Stage, StageError};
+use ampoule_spec::BUILD_ID;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, mkdirat, openat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The user and group id of every step, inside the sandbox.
-pub const BUILD_ID: u32 = 1000;
 /// The host ids that Ampoule uses: above systemd's container range (524288–1879048191) and far above any
 /// subordinate range that useradd(8) hands out, below systemd's foreign range (2147352576).
 pub const RANGE_FIRST: u32 = 1_879_048_192;

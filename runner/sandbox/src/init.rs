@@ -284,7 +284,7 @@ fn become_step(
     rustix::stdio::dup2_stdin(&null).map_err(|e| failed("standard input", e))?;
     rustix::stdio::dup2_stdout(out).map_err(|e| failed("standard output", e))?;
     rustix::stdio::dup2_stderr(err).map_err(|e| failed("standard error", e))?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(ampoule_spec::UMASK));
     confinement.apply().map_err(|e| e.to_string())?;
     rustix::process::chdir(step.cwd.as_str())
         .map_err(|e| failed(&format!("working directory {}", step.cwd), e))?;

@@ -11,7 +11,8 @@
 
 use crate::error::{Stage, StageError};
 use crate::host_image;
-use crate::identity::{Authority, BUILD_ID};
+use crate::identity::Authority;
+use ampoule_spec::BUILD_ID;
 use ampoule_spec::SandboxPath;
 use ampoule_sys::mount::{Attributes, set_attributes};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, symlinkat};
@@ -166,9 +167,7 @@ pub fn assemble(plan: &MountPlan, authority: Authority, maps: &IdMaps) -> Result
                 }
             }
             chown_tree(&within, "etc").stage("rootfs: give /etc to root")?;
-            let usr = host_usr(maps.image.as_ref())?;
-            let usr = lower_only(scratch.as_fd(), usr.as_fd(), authority)?;
-            mounts.push((SandboxPath::parse("/usr").map_err(|_| internal("rootfs: /usr"))?, usr));
+            mounts = host_mounts(scratch.as_fd(), authority, maps.image.as_ref())?;
             bind(scratch.as_fd(), skeleton_name).stage("rootfs: clone the root")?
         }
         RootPlan::Layers(layers) => {
@@ -295,10 +294,23 @@ fn chown_tree(root: &Scratch<'_>, name: &str) -> Result<(), Errno> {
     Ok(())
 }
 
-fn host_usr(map: Option<&OwnedFd>) -> Result<OwnedFd, StageError> {
+/// The host's directories that `image = "host"` shows, each a sealed tree.
+fn host_mounts(
+    scratch: BorrowedFd<'_>,
+    authority: Authority,
+    map: Option<&OwnedFd>,
+) -> Result<Vec<(SandboxPath, OwnedFd)>, StageError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let usr = openat(rustix::fs::CWD, "/usr", flags, Mode::empty()).stage("rootfs: open the host's /usr")?;
-    id_mapped(usr.as_fd(), map)
+    let alternatives = host_image::alternatives().stage("rootfs: open the host's alternatives")?;
+    let mut mounts = Vec::new();
+    for (path, dir) in [("/usr", Some(usr)), (host_image::ALTERNATIVES, alternatives)] {
+        let Some(dir) = dir else { continue };
+        let target = SandboxPath::parse(path).map_err(|_| internal("rootfs: name a mount point"))?;
+        let dir = id_mapped(dir.as_fd(), map)?;
+        mounts.push((target, lower_only(scratch, dir.as_fd(), authority)?));
+    }
+    Ok(mounts)
 }
 
 /// A layer as an overlay takes it: as host root a read-only, id-mapped clone; else the directory itself.

@@ -3,12 +3,13 @@
 use crate::cgroup::{Hierarchies, JobCgroup};
 use crate::enter::{AssemblePlan, EnterPlan};
 use crate::error::{Stage, StageError};
-use crate::identity::{Authority, BUILD_ID};
+use crate::identity::Authority;
 use crate::init::{self, Answer, Order, StepPlan};
 use crate::probe::Layers;
 use crate::rootfs::{self, IdMaps, MountPlan, RootPlan};
 use crate::userns;
 use ampoule_ipc::{Channel, IpcError};
+use ampoule_spec::BUILD_ID;
 use ampoule_spec::{JobId, Limits, Measured, Profile, SandboxPath};
 use ampoule_sys::namespace::NamespaceHandle;
 use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
@@ -39,6 +40,8 @@ pub struct SandboxPlan<'a> {
     pub mounts: MountPlan,
     /// The steps.
     pub steps: &'a [StepPlan],
+    /// What the supervisor has to do anyway; it is done while init enters, on another processor.
+    pub meanwhile: &'a mut dyn FnMut(),
 }
 
 /// A sandbox with its init process, in which no step has run yet or some have.
@@ -195,7 +198,7 @@ fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError
         .stage("identity: write id maps")?;
     let (mut layers, handles) = namespaces_of(pid)?;
     clock.mark("clone and id maps");
-    let (enter, mut descriptors) = prepare(plan, pid)?;
+    let (enter, mut descriptors) = prepare(&plan, pid)?;
     clock.mark("assemble mounts");
     if let Some(cgroup) = &mut half.cgroup {
         let mut join: Vec<OwnedFd> = cgroup.join.drain(..).collect();
@@ -204,6 +207,7 @@ fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError
     }
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     mine.send(&Order::Enter(enter), &borrowed).stage("init: send the plan")?;
+    (plan.meanwhile)();
     drop(descriptors);
     let (answer, mut sent) = expect(&mine)?;
     match (answer, sent.pop()) {
@@ -247,7 +251,7 @@ fn expect(channel: &Channel) -> Result<(Answer, Vec<OwnedFd>), StageError> {
 }
 
 /// Makes the mounts, as host root; as an ordinary user init will, from the same plan.
-fn prepare(plan: SandboxPlan<'_>, pid: i32) -> Result<(EnterPlan, Vec<OwnedFd>), StageError> {
+fn prepare(plan: &SandboxPlan<'_>, pid: i32) -> Result<(EnterPlan, Vec<OwnedFd>), StageError> {
     let writable = plan.mounts.inputs.iter().filter(|i| i.writable).map(|i| i.target.clone()).collect();
     let (base, user) = match plan.authority {
         Authority::Root { base } => (Some(base), (0, 0)),
@@ -264,7 +268,7 @@ fn prepare(plan: SandboxPlan<'_>, pid: i32) -> Result<(EnterPlan, Vec<OwnedFd>),
         open_files: plan.limits.open_files,
     };
     let Some(base) = base else {
-        let (assemble, descriptors) = hand_over(plan.mounts);
+        let (assemble, descriptors) = hand_over(&plan.mounts).stage("mounts: hand over")?;
         enter.assemble = Some(assemble);
         return Ok((enter, descriptors));
     };
@@ -284,18 +288,17 @@ fn prepare(plan: SandboxPlan<'_>, pid: i32) -> Result<(EnterPlan, Vec<OwnedFd>),
     Ok((enter, descriptors))
 }
 
-fn hand_over(mounts: MountPlan) -> (AssemblePlan, Vec<OwnedFd>) {
-    let (layers, mut descriptors) = match mounts.root {
-        RootPlan::Host => (None, Vec::new()),
+fn hand_over(mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)> {
+    let (layers, trees): (_, &[OwnedFd]) = match &mounts.root {
+        RootPlan::Host => (None, &[]),
         RootPlan::Layers(layers) => (Some(layers.len()), layers),
     };
-    let mut inputs = Vec::new();
-    for input in mounts.inputs {
-        inputs.push((input.target, input.file, input.writable));
-        descriptors.push(input.tree);
-    }
+    let inputs = mounts.inputs.iter();
+    let descriptors = trees.iter().chain(inputs.clone().map(|input| &input.tree)).map(OwnedFd::try_clone);
+    let descriptors = descriptors.collect::<Result<_, _>>()?;
+    let inputs = inputs.map(|input| (input.target.clone(), input.file, input.writable)).collect();
     let (disk_bytes, disk_inodes) = (mounts.disk_bytes, mounts.disk_inodes);
-    (AssemblePlan { layers, inputs, disk_bytes, disk_inodes }, descriptors)
+    Ok((AssemblePlan { layers, inputs, disk_bytes, disk_inodes }, descriptors))
 }
 
 /// Opens init's namespaces while that is still allowed: holds them against our own and keeps their names.

@@ -5,6 +5,7 @@
 //! randomness, so both sides and the offline verifier can share it.
 
 mod code;
+mod defaults;
 mod digest;
 mod event;
 mod job;
@@ -16,6 +17,7 @@ mod report;
 pub mod wire;
 
 pub use code::{Code, Exit, Fault};
+pub use defaults::{BUILD_ID, ENV_DEFAULTS, HOSTNAME, UMASK};
 pub use digest::{Blake3, DigestError, Sha256};
 pub use event::{Event, FRAME_EVENT, FRAME_LOG, LogChunk, Stream};
 pub use job::{

@@ -3,10 +3,10 @@
 //! Measured is what the issue defines: exec of the runner for one job to its exit, control groups, the fsynced
 //! report and the verified teardown included. The request waits in the socket, so that the client costs nothing.
 
-use anyhow::{Context, Result, ensure};
 use ampoule_ipc::Channel;
 use ampoule_spec::RunReport;
 use ampoule_spec::wire::Request;
+use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use serde_json::json;
 use std::fs::{self, File};

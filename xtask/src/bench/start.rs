@@ -96,7 +96,9 @@ fn report(folder: &Path, lanes: Vec<Lane>, absent: &[(Contender, String)]) -> Re
         println!("{:<12} not measured: {why}", contender.name());
         rows.push(json!({ "name": contender.name(), "absent": why }));
     }
-    println!("\nWhere the time of ampoule goes (medians of the same runs; the rest is exec, admission and fsync):");
+    println!(
+        "\nWhere the time of ampoule goes (medians of the same runs; the rest is exec, admission and fsync):"
+    );
     let mut parts = Vec::new();
     for (phase, n) in &phases {
         println!("  {phase:<40} {:>8} us", n.median.as_micros());
