@@ -6,7 +6,6 @@ use crate::procs;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -279,17 +278,6 @@ impl<'a> Call<'a> {
     /// Runs it to its end.
     pub(crate) fn end(self) -> Result<Ran> {
         self.start()?.end()
-    }
-
-    /// Runs it to its end with these bytes on its standard input.
-    pub(crate) fn end_with_input(mut self, input: &[u8]) -> Result<Ran> {
-        self.command.stdin(Stdio::piped());
-        let mut live = self.start()?;
-        if let Some(mut stdin) = live.child.stdin.take() {
-            // A program that does not read its input is what some tests are about.
-            let _ = stdin.write_all(input);
-        }
-        live.end()
     }
 }
 

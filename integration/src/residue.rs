@@ -119,7 +119,8 @@ fn foreign(processes: &[Process], base: Option<&Path>) -> BTreeSet<i32> {
     processes.iter().filter(|p| is_foreign(p)).map(|p| p.pid).collect()
 }
 
-fn control_groups(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
+/// Directories named `ampoule-*` below one.
+pub(crate) fn control_groups(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
         if !is_dir {

@@ -16,8 +16,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Answers every request with this status line and body.
-    pub(crate) fn start(status: &'static str, body: Vec<u8>) -> Result<Self> {
+    /// Answers every request with this status (and header lines behind it) and body.
+    pub(crate) fn start(status: &str, body: Vec<u8>) -> Result<Self> {
+        let status = status.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let (requests, over) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
@@ -28,7 +29,7 @@ impl Server {
                     return;
                 }
                 counter.fetch_add(1, Ordering::SeqCst);
-                let _ = answer(stream, status, &body);
+                let _ = answer(stream, &status, &body);
             }
         });
         Ok(Self { address, requests, over, thread: Some(thread) })
@@ -49,7 +50,7 @@ impl Server {
 }
 
 fn answer(mut stream: TcpStream, status: &str, body: &[u8]) -> std::io::Result<()> {
-    let mut request = Vec::new();
+    let mut request: Vec<u8> = Vec::new();
     let mut buffer = [0; 1024];
     while !request.windows(4).any(|w| w == b"\r\n\r\n") {
         match stream.read(&mut buffer)? {

@@ -6,9 +6,10 @@
 
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::{LogReport, Stream};
-use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
+use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,7 +36,7 @@ pub(crate) enum Pumped {
 /// A running pump.
 #[derive(Debug)]
 pub(crate) struct Pump {
-    pub(crate) child: Child,
+    child: Child,
     pub(crate) channel: Channel,
 }
 
@@ -62,6 +63,14 @@ impl Pump {
     pub(crate) fn receive(&self) -> Result<Pumped, IpcError> {
         let (bytes, _) = self.channel.receive_bytes()?;
         parse(&bytes).ok_or(IpcError::TooLarge)
+    }
+}
+
+impl Drop for Pump {
+    /// Ends and reaps the pump, however its step ended: it is a process of the job's user ids.
+    fn drop(&mut self) {
+        let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
+        let _ = wait(Which::Pid(self.child.pid), true);
     }
 }
 

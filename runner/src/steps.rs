@@ -8,7 +8,6 @@ use ampoule_sandbox::Sandbox;
 use ampoule_sandbox::cgroup::Counts;
 use ampoule_sandbox::init::{Answer, Order};
 use ampoule_spec::{Code, Event, Failure, LogChunk, LogReport, Step, StepEnd, StepReport, UnixNanos, Usage};
-use ampoule_sys::process::{Which, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -156,7 +155,7 @@ fn watch(
     while running.end.is_none() || running.logs.is_none() {
         wait_once(context, &pump, &mut running, number)?;
     }
-    let _ = wait(Which::Pid(pump.child.pid), true);
+    drop(pump);
     running.report.logs = running.logs.unwrap_or_default();
     if let Some(end) = running.end {
         running.report.end = end;

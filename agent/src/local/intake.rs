@@ -33,7 +33,7 @@ pub(super) fn take_in(
             return Err(LocalError::Cancelled);
         }
         let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-        sources.push(take_input(input, plan.source_date_epoch, runner, &mut importing)?);
+        sources.push(take_input(input, plan.source_date_epoch, runner, cancel, &mut importing)?);
     }
     let id = new_id()?;
     let spec = plan.into_spec(id.clone(), 1, sources)?;
@@ -99,6 +99,7 @@ fn take_input(
     input: &InputPlan,
     epoch: u64,
     runner: &Runner,
+    cancel: &Cancel,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
     match &input.source {
@@ -107,7 +108,7 @@ fn take_input(
             let file = open(path)?;
             let meta = file.metadata().map_err(|e| unusable(path, e))?;
             if meta.is_dir() {
-                return take_directory(path, &file, epoch, runner);
+                return take_directory(path, &file, epoch, runner, cancel);
             }
             let executable = meta.mode() & 0o100 != 0;
             let content = Content::File { sha256: None, executable, epoch };
@@ -138,17 +139,27 @@ fn take_input(
 
 /// Streams a directory to the import worker. What the runner computed from the stream must be what we
 /// computed from the files.
-fn take_directory(path: &Path, dir: &File, epoch: u64, runner: &Runner) -> Result<InputSource> {
+fn take_directory(
+    path: &Path,
+    dir: &File,
+    epoch: u64,
+    runner: &Runner,
+    cancel: &Cancel,
+) -> Result<InputSource> {
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
     let (packed, imported) = std::thread::scope(|scope| {
         let packing = scope.spawn(move || {
             let mut out = BufWriter::with_capacity(256 << 10, File::from(write));
-            pack(dir.as_fd(), &mut out, &|_| false, &Limits::default())
+            // Once cancelled, the rest is left out: the import ends soon and its result is not used.
+            pack(dir.as_fd(), &mut out, &|_| cancel.is_cancelled(), &Limits::default())
         });
         let imported = runner.import(Content::Directory { tree: None, epoch }, read);
         (packing.join(), imported)
     });
+    if cancel.is_cancelled() {
+        return Err(LocalError::Cancelled);
+    }
     match (packed, imported) {
         (Ok(Ok(packed)), Ok(imported)) if packed.tree == imported.sha256 => {
             Ok(InputSource::Directory { tree: imported.sha256 })

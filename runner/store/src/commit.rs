@@ -22,6 +22,9 @@ use std::io::Write;
 /// An import under way: a directory that nobody else knows, locked as long as this lives.
 ///
 /// Dropping it leaves the directory for [`Store::sweep_staging`]; [`Store::discard`] removes it at once.
+///
+/// The lock belongs to an open file, so a process that was forked meanwhile and keeps its descriptors keeps the
+/// lock too: whoever forks without exec closes them, or what a dead importer left behind counts as live.
 #[derive(Debug)]
 pub struct Staging {
     content: Content,
@@ -78,7 +81,7 @@ impl Store {
     ///
     /// Call it when the worker is dead. It reads every byte of the tree once, so call it in the import's own
     /// process (the one that ran [`crate::receive`]), not in the launcher's loop. Whatever happens, the staging
-    /// directory is gone afterwards. Acknowledged means durable: the files and `meta.json` (one `syncfs`), then the
+    /// directory is gone afterwards. Acknowledged means durable: the files and `meta.json`, then the
     /// tree's name, then the index, each synced before the next.
     ///
     /// A content that came into the store meanwhile is fine; that one is kept.
@@ -231,8 +234,7 @@ impl Store {
             opaque_directories: sealed.opaque,
         });
         write_new(&staging.dir, META, &meta)?;
-        // One flush of the file system instead of one for each of up to a million files; it reports their errors.
-        rustix::fs::syncfs(&staging.dir).map_err(StoreError::io("sync", &name))?;
+        crate::durable::flush(&staging.dir, sealed.entries).map_err(StoreError::io("sync", &name))?;
         let flags = RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(&self.staging, &staging.name, &self.trees, &name, flags) {
             Ok(()) | Err(Errno::EXIST) => {}

@@ -14,6 +14,7 @@
 mod beneath;
 mod commit;
 mod digest;
+mod durable;
 mod entry_path;
 mod error;
 mod limits;

@@ -185,6 +185,40 @@ fn verify_finds_every_change_of_a_stored_tree() {
 }
 
 #[test]
+fn verify_finds_what_only_the_digests_can_tell() {
+    let source = tar(&[dir("d/"), file("d/f", "x").mtime(EPOCH), file("d/g", "x").mtime(EPOCH)]);
+    let image = Content::ImageTar { sha256: sha(&source) };
+    let restore = |path: &Path| {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(EPOCH);
+        fs::File::open(path).unwrap().set_modified(time).unwrap();
+    };
+    let changes: [(&str, &Content, &dyn Fn(&Path)); 4] = [
+        ("content", &archive(&source), &|root| fs::write(root.join("d/f"), "y").unwrap()),
+        ("mode", &image, &|root| {
+            fs::set_permissions(root.join("d/f"), fs::Permissions::from_mode(0o600)).unwrap()
+        }),
+        ("mode of a directory", &image, &|root| {
+            fs::set_permissions(root.join("d"), fs::Permissions::from_mode(0o700)).unwrap();
+        }),
+        ("links", &image, &|root| {
+            fs::remove_file(root.join("d/g")).unwrap();
+            fs::hard_link(root.join("d/f"), root.join("d/g")).unwrap();
+        }),
+    ];
+    for (what, content, change) in changes {
+        let world = World::new();
+        world.import(content, &source).unwrap();
+        let root = world.tree(content);
+        let before = fs::metadata(root.join("d")).unwrap().modified().unwrap();
+        change(&root);
+        restore(&root.join("d/f"));
+        fs::File::open(root.join("d")).unwrap().set_modified(before).unwrap();
+        let error = world.store.verify(content).unwrap_err().to_string();
+        assert!(error.contains("its digest is"), "{what}: {error}");
+    }
+}
+
+#[test]
 fn damaged_index_is_reported_and_not_believed() {
     let world = World::new();
     let (one, two) = (tar(&[file("a", "x")]), tar(&[file("a", "y")]));
@@ -231,8 +265,7 @@ fn sweep_removes_what_died_and_leaves_what_lives() {
     // What a crash leaves: half a tree, and no lock. A worker that survives holds none either.
     drop(dead);
     fs::write(world.path("store/staging/0123.record"), "half").unwrap();
-    let swept = world.store.sweep_staging().unwrap();
-    assert_eq!((swept.removed, swept.live), (2, 1));
+    assert_eq!(world.sweep(1), 2);
     drop(worker_fd);
     let left: Vec<_> = fs::read_dir(world.path("store/staging")).unwrap().collect();
     assert_eq!(left.len(), 1);
@@ -248,20 +281,20 @@ fn sweep_removes_trees_that_are_meant_to_stop_it() {
     let tree = fs::read_dir(&root).unwrap().next().unwrap().unwrap().path().join("tree");
     // Deeper than any path can say, made as a worker would make it: from directory to directory.
     let mut dir = open_dir(&tree);
-    for depth in 0..3000 {
-        rustix::fs::mkdirat(&dir, "d", rustix::fs::Mode::RWXU).unwrap();
+    let name = "d".repeat(200);
+    for depth in 0..200 {
+        rustix::fs::mkdirat(&dir, &name, rustix::fs::Mode::RWXU).unwrap();
         rustix::fs::mkdirat(&dir, ".removed-1", rustix::fs::Mode::empty()).unwrap();
         rustix::fs::symlinkat("/", &dir, "link").unwrap();
-        let next =
-            rustix::fs::openat(&dir, "d", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+        let next = rustix::fs::openat(&dir, &name, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
         if depth % 7 == 0 {
             rustix::fs::fchmod(&dir, rustix::fs::Mode::empty()).unwrap();
         }
-        dir = next;
+        dir = next.unwrap();
     }
     drop((dir, staging));
     let before = fs::read(world.path("outside/passwd")).unwrap();
-    assert_eq!(world.store.sweep_staging().unwrap().removed, 1);
+    assert_eq!(world.sweep(0), 1);
     assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     assert_eq!(fs::read(world.path("outside/passwd")).unwrap(), before);
 }
@@ -431,6 +464,13 @@ fn ids_of_a_worker_are_shifted_back() {
     let own = |path: &Path, uid: u32, gid: u32| lchown(path, Some(uid), Some(gid)).unwrap();
     let outside = import(&|t| fs::write(t.join("f"), "x").unwrap());
     assert_eq!(outside.unwrap_err().name(), "shape", "the host's root is outside the range");
+    for (uid, gid) in [(base + 65_536, base), (base, base + 65_536), (base - 1, base)] {
+        let outside = import(&|t| {
+            fs::write(t.join("f"), "x").unwrap();
+            own(&t.join("f"), uid, gid);
+        });
+        assert_eq!(outside.unwrap_err().name(), "shape", "{uid}:{gid}");
+    }
     import(&|t| {
         fs::create_dir(t.join("home")).unwrap();
         fs::write(t.join("home/f"), "x").unwrap();

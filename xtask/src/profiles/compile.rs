@@ -1,83 +1,122 @@
-//! From a policy to the programs that the kernel runs.
+//! From a policy to the program that the kernel runs.
+//!
+//! One program: the architecture, then a binary search over the numbers, then for some calls their
+//! arguments. On the way to an unconditional answer it reads nothing but number and architecture, so that
+//! the kernel finds out when the program is loaded and does not run it for such calls.
 
-use super::source::{Action, Condition, Group, Op, Policy};
+use super::bpf::{Place, Program};
+use super::rules::{self, Rule};
+use super::source::{Action, Policy};
 use ampoule_spec::SeccompProgram;
-use anyhow::{Context, Result, anyhow};
-use seccompiler::{TargetArch, compile_from_json};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 
-const EPERM: u32 = 1;
-const ENOSYS: u32 = 38;
-const EAFNOSUPPORT: u32 = 97;
+/// `AUDIT_ARCH_X86_64` (linux/audit.h).
+const NATIVE: u32 = 0xc000_003e;
+/// `__X32_SYSCALL_BIT` (asm/unistd.h): numbers from here on belong to another interface.
+const X32_BIT: u32 = 0x4000_0000;
+/// Offsets in `struct seccomp_data` (linux/seccomp.h).
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
 
-/// The programs in the order in which they are loaded.
-///
-/// The first allows what the policy allows and answers ENOSYS to everything else. The later ones turn
-/// known calls into an errno of their own. The kernel takes the strictest action of all programs and,
-/// among equal ones, that of the program loaded last; so a call that the first program does not know
-/// still gets the errno of a later one.
-const PROGRAMS: [(Action, &str); 3] = [
-    (Action::Allow, "allow-list; ENOSYS for every other call"),
-    (Action::Eperm, "EPERM for calls that exist but are denied"),
-    (Action::Eafnosupport, "EAFNOSUPPORT for socket families that are not listed"),
-];
+/// `SECCOMP_RET_KILL_PROCESS`, `SECCOMP_RET_ALLOW`, `SECCOMP_RET_ERRNO` (linux/seccomp.h).
+const KILL: u32 = 0x8000_0000;
+const ALLOW: u32 = 0x7fff_0000;
+const ERRNO: u32 = 0x0005_0000;
+const EPERM: u32 = ERRNO | 1;
+const ENOSYS: u32 = ERRNO | 38;
+const EAFNOSUPPORT: u32 = ERRNO | 97;
+
+/// What decides first where several groups name a call. What none of them answers gets ENOSYS.
+const PRECEDENCE: [(Action, u32); 3] =
+    [(Action::Eafnosupport, EAFNOSUPPORT), (Action::Eperm, EPERM), (Action::Allow, ALLOW)];
+
+/// The numbers of the calls.
+const NUMBERS: &str = include_str!("x86_64.txt");
+
+/// Numbers from `first` to the next range, which have the same rules.
+#[derive(Debug)]
+struct Range<'a> {
+    first: u32,
+    rules: &'a [Rule],
+}
 
 /// Compiles a policy.
 pub(crate) fn programs(policy: &Policy) -> Result<Vec<SeccompProgram>> {
-    check_known(policy)?;
-    PROGRAMS.iter().map(|(action, name)| program(policy, *action, name)).collect()
+    ensure!(policy.arch == "x86_64", "arch {:?} is not known; this build knows x86_64", policy.arch);
+    let calls = rules_of(policy, &numbers()?)?;
+    let mut program = Program::default();
+    let kill = program.answer(KILL);
+    let search = search(&mut program, &ranges(&calls));
+    let number = program.load(NUMBER, search);
+    let native = program.if_equal(NATIVE, number, kill);
+    let start = program.load(ARCH, native);
+    let name = "answers by number, for some calls by their arguments; ENOSYS for every other call";
+    Ok(vec![SeccompProgram { name: name.to_owned(), instructions: program.finish(start)? }])
 }
 
-fn program(policy: &Policy, action: Action, name: &str) -> Result<SeccompProgram> {
-    let groups = policy.groups.iter().filter(|g| g.action == action);
-    let rules: Vec<Value> = groups.flat_map(rules_of).collect();
-    let (matched, otherwise) = match action {
-        Action::Allow => (json!("allow"), json!({ "errno": ENOSYS })),
-        Action::Eperm => (json!({ "errno": EPERM }), json!("allow")),
-        Action::Eafnosupport => (json!({ "errno": EAFNOSUPPORT }), json!("allow")),
-        Action::Enosys => (json!({ "errno": ENOSYS }), json!("allow")),
+/// The number of every call that has a name.
+pub(crate) fn numbers() -> Result<BTreeMap<&'static str, u32>> {
+    let lines = NUMBERS.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (name, number) = line.split_once(' ').with_context(|| format!("{line:?}: no number"))?;
+            let number = number.parse().with_context(|| line.to_owned())?;
+            ensure!(number < X32_BIT, "{line}: not a number of this architecture");
+            Ok((name, number))
+        })
+        .collect()
+}
+
+/// The rules of every call, in the order in which they decide.
+fn rules_of(policy: &Policy, numbers: &BTreeMap<&str, u32>) -> Result<BTreeMap<u32, Vec<Rule>>> {
+    let mut calls: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+    for name in policy.groups.iter().flat_map(|g| &g.names) {
+        ensure!(numbers.contains_key(name.as_str()), "{name}: no such call");
+    }
+    for (action, answer) in PRECEDENCE {
+        for group in policy.groups.iter().filter(|g| g.action == action) {
+            for number in group.names.iter().filter_map(|name| numbers.get(name.as_str())) {
+                let rules = calls.entry(*number).or_default();
+                match rules.last_mut().filter(|rule| rule.answer == answer) {
+                    Some(rule) => rule.add(group),
+                    None => rules.push(Rule::new(answer, group)),
+                }
+            }
+        }
+    }
+    Ok(calls)
+}
+
+/// All numbers, known or not.
+fn ranges(calls: &BTreeMap<u32, Vec<Rule>>) -> Vec<Range<'_>> {
+    let mut ranges: Vec<Range<'_>> = Vec::new();
+    let mut add = |first: u32, rules| {
+        if ranges.last().is_none_or(|range| range.rules != rules) {
+            ranges.push(Range { first, rules });
+        }
     };
-    let filter = json!({ "mismatch_action": otherwise, "match_action": matched, "filter": rules });
-    let compiled = compile(policy, &filter).with_context(|| format!("program {name:?}"))?;
-    Ok(SeccompProgram { name: name.to_owned(), instructions: compiled })
+    let mut next = 0;
+    for (number, rules) in calls {
+        if *number > next {
+            add(next, &[]);
+        }
+        add(*number, rules);
+        next = number + 1;
+    }
+    add(next, &[]);
+    ranges
 }
 
-/// Names of groups that no program holds must be known too: a typing error would otherwise pass unseen.
-fn check_known(policy: &Policy) -> Result<()> {
-    let names = policy.groups.iter().flat_map(|g| &g.names);
-    let rules: Vec<Value> = names.map(|name| json!({ "syscall": name })).collect();
-    let filter = json!({ "mismatch_action": "allow", "match_action": "log", "filter": rules });
-    compile(policy, &filter).map(drop)
-}
-
-fn compile(policy: &Policy, filter: &Value) -> Result<Vec<u64>> {
-    let arch = TargetArch::try_from(policy.arch.as_str()).map_err(|e| anyhow!("{e}"))?;
-    let text = serde_json::to_vec(&json!({ "program": filter }))?;
-    let mut map = compile_from_json(text.as_slice(), arch).map_err(|e| anyhow!("{e}"))?;
-    let program = map.remove("program").context("the compiler gave no program")?;
-    Ok(program
-        .iter()
-        .map(|i| u64::from(i.code) << 48 | u64::from(i.jt) << 40 | u64::from(i.jf) << 32 | u64::from(i.k))
-        .collect())
-}
-
-fn rules_of(group: &Group) -> Vec<Value> {
-    let rule = |name: &String| match group.when.as_slice() {
-        [] => vec![json!({ "syscall": name })],
-        alternatives => alternatives
-            .iter()
-            .map(|all| json!({ "syscall": name, "args": all.iter().map(condition).collect::<Vec<_>>() }))
-            .collect(),
-    };
-    group.names.iter().flat_map(rule).collect()
-}
-
-fn condition(c: &Condition) -> Value {
-    let op = match (c.op, c.mask) {
-        (Op::MaskedEq, mask) => json!({ "masked_eq": mask }),
-        (Op::Eq, _) => json!("eq"),
-        (Op::Ne, _) => json!("ne"),
-    };
-    let length = if c.bits == 32 { "dword" } else { "qword" };
-    json!({ "index": c.arg, "type": length, "op": op, "val": c.value })
+/// Writes the search among these ranges; the number is loaded.
+fn search(program: &mut Program, ranges: &[Range<'_>]) -> Place {
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    match (low, high) {
+        ([.., _], [first, ..]) => {
+            let yes = search(program, high);
+            let no = search(program, low);
+            program.if_at_least(first.first, yes, no)
+        }
+        _ => rules::write(program, ranges.first().map_or(&[], |range| range.rules), ENOSYS),
+    }
 }

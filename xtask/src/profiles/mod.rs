@@ -1,9 +1,11 @@
 //! `cargo xtask profiles`: compiles `sandbox-profiles/` to what the launcher reads.
 //!
-//! The output depends on the sources and on the version of the compiler crate in Cargo.lock alone, so
-//! that the digest of a profile in an attestation can be recomputed from the repository.
+//! The output depends on the sources and on the compiler in this folder alone, so that the digest of a
+//! profile in an attestation can be recomputed from the repository.
 
+mod bpf;
 mod compile;
+mod rules;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -190,7 +190,15 @@ impl World {
     }
 
     pub fn with(limits: Limits) -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        Self::on(tempfile::tempdir().unwrap(), limits)
+    }
+
+    /// In memory where that will do, for tests with many imports.
+    pub fn fast(limits: Limits) -> Self {
+        Self::on(memory_dir(), limits)
+    }
+
+    fn on(temp: tempfile::TempDir, limits: Limits) -> Self {
         let outside = temp.path().join("outside");
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("passwd"), "root:x:0:0\n").unwrap();
@@ -264,6 +272,15 @@ impl World {
 
 pub fn archive(source: &[u8]) -> Content {
     Content::Archive { sha256: sha(source), epoch: EPOCH }
+}
+
+/// A directory in memory, if that file system has user attributes (Linux 6.6); else one like any other.
+pub fn memory_dir() -> tempfile::TempDir {
+    let in_memory = tempfile::Builder::new().tempdir_in("/dev/shm").ok();
+    let good = in_memory.filter(|dir| {
+        rustix::fs::setxattr(dir.path(), "user.test", b"y", rustix::fs::XattrFlags::empty()).is_ok()
+    });
+    good.unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
 /// A store as these tests' user may have it.
@@ -364,5 +381,23 @@ impl Random {
             }
         }
         source
+    }
+}
+
+impl World {
+    /// Sweeps until no more than `live` imports seem alive: processes that other tests are about to start hold
+    /// copies of every descriptor for a moment.
+    pub fn sweep(&self, live: u64) -> u64 {
+        let mut removed = 0;
+        for _ in 0..500 {
+            let swept = self.store.sweep_staging().unwrap();
+            removed += swept.removed;
+            if swept.live <= live {
+                assert_eq!(swept.live, live);
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        removed
     }
 }

@@ -1,6 +1,6 @@
 //! Layers and image documents that are refused, and contents under wrong digests.
 
-use crate::archives::{Case, layer};
+use crate::archives::{Case, OUT, layer};
 use crate::common::*;
 use ampoule_spec::wire::Content;
 
@@ -21,11 +21,11 @@ pub(crate) fn layers() -> Vec<Case> {
         layer("duplicate", "twice", &[file(".wh.a", ""), file(".wh.a", "")]),
         layer("duplicate", "then a file", &[file(".wh.a", ""), file("a", "x")]),
         layer("below_file", "a file below a whiteout", &[file(".wh.a", ""), file("a/b", "x")]),
-        layer("through_symlink", "through a symlink", &[symlink("a", "/"), file("a/.wh.etc", "")]),
+        layer("through_symlink", "through a symlink", &[symlink("a", OUT), file("a/.wh.etc", "")]),
         layer(
             "through_symlink",
             "opaque through a symlink",
-            &[symlink("a", "/"), file("a/.wh..wh..opq", "")],
+            &[symlink("a", OUT), file("a/.wh..wh..opq", "")],
         ),
         layer("parent_path", "above the root", &[file("../.wh.victim", "")]),
         layer("hard_link_to_other", "hard link to a whiteout", &[file(".wh.a", ""), hardlink("b", "a")]),

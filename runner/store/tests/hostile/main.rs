@@ -7,6 +7,7 @@ mod common;
 mod archives;
 mod images;
 
+use ampoule_store::worker::{self, WorkerResult};
 use ampoule_store::{Limits, Refusal};
 use archives::*;
 use common::*;
@@ -40,7 +41,7 @@ fn check(world: &World, cases: &[Case]) -> usize {
 
 #[test]
 fn hostile_archives_are_refused_by_name_and_leave_no_trace() {
-    let world = World::new();
+    let world = World::fast(Limits::default());
     let mut count = 0;
     let mut seen = BTreeSet::new();
     for cases in [
@@ -70,7 +71,7 @@ fn hostile_archives_are_refused_by_name_and_leave_no_trace() {
 #[test]
 fn limits_hold_before_anything_is_spent() {
     let limits = Limits { bytes_max: 10_000, entries_max: 20, ..Limits::default() };
-    let world = World::with(limits);
+    let world = World::fast(limits);
     let many: Vec<_> = (0..21).map(|i| file(format!("f{i}"), "")).collect();
     let implied = [file("a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/r/s/t/u", "")];
     let again: Vec<_> = (0..41).map(|_| dir("d/")).collect();
@@ -96,6 +97,12 @@ fn limits_hold_before_anything_is_spent() {
             case("too_large", "zeros without end", endless),
         ],
     );
+    // The worker itself stops, not only the launcher behind it.
+    let staging = tempfile::tempdir().unwrap();
+    let source = tar(&many);
+    let result = worker::run(&archive(&source), memory(&source), open_dir(staging.path()), &limits);
+    assert!(matches!(result, WorkerResult::Refused { name, .. } if name == "too_many"));
+    assert!(std::fs::read_dir(staging.path()).unwrap().count() <= 21);
     let exact: Vec<_> = (0..20).map(|i| file(format!("f{i}"), vec![1; 500])).collect();
     assert!(world.archive(&tar(&exact)).is_ok());
 }
@@ -103,7 +110,7 @@ fn limits_hold_before_anything_is_spent() {
 #[test]
 fn bombs_stop_at_the_ratio() {
     let limits = Limits { ratio_free_bytes: 1 << 20, ..Limits::default() };
-    let world = World::with(limits);
+    let world = World::fast(limits);
     let bomb = tar(&[file("a", vec![0; 64 << 20])]);
     for (what, packed) in [("gzip", gzip(&bomb)), ("zstd", zst(&bomb))] {
         assert!(packed.len() * 200 < bomb.len(), "{what}");

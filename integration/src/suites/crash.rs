@@ -1,0 +1,208 @@
+//! `kill -9` in the middle of a step: nothing of the job runs on, and its record says that it was aborted.
+
+use super::{exec, input, output, probe, sh, with_probe};
+use crate::check::{Ending, Ran, equal, json, statement, verify};
+use crate::harness::Test;
+use crate::lab::{Lab, Live, tree};
+use crate::procs::{self, Cast};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::time::Duration;
+
+pub(super) const TESTS: &[Test] = &[
+    Test::both("client_killed_ends_the_job", |lab| killed(lab, &[|c| c.client])),
+    Test::both("launcher_killed_ends_the_job", |lab| killed(lab, &[|c| c.launcher])),
+    Test::both("supervisor_killed_ends_the_job", |lab| killed(lab, &[|c| c.supervisor])),
+    Test::both("init_killed_ends_the_job", |lab| killed(lab, &[|c| c.init])),
+    Test::both("log_pump_killed_ends_the_job", |lab| killed(lab, &[|c| c.pump])),
+    Test::both("client_and_launcher_killed_end_the_job", |lab| killed(lab, &[|c| c.client, |c| c.launcher])),
+    Test::both("launcher_and_supervisor_killed_end_the_job", |lab| killed(lab, &[|c| c.launcher, |c| c.supervisor])),
+    Test::both("everything_killed_ends_the_job", |lab| killed(lab, &[|c| c.client, |c| c.launcher, |c| c.supervisor])),
+    Test::both("daemons_of_a_killed_job_die_with_it", daemons),
+    Test::both("killed_import_is_swept_by_the_next_run", import),
+    Test::both("second_run_beside_a_live_one_touches_nothing_of_it", beside),
+    Test::both("recovery_beside_a_live_run_takes_only_the_dead_one", recovery_beside),
+    Test::both("steps_before_the_crash_are_in_the_record", earlier_steps),
+];
+
+/// What has to be gone, and how soon.
+const SOON: Duration = Duration::from_secs(5);
+const SUCCEEDED: Ending = Ending("succeeded", "", 0);
+
+fn stopped(marker: &str) -> Result<()> {
+    let what = format!("no process of the job runs: {marker}");
+    procs::eventually(SOON, &what, || procs::with_args(marker).is_empty())
+}
+
+/// Starts a job whose step sleeps, and finds its processes.
+fn sleeping<'l>(lab: &'l Lab<'_>, marker: &str) -> Result<(Live<'l>, Cast)> {
+    let job = lab.job(&(sh("first", "echo done") + &exec("sleep", &["sleep", marker])))?;
+    let mut live = lab.run(&job).start()?;
+    live.until_runs(&format!("sleep {marker}"))?;
+    let cast = Cast::of(live.pid())?;
+    if lab.is_root() {
+        let step = procs::with_args(&format!("sleep {marker}"));
+        ensure!(step.iter().any(procs::Process::is_of_a_job), "the step has no id of a job's: {step:?}");
+    }
+    Ok((live, cast))
+}
+
+fn killed(lab: &Lab, victims: &[fn(&Cast) -> i32]) -> Result<()> {
+    let marker = lab.marker();
+    let (live, cast) = sleeping(lab, &marker)?;
+    let id = only_job(lab)?;
+    for victim in victims {
+        procs::signal(victim(&cast), Signal::KILL)?;
+    }
+    stopped(&format!("sleep {marker}"))?;
+    let client_died = victims.iter().any(|v| v(&cast) == cast.client);
+    let ran = live.end()?;
+    if client_died {
+        equal("signal", &ran.signal, &Some(9))?;
+        ensure!(!ran.out.exists(), "a client that was killed has released something");
+    } else {
+        let ran = ran.exits(75)?;
+        equal("code", &ran.result()?["code"], &Value::from("job.aborted"))?;
+        is_aborted(&ran, &ran.out.join("evidence"))?;
+    }
+    // A client that died, or a launcher that did, leaves the job's directory for the next run.
+    let pending = !tree(&lab.state().join("jobs"))?.is_empty();
+    ensure!(pending || !client_died, "the job is gone without a record");
+    let next = lab.run_job(&sh("a", "echo next"))?.ended(&SUCCEEDED)?;
+    if pending {
+        let next = next.says(&[&format!("recovered job {id}: aborted")])?;
+        is_aborted(&next, &lab.state().join("records").join(&id))?;
+    } else {
+        ensure!(!next.stderr.contains("recovered"), "recovered although nothing was left:\n{}", next.stderr);
+    }
+    ensure!(groups_of(&id).is_empty(), "control groups are left: {:?}", groups_of(&id));
+    let third = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
+    ensure!(!third.stderr.contains("recovered"), "recovered twice:\n{}", third.stderr);
+    Ok(())
+}
+
+/// The id of the one job in the state directory.
+fn only_job(lab: &Lab) -> Result<String> {
+    let names = std::fs::read_dir(lab.state().join("jobs"))?.flatten();
+    let names: Vec<_> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    ensure!(names.len() == 1, "jobs: {names:?}");
+    names.into_iter().next().context("no job")
+}
+
+/// A record in this directory that says `aborted`, signed.
+fn is_aborted(ran: &Ran, dir: &std::path::Path) -> Result<()> {
+    let report = json(&dir.join("report.json"))?;
+    equal("outcome in the record", &report["outcome"], &Value::from("aborted"))?;
+    equal("failure in the record", &report["failure"]["code"], &Value::from("job.aborted"))?;
+    let unclean = report["teardown"]["checks"].to_string();
+    ensure!(!unclean.contains("\"gone\":false"), "left behind: {unclean}");
+    let run = dir.join("run.intoto.jsonl");
+    let (status, said) = verify(&ran.program, &dir.join("report.json"), &run, &ran.key, &["--run"])?;
+    ensure!(status == Some(0), "the record does not verify: {said}");
+    equal("outcome as attested", &statement(&run)?["predicate"]["outcome"], &Value::from("aborted"))?;
+    let names = tree(dir)?;
+    let others: Vec<_> = names.iter().filter(|n| n.ends_with(".jsonl") && *n != "run.intoto.jsonl").collect();
+    ensure!(others.is_empty(), "provenance of an aborted job: {others:?}");
+    Ok(())
+}
+
+/// Control groups of a job, wherever they are.
+fn groups_of(id: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    crate::residue::control_groups(std::path::Path::new("/sys/fs/cgroup"), 6, &mut found);
+    found.retain(|path| path.ends_with(format!("ampoule-{id}")));
+    found
+}
+
+fn daemons(lab: &Lab) -> Result<()> {
+    let marker = lab.marker();
+    let body = with_probe(lab)? + &sh("a", &format!("/build/probe daemons 6 {marker}; /build/probe wait {marker}"));
+    let mut live = lab.run(&lab.job(&body)?).start()?;
+    live.until_runs(&format!("probe wait {marker}"))?;
+    procs::eventually(SOON, "all daemons run", || procs::with_args(&format!("wait {marker}")).len() >= 7)?;
+    let cast = Cast::of(live.pid())?;
+    procs::signal(cast.client, Signal::KILL)?;
+    procs::signal(cast.launcher, Signal::KILL)?;
+    procs::signal(cast.supervisor, Signal::KILL)?;
+    stopped(&format!("wait {marker}"))?;
+    live.end()?;
+    lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["recovered job"]).map(drop)
+}
+
+fn import(lab: &Lab) -> Result<()> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}/slow", listener.local_addr()?);
+    let slow = format!("http = {{ url = \"{url}\", sha256 = \"{}\" }}", crate::check::sha256(b"x"));
+    let big = lab.write("big/file", vec![7; 4 << 20])?;
+    let big = format!("path = '{}'", big.parent().context("no parent")?.display());
+    let body = input("big", &big, "/build/big", false) + &input("slow", &slow, "/build/slow", false) + &sh("a", "true");
+    let live = lab.run(&lab.job(&body)?).start()?;
+    let (stream, _) = listener.accept()?;
+    procs::signal(live.pid(), Signal::KILL)?;
+    drop(stream);
+    live.end()?;
+    let runner = lab.state().display().to_string();
+    procs::eventually(SOON, "the runner ends with its client", || procs::with_args(&runner).is_empty())?;
+    let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
+    ensure!(!next.stderr.contains("recovered"), "a job that was never admitted is recovered:\n{}", next.stderr);
+    equal("staging", &tree(&lab.state().join("store/staging"))?, &Vec::new())
+}
+
+fn beside(lab: &Lab) -> Result<()> {
+    let marker = lab.marker();
+    let body = sh("a", &format!("echo x > /build/x; timeout 4 sleep {marker} || true; cat /build/x")) + &output("x", "/build/x");
+    let mut live = lab.run(&lab.job(&body)?).start()?;
+    live.until_runs(&format!("sleep {marker}"))?;
+    let id = only_job(lab)?;
+    let second = lab.run_job(&sh("a", "echo second"))?.ended(&SUCCEEDED)?;
+    ensure!(!second.stderr.contains("recovered"), "a live job is recovered:\n{}", second.stderr);
+    let overlapped = live.is_running();
+    let first = live.end()?.ended(&SUCCEEDED)?;
+    equal("job", &first.result()?["job"], &Value::from(id))?;
+    equal("output", &first.output_text("x")?, &"x\n".to_owned())?;
+    ensure!(overlapped, "this machine is too slow: the first run ended before the second");
+    Ok(())
+}
+
+fn recovery_beside(lab: &Lab) -> Result<()> {
+    let marker = lab.marker();
+    let (dead, cast) = sleeping(lab, &marker)?;
+    let id = only_job(lab)?;
+    let long = format!("{marker}1");
+    let mut live = lab.run(&lab.job(&exec("long", &["sleep", &long]))?).start()?;
+    live.until_runs(&format!("sleep {long}"))?;
+    for victim in [cast.client, cast.launcher, cast.supervisor] {
+        procs::signal(victim, Signal::KILL)?;
+    }
+    dead.end()?;
+    let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&[&format!("recovered job {id}: aborted")])?;
+    equal("recoveries", &next.stderr.matches("recovered job").count(), &1)?;
+    ensure!(live.is_running() && procs::with_args(&format!("sleep {long}")).len() == 1, "the live job was touched");
+    live.signal(Signal::INT)?;
+    live.end()?.ended(&Ending("cancelled", "job.cancelled", 3)).map(drop)
+}
+
+fn earlier_steps(lab: &Lab) -> Result<()> {
+    let marker = lab.marker();
+    let body = with_probe(lab)? + &probe("one", &["self"]) + &exec("two", &["sleep", &marker]) + &sh("three", "true");
+    let mut live = lab.run(&lab.job(&body)?).start()?;
+    live.until_runs(&format!("sleep {marker}"))?;
+    let id = only_job(lab)?;
+    let cast = Cast::of(live.pid())?;
+    for victim in [cast.client, cast.launcher, cast.supervisor] {
+        procs::signal(victim, Signal::KILL)?;
+    }
+    live.end()?;
+    let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
+    let record = lab.state().join("records").join(id);
+    is_aborted(&next, &record)?;
+    let report = json(&record.join("report.json"))?;
+    let ends: Vec<_> = (0..3).map(|n| report["steps"][n]["end"]["end"].as_str().unwrap_or("?").to_owned()).collect();
+    equal("steps", &ends, &vec!["exited".to_owned(), "aborted".to_owned(), "not_run".to_owned()])?;
+    ensure!(report["timeline"]["started"].is_number() && report["timeline"]["destroyed"].is_number(), "{}", report["timeline"]);
+    // What the steps had said before the crash is evidence of what happened.
+    let names = tree(&record)?;
+    ensure!(names.iter().any(|n| n == "logs/0-one.stdout"), "the record has no logs: {names:?}");
+    Ok(())
+}
