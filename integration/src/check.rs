@@ -139,7 +139,8 @@ impl Ran {
             }
         }
         for file in files {
-            let verified = verify(&self.program, &file, &dir.join("run.intoto.jsonl"), &self.key, &["--run"])?;
+            let verified =
+                verify(&self.program, &file, &dir.join("run.intoto.jsonl"), &self.key, &["--run"])?;
             ensure!(verified.0 == Some(0), "{}: {}", file.display(), verified.1);
         }
         Ok(())
@@ -203,7 +204,11 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Equality that says what it compared.
-pub(crate) fn equal<T: PartialEq + std::fmt::Debug + ?Sized>(what: &str, found: &T, expected: &T) -> Result<()> {
+pub(crate) fn equal<T: PartialEq + std::fmt::Debug + ?Sized>(
+    what: &str,
+    found: &T,
+    expected: &T,
+) -> Result<()> {
     ensure!(found == expected, "{what}:\n   found {found:?}\nexpected {expected:?}");
     Ok(())
 }

@@ -164,10 +164,8 @@ impl<'a> Lab<'a> {
     /// A job file over another image.
     pub(crate) fn job_of(&self, image: &str, body: &str) -> Result<PathBuf> {
         let number = self.number.fetch_add(1, Ordering::SeqCst);
-        let head = format!(
-            "ampoule = 1\nname = \"test\"\nprofile = \"{}\"\nimage = \"{image}\"\n",
-            self.profile()
-        );
+        let head =
+            format!("ampoule = 1\nname = \"test\"\nprofile = \"{}\"\nimage = \"{image}\"\n", self.profile());
         self.write(&format!("job-{number}.toml"), head + body)
     }
 
@@ -228,7 +226,10 @@ impl<'a> Lab<'a> {
         let scratch = names(self.path("tmp"));
         let staging = names(self.state().join("store/staging"));
         fs::remove_dir_all(&self.dir).with_context(|| format!("remove {place}"))?;
-        ensure!(jobs.is_empty() || self.leaves_jobs.load(Ordering::SeqCst), "job directories are left: {jobs:?}");
+        ensure!(
+            jobs.is_empty() || self.leaves_jobs.load(Ordering::SeqCst),
+            "job directories are left: {jobs:?}"
+        );
         ensure!(scratch.is_empty(), "files are left in TMPDIR: {scratch:?}");
         ensure!(staging.is_empty(), "imports are left half done: {staging:?}");
         Ok(())

@@ -24,7 +24,8 @@ pub(crate) struct Process {
 impl Process {
     fn read(pid: i32) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let field = |key: &str| status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
+        let field =
+            |key: &str| status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
         if field("State")?.starts_with(['Z', 'X']) {
             return None;
         }
@@ -82,7 +83,8 @@ impl Cast {
         };
         let launcher = child(client, "launcher", &|_| true)?;
         let supervisor = child(launcher, "supervisor", &|p| p.pids.len() == own_depth())?;
-        let init = child(supervisor, "init", &|p| p.pids.len() == own_depth() + 1 && p.pids.last() == Some(&1))?;
+        let init =
+            child(supervisor, "init", &|p| p.pids.len() == own_depth() + 1 && p.pids.last() == Some(&1))?;
         let pump = child(supervisor, "log pump", &|p| p.pids.len() == own_depth())?;
         Ok(Self { client, launcher, supervisor, init, pump })
     }

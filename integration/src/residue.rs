@@ -70,7 +70,8 @@ fn look(base: Option<&Path>) -> Seen {
     let processes = procs::all();
     let theirs = foreign(&processes, base);
     let mut things = BTreeSet::new();
-    for process in processes.iter().filter(|p| (p.is_runner() || p.is_of_a_job()) && !theirs.contains(&p.pid)) {
+    for process in processes.iter().filter(|p| (p.is_runner() || p.is_of_a_job()) && !theirs.contains(&p.pid))
+    {
         things.insert(format!("process {} {} (uid {})", process.pid, process.args, process.uid));
     }
     for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {

@@ -165,22 +165,44 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
     }
 }
 
+/// Every layer that has to be measured; one that is missing from a measurement is not in force.
+const LAYERS: [&str; 16] = [
+    "capabilities",
+    "groups",
+    "identity",
+    "landlock",
+    "limits",
+    "namespace.ipc",
+    "namespace.mnt",
+    "namespace.net",
+    "namespace.pid",
+    "namespace.user",
+    "namespace.uts",
+    "network",
+    "no_new_privs",
+    "proc",
+    "rootfs",
+    "seccomp",
+];
+
 /// Layers that are demanded and were not measured to be in force, each with its reason.
 pub(crate) fn missing_layers(isolation: &Isolation, profile: &Profile) -> Vec<String> {
     let spared = |layer: &str| match layer {
         "limits" => !profile.requires.cgroup_limits,
+        // Only root can drop the groups of the caller.
+        "groups" => !profile.requires.dedicated_uid,
         "landlock" => profile.requires.landlock_abi == 0,
         _ => false,
     };
-    isolation
-        .layers
-        .iter()
-        .filter(|(layer, measured)| !measured.in_force && !spared(layer))
-        .map(|(layer, measured)| {
-            format!(
-                "profile {} demands the layer {layer}, which is not in force: {}",
-                profile.name, measured.detail
-            )
+    let unmeasured = LAYERS.iter().filter(|layer| !isolation.layers.contains_key(**layer));
+    let unmeasured = unmeasured.map(|layer| (*layer, "it was not measured"));
+    let absent = isolation.layers.iter().filter(|(_, measured)| !measured.in_force);
+    let absent = absent.map(|(layer, measured)| (layer.as_str(), measured.detail.as_str()));
+    unmeasured
+        .chain(absent)
+        .filter(|(layer, _)| !spared(layer))
+        .map(|(layer, why)| {
+            format!("profile {} demands the layer {layer}, which is not in force: {why}", profile.name)
         })
         .collect()
 }

@@ -45,6 +45,9 @@ impl AsFd for JobDir {
     }
 }
 
+/// Beginning of the name of a job's directory that is being removed; no job id begins so.
+const GONE: &str = ".gone-";
+
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 impl State {
@@ -91,15 +94,36 @@ impl State {
         Ok(ids)
     }
 
-    /// Removes a job's directory with everything in it.
+    /// Removes a job's directory with everything in it: first by name, so that a crash in between leaves no job
+    /// that looks like another.
     pub(crate) fn forget(&self, id: &JobId) -> io::Result<()> {
-        let dir = openat(&self.jobs, id.as_str(), DIR, Mode::empty())?;
-        let outputs = openat(&dir, "outputs", DIR, Mode::empty())?;
-        remove_files(outputs.as_fd())?;
-        unlinkat(&dir, "outputs", AtFlags::REMOVEDIR)?;
+        let gone = format!("{GONE}{id}");
+        renameat_with(&self.jobs, id.as_str(), &self.jobs, &gone, RenameFlags::NOREPLACE)?;
+        rustix::fs::fsync(&self.jobs)?;
+        self.remove(&gone)
+    }
+
+    /// Removes what a crash left of jobs that were being forgotten.
+    pub(crate) fn sweep(&self) -> io::Result<()> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.jobs)? {
+            names.extend(entry?.file_name().to_str().ok().filter(|n| n.starts_with(GONE)).map(str::to_owned));
+        }
+        names.iter().try_for_each(|name| self.remove(name))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let dir = openat(&self.jobs, name, DIR, Mode::empty())?;
+        match openat(&dir, "outputs", DIR, Mode::empty()) {
+            Ok(outputs) => {
+                remove_files(outputs.as_fd())?;
+                unlinkat(&dir, "outputs", AtFlags::REMOVEDIR)?;
+            }
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
         remove_files(dir.as_fd())?;
-        unlinkat(&self.jobs, id.as_str(), AtFlags::REMOVEDIR)?;
-        Ok(())
+        Ok(unlinkat(&self.jobs, name, AtFlags::REMOVEDIR)?)
     }
 }
 

@@ -13,6 +13,7 @@ use ampoule_spec::wire::{Reply, Request};
 use ampoule_spec::{Code, Event, JobId, Name, SPEC_BYTES_MAX};
 use ampoule_store::Store;
 use ampoule_sys::process::{Keep, Namespaces, Which, spawn, wait};
+use rustix::fs::FileType;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -62,13 +63,34 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
     }
 }
 
+/// The most bytes of a refusal's text: some of it may be the client's own.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
+
 fn refusal(refusal: Refusal) -> Reply {
-    Reply::Refused { code: refusal.code, message: refusal.message }
+    let mut message = refusal.message;
+    if message.len() > MESSAGE_BYTES_MAX {
+        let end = (0..=MESSAGE_BYTES_MAX).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        message.truncate(end);
+        message.push('…');
+    }
+    Reply::Refused { code: refusal.code, message }
+}
+
+/// A client's descriptor must be what the protocol says: reading another may wait for ever.
+fn of_type(descriptor: &OwnedFd, wanted: FileType, what: &str) -> Result<(), Refusal> {
+    let stat = rustix::fs::fstat(descriptor).map_err(|e| refuse(Code::JobInvalid, format!("{what}: {e}")))?;
+    if FileType::from_raw_mode(stat.st_mode) == wanted {
+        Ok(())
+    } else {
+        Err(refuse(Code::JobInvalid, format!("{what} came as a descriptor of another type")))
+    }
 }
 
 impl Launcher {
     /// Cleans up after earlier runs, then says hello with what was found.
     fn greet(&mut self) -> Result<(), String> {
+        // What cannot be removed now is no job any more; the next run tries again.
+        let _ = self.state.sweep();
         let (recovered, locks) = recovery::recover(&self.state);
         self.held.extend(locks);
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -99,6 +121,9 @@ impl Launcher {
                 let spec =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no spec came with it"))?;
                 let pipe = if lifetime { descriptors.next() } else { None };
+                if let Some(pipe) = &pipe {
+                    of_type(pipe, FileType::Fifo, "the lifetime pipe")?;
+                }
                 if lifetime && pipe.is_none() {
                     return Err(refuse(Code::JobInvalid, "no lifetime pipe came with it"));
                 }
@@ -125,12 +150,13 @@ impl Launcher {
     }
 
     fn run(&mut self, spec: OwnedFd, lifetime: Lifetime) -> Result<Reply, Refusal> {
+        of_type(&spec, FileType::RegularFile, "the spec")?;
         let mut bytes = Vec::new();
         File::from(spec)
             .take(SPEC_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(|e| refuse(Code::JobInvalid, format!("the spec cannot be read: {e}")))?;
-        let (admitted, mut block) = admission::admit(&bytes, &self.store, self.options.profiles.as_deref())?;
+        let (admitted, block) = admission::admit(&bytes, &self.store, self.options.profiles.as_deref())?;
         let job = admitted.job.id.clone();
         let (dir, lock, recorder) =
             self.make_durable(&admitted, &bytes, block.as_ref()).map_err(|error| {
@@ -147,9 +173,13 @@ impl Launcher {
             .map_err(|e| refuse(Code::Internal, format!("the supervisor cannot be started: {e}")))?;
         let _ = wait(Which::Pid(supervisor), true);
         if !dir.has_report() {
-            recovery::abort(&dir, block.as_mut());
+            recovery::abort(&dir);
         }
-        recovery::quarantine_if_unclean(&dir, block.as_mut());
+        recovery::quarantine_if_unclean(&dir);
+        if !dir.has_report() {
+            let text = "the job's report cannot be written; the next run tries again";
+            return Err(refuse(Code::Internal, text));
+        }
         self.held.insert(job.clone(), lock);
         Ok(Reply::Finished { job })
     }

@@ -5,30 +5,38 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256 as Hasher};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// Bytes read at a time.
 const BUFFER_BYTES: usize = 256 << 10;
 
+/// How long taking the outputs out may last.
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(600);
+
 /// Takes the outputs out; stops at the first that a successful job must have and does not.
+///
+/// `stop` is asked before each buffer: whatever the outputs are, the job stays cancellable and bounded in time.
 pub(crate) fn collect(
     job: &JobSpec,
     succeeded: bool,
     root: BorrowedFd<'_>,
     into: BorrowedFd<'_>,
     bytes_max: u64,
+    stop: &mut dyn FnMut() -> Option<Failure>,
 ) -> (Vec<OutputReport>, Option<Failure>) {
     let mut taken = Vec::new();
     let mut left = bytes_max;
     for output in job.outputs.iter().filter(|o| succeeded || o.when == OutputWhen::Always) {
-        match take(output, root, into, left) {
+        match take(output, root, into, left, stop) {
             Ok(report) => {
                 left = left.saturating_sub(report.bytes);
                 taken.push(report);
             }
             Err(Refused { code: Code::OutputMissing, .. }) if output.optional || !succeeded => {}
-            Err(Refused { code, reason }) => {
+            Err(Refused { stopped: Some(failure), .. }) => return (taken, Some(failure)),
+            Err(Refused { code, reason, .. }) => {
                 let message = format!("output {} at {}: {reason}", output.name, output.path);
                 return (taken, Some(Failure { code, message, step: None, teardown: None }));
             }
@@ -40,10 +48,12 @@ pub(crate) fn collect(
 struct Refused {
     code: Code,
     reason: String,
+    /// Why the whole job has to stop, if that is the reason.
+    stopped: Option<Failure>,
 }
 
 fn refused(reason: impl Into<String>) -> Refused {
-    Refused { code: Code::OutputRefused, reason: reason.into() }
+    Refused { code: Code::OutputRefused, reason: reason.into(), stopped: None }
 }
 
 fn take(
@@ -51,6 +61,7 @@ fn take(
     root: BorrowedFd<'_>,
     into: BorrowedFd<'_>,
     bytes_max: u64,
+    stop: &mut dyn FnMut() -> Option<Failure>,
 ) -> Result<OutputReport, Refused> {
     let source = open_plain(root, &output.path, bytes_max)?;
     let stat = rustix::fs::fstat(&source).map_err(|e| refused(e.to_string()))?;
@@ -59,7 +70,7 @@ fn take(
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let copy = openat(into, output.name.as_str(), flags, mode).map_err(|e| internal(e.into()))?;
     let mut copy = File::from(copy);
-    let (bytes, sha256, blake3) = copy_hashed(File::from(source), &mut copy, bytes_max)?;
+    let (bytes, sha256, blake3) = copy_hashed(File::from(source), &mut copy, bytes_max, stop)?;
     copy.sync_data().map_err(internal)?;
     Ok(OutputReport {
         name: output.name.clone(),
@@ -73,7 +84,7 @@ fn take(
 }
 
 fn internal(error: std::io::Error) -> Refused {
-    Refused { code: Code::Internal, reason: format!("it cannot be copied: {error}") }
+    Refused { code: Code::Internal, reason: format!("it cannot be copied: {error}"), stopped: None }
 }
 
 /// Opens a plain file below the sandbox's root without following anything.
@@ -84,7 +95,7 @@ fn open_plain(root: BorrowedFd<'_>, path: &SandboxPath, bytes_max: u64) -> Resul
     let found =
         openat2(root, path.relative(), look, Mode::empty(), resolve).map_err(|errno| match errno {
             Errno::NOENT | Errno::NOTDIR => {
-                Refused { code: Code::OutputMissing, reason: "no step has made it".to_owned() }
+                Refused { code: Code::OutputMissing, reason: "no step has made it".to_owned(), stopped: None }
             }
             Errno::LOOP => refused("there is a symbolic link on the way; name the file itself"),
             errno => refused(errno.to_string()),
@@ -120,11 +131,20 @@ fn open_plain(root: BorrowedFd<'_>, path: &SandboxPath, bytes_max: u64) -> Resul
     Ok(opened)
 }
 
-fn copy_hashed(mut from: File, into: &mut File, bytes_max: u64) -> Result<(u64, Sha256, Blake3), Refused> {
+/// Copies and hashes in one pass. Runs of zeros become holes, so that a sparse file does not fill the host.
+fn copy_hashed(
+    mut from: File,
+    into: &mut File,
+    bytes_max: u64,
+    stop: &mut dyn FnMut() -> Option<Failure>,
+) -> Result<(u64, Sha256, Blake3), Refused> {
     let (mut sha256, mut blake3) = (Hasher::new(), blake3::Hasher::new());
     let mut buffer = vec![0_u8; BUFFER_BYTES];
     let mut bytes = 0_u64;
     loop {
+        if let Some(failure) = stop() {
+            return Err(Refused { stopped: Some(failure), ..refused("stopped") });
+        }
         let count = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => count,
@@ -138,8 +158,13 @@ fn copy_hashed(mut from: File, into: &mut File, bytes_max: u64) -> Result<(u64, 
         }
         sha256.update(part);
         blake3.update(part);
-        into.write_all(part).map_err(internal)?;
+        if part.iter().all(|byte| *byte == 0) {
+            into.seek(SeekFrom::Current(i64::try_from(count).unwrap_or(0))).map_err(internal)?;
+        } else {
+            into.write_all(part).map_err(internal)?;
+        }
     }
+    into.set_len(bytes).map_err(internal)?;
     Ok((bytes, Sha256::new(sha256.finalize().into()), Blake3::new(*blake3.finalize().as_bytes())))
 }
 

@@ -27,7 +27,7 @@ impl Place {
             optional: false,
         };
         let (root, into) = (open(self.root.path()), open(self.into.path()));
-        take(&output, root.as_fd(), into.as_fd(), bytes_max).map_err(|r| r.code)
+        take(&output, root.as_fd(), into.as_fd(), bytes_max, &mut || None).map_err(|r| r.code)
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -66,6 +66,22 @@ fn everything_that_is_not_a_plain_file_is_refused_by_name() {
         assert_eq!(place.take(path, 1 << 20), Err(Code::OutputMissing), "{path}");
     }
     assert_eq!(std::fs::read_dir(place.into.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn holes_stay_holes_and_a_stop_ends_the_copy() {
+    let place = Place::new();
+    let file = std::fs::File::create(place.path("holes")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", (64 << 20) + 5).unwrap();
+    let report = place.take("/holes", 1 << 30).unwrap();
+    let copy = std::fs::metadata(place.into.path().join("o")).unwrap();
+    assert_eq!((report.bytes, copy.len()), ((64 << 20) + 6, (64 << 20) + 6));
+    assert!(std::os::unix::fs::MetadataExt::blocks(&copy) < 2048, "the copy has no holes");
+    let source = std::fs::File::open(place.path("holes")).unwrap();
+    let mut sink = std::fs::File::create(place.into.path().join("p")).unwrap();
+    let failure = Failure { code: Code::JobCancelled, message: String::new(), step: None, teardown: None };
+    let stopped = copy_hashed(source, &mut sink, 1 << 30, &mut || Some(failure.clone())).map(drop);
+    assert_eq!(stopped.unwrap_err().stopped, Some(failure));
 }
 
 #[test]

@@ -114,6 +114,8 @@ const GATHER_AT_MOST: Duration = Duration::from_millis(50);
 struct Lane {
     stream: Stream,
     head_left: u64,
+    /// Bytes of the end that are kept.
+    tail_max: usize,
     /// Bytes of the head that are not passed on yet, and where they begin.
     pending: Vec<u8>,
     pending_at: u64,
@@ -125,10 +127,12 @@ struct Lane {
 
 impl Lane {
     fn new(stream: Stream, kept_bytes: u64) -> Self {
-        let head_left = kept_bytes.saturating_sub(TAIL_BYTES as u64);
+        let tail_max = usize::try_from(kept_bytes / 2).unwrap_or(TAIL_BYTES).min(TAIL_BYTES);
+        let head_left = kept_bytes.saturating_sub(tail_max as u64);
         Self {
             stream,
             head_left,
+            tail_max,
             pending: Vec::with_capacity(CHUNK_BYTES),
             pending_at: 0,
             bytes: 0,
@@ -150,7 +154,7 @@ impl Lane {
         self.head_left -= head.len() as u64;
         self.bytes += bytes.len() as u64;
         self.tail.extend(rest);
-        let over = self.tail.len().saturating_sub(TAIL_BYTES);
+        let over = self.tail.len().saturating_sub(self.tail_max);
         self.tail.drain(..over);
         self.cut += over as u64;
         if self.pending.len() >= CHUNK_BYTES { self.pass_on(channel) } else { Ok(()) }

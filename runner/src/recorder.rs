@@ -22,6 +22,11 @@ impl Recorder {
     /// Records an event and makes it durable with everything before it.
     pub(crate) fn event_durable(&mut self, event: &Event) -> Result<(), String> {
         self.event(event)?;
+        self.sync()
+    }
+
+    /// Makes everything that was recorded durable.
+    pub(crate) fn sync(&mut self) -> Result<(), String> {
         self.writer.sync().map_err(|e| format!("the events file cannot be made durable: {e}"))
     }
 

@@ -3,8 +3,7 @@
 use crate::clock;
 use crate::jobdir::{JobDir, JobLock, State};
 use crate::report;
-use ampoule_sandbox::identity::UidBlock;
-use ampoule_sandbox::teardown;
+use ampoule_sandbox::{identity, teardown};
 use ampoule_spec::wire::Recovered;
 use ampoule_spec::{
     Code, Event, Failure, JobId, JobSpec, Outcome, REPORT_BYTES_MAX, RunReport, SPEC_BYTES_MAX, Sha256,
@@ -13,12 +12,18 @@ use ampoule_spec::{
 use sha2::{Digest, Sha256 as Hasher};
 use std::path::PathBuf;
 
+/// The most jobs of one greeting, which has to fit a message; the next run gets the rest.
+const RECOVERED_MAX: usize = 64;
+
 /// Cleans up every job that nobody holds and returns them with their locks. A job that somebody holds is
 /// alive and not touched.
 pub(crate) fn recover(state: &State) -> (Vec<Recovered>, Vec<(JobId, JobLock)>) {
     let mut recovered = Vec::new();
     let mut locks = Vec::new();
     for id in state.jobs().unwrap_or_default() {
+        if recovered.len() >= RECOVERED_MAX {
+            break;
+        }
         let Ok(Some((dir, lock))) = state.open_idle(&id) else { continue };
         let removed = if dir.has_report() {
             vec!["its report had not been signed".to_owned()]
@@ -27,8 +32,9 @@ pub(crate) fn recover(state: &State) -> (Vec<Recovered>, Vec<(JobId, JobLock)>) 
             let _ = state.forget(&id);
             continue;
         } else {
-            abort(&dir, None)
+            abort(&dir)
         };
+        quarantine_if_unclean(&dir);
         recovered.push(Recovered { job: id.clone(), removed });
         locks.push((id, lock));
     }
@@ -37,7 +43,7 @@ pub(crate) fn recover(state: &State) -> (Vec<Recovered>, Vec<(JobId, JobLock)>) 
 
 /// Destroys what a dead supervisor's intent names and writes the report that it could not write. Returns
 /// what was removed, for people.
-pub(crate) fn abort(dir: &JobDir, block: Option<&mut UidBlock>) -> Vec<String> {
+pub(crate) fn abort(dir: &JobDir) -> Vec<String> {
     let events = dir.read_events().unwrap_or_default();
     let spec = dir.read("spec.json", SPEC_BYTES_MAX).unwrap_or_default();
     let mut report = report::blank(dir.id.clone(), Sha256::new(Hasher::digest(&spec).into()));
@@ -86,24 +92,22 @@ pub(crate) fn abort(dir: &JobDir, block: Option<&mut UidBlock>) -> Vec<String> {
     report.outcome = if report.teardown.is_clean() { Outcome::Aborted } else { Outcome::Quarantined };
     // What cannot be written now is found again by the next run.
     let _ = dir.write_report(&report);
-    if report.outcome == Outcome::Quarantined {
-        quarantine(block);
-    }
     removed
 }
 
-/// Takes a job's block of ids out of use if its teardown was not clean.
-pub(crate) fn quarantine_if_unclean(dir: &JobDir, block: Option<&mut UidBlock>) {
+/// Takes a job's block of ids out of use if its teardown was not clean, or is not known to have been.
+pub(crate) fn quarantine_if_unclean(dir: &JobDir) {
     let report = dir.read("report.json", REPORT_BYTES_MAX).ok();
     let report = report.and_then(|bytes| serde_json::from_slice::<RunReport>(&bytes).ok());
-    if report.is_none_or(|r| r.outcome == Outcome::Quarantined) {
-        quarantine(block);
+    if report.is_some_and(|report| report.outcome != Outcome::Quarantined) {
+        return;
     }
-}
-
-fn quarantine(block: Option<&mut UidBlock>) {
-    if let Some(block) = block {
+    let base = dir.read_events().unwrap_or_default().into_iter().find_map(|event| match event {
+        Event::Admitted { uid_base, .. } => uid_base,
+        _ => None,
+    });
+    if let Some(base) = base {
         // The report says the same; the mark keeps the ids from being used again.
-        let _ = block.quarantine();
+        let _ = identity::quarantine(base);
     }
 }

@@ -7,7 +7,7 @@ use crate::recorder::Recorder;
 use ampoule_sandbox::Sandbox;
 use ampoule_sandbox::cgroup::Counts;
 use ampoule_sandbox::init::{Answer, Order};
-use ampoule_spec::{Code, Event, Failure, LogChunk, LogReport, Step, StepEnd, StepReport, UnixNanos, Usage};
+use ampoule_spec::{Code, Event, Failure, LogChunk, Step, StepEnd, StepReport, Usage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -37,35 +37,37 @@ pub(crate) struct StepContext<'a> {
     pub(crate) log_bytes: u64,
     pub(crate) deadline: Moment,
     pub(crate) pump_as: Option<u32>,
+    pub(crate) build_host_id: u32,
 }
 
 /// A step under way.
-struct Running {
-    report: StepReport,
+struct Running<'a> {
+    report: &'a mut StepReport,
     deadline: Moment,
     stop: Option<Stop>,
     killed: bool,
     kill_at: Option<Moment>,
-    end: Option<StepEnd>,
-    logs: Option<Vec<LogReport>>,
+    /// No process of it is left.
+    ended: bool,
+    /// Its streams have not ended yet.
+    pumping: bool,
     oom_kills_before: u64,
 }
 
 /// Runs a step. The failure, if there is one, ends the job.
 pub(crate) fn run(context: &mut StepContext<'_>, number: u32, step: &Step) -> (StepReport, Option<Failure>) {
-    match counted_watch(context, number, step) {
-        Ok((mut report, stop, counted)) => {
-            account(&mut report, counted);
-            let failure = judge(context, number, &mut report, stop, counted);
-            (report, failure)
-        }
+    let mut report = not_run(step);
+    let (stop, counted) = match counted_watch(context, number, step, &mut report) {
+        Ok(ended) => ended,
         Err(message) => {
-            let mut report = not_run(step);
             report.end = StepEnd::Aborted;
             report.finished = Some(clock::now());
-            (report, Some(failure(Code::JobAborted, message, number)))
+            return (report, Some(failure(Code::JobAborted, message, number)));
         }
-    }
+    };
+    account(&mut report, counted);
+    let failure = judge(context, number, &mut report, &stop, counted);
+    (report, failure)
 }
 
 /// Watches a step between two readings of the control groups' counters.
@@ -73,13 +75,23 @@ fn counted_watch(
     context: &mut StepContext<'_>,
     number: u32,
     step: &Step,
-) -> Result<(StepReport, Option<Stop>, Counts), String> {
+    report: &mut StepReport,
+) -> Result<(Option<Stop>, Counts), String> {
     if let Some(group) = &context.sandbox.cgroup {
         group.reset_peak();
     }
     let before = counts(context.sandbox)?;
-    let (report, stop) = watch(context, number, step, before.oom_kills)?;
-    Ok((report, stop, since(before, counts(context.sandbox)?)))
+    let watched = watch(context, number, step, before.oom_kills, report);
+    let counted = since(before, counts(context.sandbox)?);
+    match watched {
+        Ok(stop) => Ok((stop, counted)),
+        // The kernel may have killed init with the step: that explains it.
+        Err(_) if counted.oom_kills > 0 => {
+            report.finished = Some(clock::now());
+            Ok((Some(Stop::OutOfMemory), counted))
+        }
+        Err(message) => Err(message),
+    }
 }
 
 /// The counters; zeros where there are no control groups to count.
@@ -125,56 +137,85 @@ fn watch(
     number: u32,
     step: &Step,
     oom_kills_before: u64,
-) -> Result<(StepReport, Option<Stop>), String> {
+    report: &mut StepReport,
+) -> Result<Option<Stop>, String> {
     let pipes = |e: Errno| format!("the step's streams cannot be made: {e}");
     let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
     let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
+    for stream in [&out_write, &err_write] {
+        // So that /dev/stdout and /dev/stderr can be opened by name.
+        let id = context.build_host_id;
+        rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(id)), None).map_err(pipes)?;
+    }
     let pump = Pump::start(&out_read, &err_read, context.log_bytes, context.pump_as)
         .map_err(|e| format!("the log pump cannot be started: {e}"))?;
     drop((out_read, err_read));
     let mut running = Running {
-        report: not_run(step),
+        report,
         deadline: context.deadline.min(Moment::now().after(Duration::from_millis(step.timeout_ms))),
         stop: None,
         killed: false,
         kill_at: None,
-        end: None,
-        logs: None,
+        ended: false,
+        pumping: true,
         oom_kills_before,
     };
     let at = clock::now();
     running.report.started = Some(at);
     context.recorder.event(&Event::StepStarted { at, step: number, name: step.name.clone() })?;
-    let lost = "process 1 of the sandbox died while the step ran";
-    let answer = context
-        .sandbox
-        .start_step(number, out_write.as_fd(), err_write.as_fd())
-        .map_err(|_| lost.to_owned())?;
+    let answer = context.sandbox.start_step(number, out_write.as_fd(), err_write.as_fd());
     drop((out_write, err_write));
-    take_answer(&mut running, answer);
-    while running.end.is_none() || running.logs.is_none() {
-        wait_once(context, &pump, &mut running, number)?;
+    let watched = match answer {
+        Ok(answer) => {
+            take_answer(&mut running, answer);
+            until_over(context, &pump, &mut running, number)
+        }
+        Err(_) => Err(INIT_LOST.to_owned()),
+    };
+    if watched.is_err() {
+        // Init is gone and every process of the step with it: the pump ends by itself, with its last bytes.
+        let end = Moment::now().after(DRAIN_LIMIT);
+        while running.pumping && !end.left().is_zero() {
+            if take_log(context.recorder, &pump, &mut running, number).is_err() {
+                break;
+            }
+        }
     }
-    drop(pump);
-    running.report.logs = running.logs.unwrap_or_default();
-    if let Some(end) = running.end {
-        running.report.end = end;
+    let stop = running.stop;
+    watched.map(|()| stop)
+}
+
+/// What is said when process 1 of the sandbox is no longer there.
+const INIT_LOST: &str = "process 1 of the sandbox died while the step ran";
+/// How long the last bytes of a lost step are waited for.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+fn until_over(
+    context: &mut StepContext<'_>,
+    pump: &Pump,
+    running: &mut Running<'_>,
+    number: u32,
+) -> Result<(), String> {
+    while !running.ended || running.pumping {
+        wait_once(context, pump, running, number)?;
     }
-    Ok((running.report, running.stop))
+    Ok(())
 }
 
 fn wait_once(
     context: &mut StepContext<'_>,
     pump: &Pump,
-    running: &mut Running,
+    running: &mut Running<'_>,
     number: u32,
 ) -> Result<(), String> {
     let next = running.kill_at.unwrap_or(running.deadline).left().min(TICK);
     let (init, log, wish) = {
-        let mut ready = vec![
-            PollFd::from_borrowed_fd(context.sandbox.channel(), PollFlags::IN),
-            PollFd::new(&pump.channel, PollFlags::IN),
-        ];
+        let mut ready = vec![PollFd::from_borrowed_fd(context.sandbox.channel(), PollFlags::IN)];
+        // A pump that has said everything hangs up, which would wake us again and again.
+        let pumping = running.pumping;
+        if pumping {
+            ready.push(PollFd::new(&pump.channel, PollFlags::IN));
+        }
         if running.stop.is_none() {
             ready.extend(context.lifetime.poll_fd());
         }
@@ -183,17 +224,14 @@ fn wait_once(
             Err(errno) => return Err(format!("waiting failed: {errno}")),
         }
         let mut seen = ready.iter().map(|fd| !fd.revents().is_empty());
-        (seen.next() == Some(true), seen.next() == Some(true), seen.next() == Some(true))
+        (seen.next() == Some(true), pumping && seen.next() == Some(true), seen.next() == Some(true))
     };
-    if log && running.logs.is_none() {
+    if log {
         take_log(context.recorder, pump, running, number)?;
     }
-    if init && running.end.is_none() {
-        let answer = context.sandbox.answer();
-        take_answer(
-            running,
-            answer.map_err(|_| "process 1 of the sandbox died while the step ran".to_owned())?,
-        );
+    if init && !running.ended {
+        let answer = context.sandbox.answer().map_err(|_| INIT_LOST.to_owned())?;
+        take_answer(running, answer);
     }
     if wish && running.stop.is_none() {
         running.stop = context.lifetime.wish().map(Stop::Wished);
@@ -207,7 +245,7 @@ fn timespec(wait: Duration) -> Timespec {
 
 /// Ends the step if a limit or a wish says so: first kindly, then not.
 fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), String> {
-    if running.end.is_some() {
+    if running.ended {
         return Ok(());
     }
     if running.stop.is_none() {
@@ -218,7 +256,7 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
         }
     }
     let Some(stop) = running.stop else { return Ok(()) };
-    let gone = |_| "process 1 of the sandbox died while the step was being ended".to_owned();
+    let gone = |_| INIT_LOST.to_owned();
     match running.kill_at {
         None => {
             // After an oom kill, or without a client to wait for, there is nothing to be kind to.
@@ -240,39 +278,38 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
     }
 }
 
-fn take_log(recorder: &mut Recorder, pump: &Pump, running: &mut Running, number: u32) -> Result<(), String> {
+fn take_log(recorder: &mut Recorder, pump: &Pump, running: &mut Running<'_>, number: u32) -> Result<(), String> {
     match pump.receive() {
         Ok(Pumped::Chunk(stream, offset, bytes)) => {
             recorder.log(&LogChunk { step: number, stream, at: clock::now(), offset, bytes })
         }
         Ok(Pumped::Summary(logs)) => {
-            running.logs = Some(logs);
+            running.report.logs = logs;
+            running.pumping = false;
             Ok(())
         }
         Err(_) => Err("the log pump died while the step ran".to_owned()),
     }
 }
 
-fn take_answer(running: &mut Running, answer: Answer) {
-    let now: UnixNanos = clock::now();
-    match answer {
-        Answer::Started => {}
-        Answer::NotStarted { reason } => {
-            running.report.finished = Some(now);
-            running.end = Some(StepEnd::NotStarted { reason });
-        }
+fn take_answer(running: &mut Running<'_>, answer: Answer) {
+    let end = match answer {
+        Answer::Started => return,
+        Answer::NotStarted { reason } => StepEnd::NotStarted { reason },
         Answer::Ended { status, signal, cpu_micros, memory_peak_bytes, survivors } => {
-            running.report.finished = Some(now);
             running.report.usage = Usage { cpu_micros, memory_peak_bytes };
             running.report.survivors_killed = survivors;
-            running.end = Some(match (status, signal) {
+            match (status, signal) {
                 (Some(code), _) => StepEnd::Exited { code },
                 (None, Some(signal)) => StepEnd::Signalled { signal },
                 (None, None) => StepEnd::Aborted,
-            });
+            }
         }
-        Answer::Made | Answer::Ready { .. } | Answer::Failed(_) => running.end = Some(StepEnd::Aborted),
-    }
+        Answer::Made | Answer::Ready { .. } | Answer::Failed(_) => StepEnd::Aborted,
+    };
+    running.report.finished = Some(clock::now());
+    running.report.end = end;
+    running.ended = true;
 }
 
 /// Says how the step ended, in the order of what explains the most.
@@ -280,7 +317,7 @@ fn judge(
     context: &StepContext<'_>,
     number: u32,
     report: &mut StepReport,
-    stop: Option<Stop>,
+    stop: &Option<Stop>,
     counted: Counts,
 ) -> Option<Failure> {
     let name = report.name.clone();
@@ -300,7 +337,7 @@ fn judge(
         }
         Some(Stop::OutOfMemory) | None => {}
     }
-    if counted.oom_kills > 0 || stop == Some(Stop::OutOfMemory) {
+    if counted.oom_kills > 0 || *stop == Some(Stop::OutOfMemory) {
         report.end = StepEnd::KilledByLimit { code: Code::LimitOom };
         return fail(
             Code::LimitOom,

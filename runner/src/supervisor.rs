@@ -23,6 +23,10 @@ pub(crate) fn run(admitted: Admitted, dir: &JobDir, mut recorder: Recorder, mut 
     let teardown = attempt(admitted, dir, &mut recorder, &mut lifetime, &mut draft);
     let report = draft.finish(teardown);
     let outcome = report.outcome;
+    // The report names digests of logs: their bytes are durable before it is.
+    if recorder.sync().is_err() {
+        return 70;
+    }
     if dir.write_report(&report).is_err() {
         return 70;
     }
@@ -78,10 +82,11 @@ fn attempt(
         log_bytes: limits.log_bytes,
         deadline: begun.after(Duration::from_millis(limits.timeout_ms)),
         pump_as: pump_id(authority),
+        build_host_id: authority.build_host_id(),
     };
     run_steps(&mut context, &job, draft);
     draft.phase("steps", begun);
-    take_outputs(&sandbox, &job, dir, recorder, draft, limits.disk_bytes);
+    take_outputs(&sandbox, &job, dir, recorder, lifetime, draft, limits.disk_bytes);
     let begun = Moment::now();
     phase(recorder, "destroy");
     let report = teardown::destroy(sandbox, authority);
@@ -151,6 +156,14 @@ fn image_report(image: &Image) -> Result<ImageReport, StageError> {
     })
 }
 
+/// The failure that a client's wish is.
+fn wished(wish: Wish) -> Failure {
+    match wish {
+        Wish::Cancel => failure(Code::JobCancelled, "the client cancelled the job"),
+        Wish::ClientGone => failure(Code::JobAborted, "the client that ran the job is gone"),
+    }
+}
+
 /// A failure that belongs to no step.
 fn failure(code: Code, message: impl Into<String>) -> Failure {
     Failure { code, message: message.into(), step: None, teardown: None }
@@ -161,11 +174,7 @@ fn run_steps(context: &mut StepContext<'_>, job: &ampoule_spec::JobSpec, draft: 
         if draft.report.failure.is_none()
             && let Some(wish) = context.lifetime.wish_now()
         {
-            let (code, message) = match wish {
-                Wish::Cancel => (Code::JobCancelled, "the client cancelled the job"),
-                Wish::ClientGone => (Code::JobAborted, "the client that ran the job is gone"),
-            };
-            draft.fail(context.recorder, failure(code, message));
+draft.fail(context.recorder, wished(wish));
         }
         if draft.report.failure.is_some() {
             draft.report.steps.push(steps::not_run(step));
@@ -191,6 +200,7 @@ fn take_outputs(
     job: &ampoule_spec::JobSpec,
     dir: &JobDir,
     recorder: &mut Recorder,
+    lifetime: &mut Lifetime,
     draft: &mut Draft,
     bytes_max: u64,
 ) {
@@ -215,7 +225,12 @@ fn take_outputs(
             return;
         }
     };
-    let (taken, failed) = outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max);
+    let (taken, failed) = outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max, &mut || {
+        if begun.since() > outputs::TIME_LIMIT {
+            return Some(failure(Code::LimitTimeout, "taking the outputs out lasted longer than 10 minutes"));
+        }
+        lifetime.wish_now().map(wished)
+    });
     draft.report.outputs = taken;
     if let Some(failed) = failed {
         draft.fail(recorder, failed);

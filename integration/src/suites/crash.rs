@@ -17,8 +17,12 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("init_killed_ends_the_job", |lab| killed(lab, &[|c| c.init])),
     Test::both("log_pump_killed_ends_the_job", |lab| killed(lab, &[|c| c.pump])),
     Test::both("client_and_launcher_killed_end_the_job", |lab| killed(lab, &[|c| c.client, |c| c.launcher])),
-    Test::both("launcher_and_supervisor_killed_end_the_job", |lab| killed(lab, &[|c| c.launcher, |c| c.supervisor])),
-    Test::both("everything_killed_ends_the_job", |lab| killed(lab, &[|c| c.client, |c| c.launcher, |c| c.supervisor])),
+    Test::both("launcher_and_supervisor_killed_end_the_job", |lab| {
+        killed(lab, &[|c| c.launcher, |c| c.supervisor])
+    }),
+    Test::both("everything_killed_ends_the_job", |lab| {
+        killed(lab, &[|c| c.client, |c| c.launcher, |c| c.supervisor])
+    }),
     Test::both("daemons_of_a_killed_job_die_with_it", daemons),
     Test::both("killed_import_is_swept_by_the_next_run", import),
     Test::both("second_run_beside_a_live_one_touches_nothing_of_it", beside),
@@ -58,18 +62,14 @@ fn killed(lab: &Lab, victims: &[fn(&Cast) -> i32]) -> Result<()> {
     stopped(&format!("sleep {marker}"))?;
     let client_died = victims.iter().any(|v| v(&cast) == cast.client);
     let ran = live.end()?;
-    if client_died {
-        equal("signal", &ran.signal, &Some(9))?;
-        ensure!(!ran.out.exists(), "a client that was killed has released something");
-    } else {
-        let ran = ran.exits(75)?;
-        equal("code", &ran.result()?["code"], &Value::from("job.aborted"))?;
-        is_aborted(&ran, &ran.out.join("evidence"))?;
-    }
-    // A client that died, or a launcher that did, leaves the job's directory for the next run.
+    runners_end(lab)?;
+    let told = if client_died { released_nothing(&ran) } else { released_as_aborted(ran) };
+    // A client that died, or a launcher that did, leaves the job's directory for the next run, which comes
+    // whatever was found: it cleans up.
     let pending = !tree(&lab.state().join("jobs"))?.is_empty();
-    ensure!(pending || !client_died, "the job is gone without a record");
     let next = lab.run_job(&sh("a", "echo next"))?.ended(&SUCCEEDED)?;
+    told?;
+    ensure!(pending || !client_died, "the job is gone without a record");
     if pending {
         let next = next.says(&[&format!("recovered job {id}: aborted")])?;
         is_aborted(&next, &lab.state().join("records").join(&id))?;
@@ -80,6 +80,26 @@ fn killed(lab: &Lab, victims: &[fn(&Cast) -> i32]) -> Result<()> {
     let third = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
     ensure!(!third.stderr.contains("recovered"), "recovered twice:\n{}", third.stderr);
     Ok(())
+}
+
+/// The runner's processes go on for a moment: they report.
+pub(super) fn runners_end(lab: &Lab) -> Result<()> {
+    let state = lab.state().display().to_string();
+    let runs = || procs::with_args(&state).iter().any(procs::Process::is_runner);
+    procs::eventually(Duration::from_secs(15), "no process of the runner is left", || !runs())
+}
+
+fn released_nothing(ran: &Ran) -> Result<()> {
+    equal("signal", &ran.signal, &Some(9))?;
+    ensure!(!ran.out.exists(), "a client that was killed has released something");
+    Ok(())
+}
+
+fn released_as_aborted(ran: Ran) -> Result<()> {
+    let ran = ran.exits(75)?;
+    ensure!(ran.took < Duration::from_secs(45), "the client waited for {:?}", ran.took);
+    equal("code", &ran.result()?["code"], &Value::from("job.aborted"))?;
+    is_aborted(&ran, &ran.out.join("evidence"))
 }
 
 /// The id of the one job in the state directory.
@@ -117,7 +137,8 @@ fn groups_of(id: &str) -> Vec<std::path::PathBuf> {
 
 fn daemons(lab: &Lab) -> Result<()> {
     let marker = lab.marker();
-    let body = with_probe(lab)? + &sh("a", &format!("/build/probe daemons 6 {marker}; /build/probe wait {marker}"));
+    let body =
+        with_probe(lab)? + &sh("a", &format!("/build/probe daemons 6 {marker}; /build/probe wait {marker}"));
     let mut live = lab.run(&lab.job(&body)?).start()?;
     live.until_runs(&format!("probe wait {marker}"))?;
     procs::eventually(SOON, "all daemons run", || procs::with_args(&format!("wait {marker}")).len() >= 7)?;
@@ -127,6 +148,7 @@ fn daemons(lab: &Lab) -> Result<()> {
     procs::signal(cast.supervisor, Signal::KILL)?;
     stopped(&format!("wait {marker}"))?;
     live.end()?;
+    runners_end(lab)?;
     lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["recovered job"]).map(drop)
 }
 
@@ -136,22 +158,28 @@ fn import(lab: &Lab) -> Result<()> {
     let slow = format!("http = {{ url = \"{url}\", sha256 = \"{}\" }}", crate::check::sha256(b"x"));
     let big = lab.write("big/file", vec![7; 4 << 20])?;
     let big = format!("path = '{}'", big.parent().context("no parent")?.display());
-    let body = input("big", &big, "/build/big", false) + &input("slow", &slow, "/build/slow", false) + &sh("a", "true");
+    let body = input("big", &big, "/build/big", false)
+        + &input("slow", &slow, "/build/slow", false)
+        + &sh("a", "true");
     let live = lab.run(&lab.job(&body)?).start()?;
     let (stream, _) = listener.accept()?;
     procs::signal(live.pid(), Signal::KILL)?;
     drop(stream);
     live.end()?;
-    let runner = lab.state().display().to_string();
-    procs::eventually(SOON, "the runner ends with its client", || procs::with_args(&runner).is_empty())?;
+    runners_end(lab)?;
     let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
-    ensure!(!next.stderr.contains("recovered"), "a job that was never admitted is recovered:\n{}", next.stderr);
+    ensure!(
+        !next.stderr.contains("recovered"),
+        "a job that was never admitted is recovered:\n{}",
+        next.stderr
+    );
     equal("staging", &tree(&lab.state().join("store/staging"))?, &Vec::new())
 }
 
 fn beside(lab: &Lab) -> Result<()> {
     let marker = lab.marker();
-    let body = sh("a", &format!("echo x > /build/x; timeout 4 sleep {marker} || true; cat /build/x")) + &output("x", "/build/x");
+    let body = sh("a", &format!("echo x > /build/x; timeout 4 sleep {marker} || true; cat /build/x"))
+        + &output("x", "/build/x");
     let mut live = lab.run(&lab.job(&body)?).start()?;
     live.until_runs(&format!("sleep {marker}"))?;
     let id = only_job(lab)?;
@@ -176,16 +204,26 @@ fn recovery_beside(lab: &Lab) -> Result<()> {
         procs::signal(victim, Signal::KILL)?;
     }
     dead.end()?;
-    let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&[&format!("recovered job {id}: aborted")])?;
+    let state = lab.state().display().to_string();
+    let one_run = || procs::with_args(&state).iter().filter(|p| p.is_runner()).count() <= 4;
+    procs::eventually(SOON, "the killed run's processes are gone", one_run)?;
+    let next =
+        lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&[&format!("recovered job {id}: aborted")])?;
     equal("recoveries", &next.stderr.matches("recovered job").count(), &1)?;
-    ensure!(live.is_running() && procs::with_args(&format!("sleep {long}")).len() == 1, "the live job was touched");
+    ensure!(
+        live.is_running() && procs::with_args(&format!("sleep {long}")).len() == 1,
+        "the live job was touched"
+    );
     live.signal(Signal::INT)?;
     live.end()?.ended(&Ending("cancelled", "job.cancelled", 3)).map(drop)
 }
 
 fn earlier_steps(lab: &Lab) -> Result<()> {
     let marker = lab.marker();
-    let body = with_probe(lab)? + &probe("one", &["self"]) + &exec("two", &["sleep", &marker]) + &sh("three", "true");
+    let body = with_probe(lab)?
+        + &probe("one", &["self"])
+        + &exec("two", &["sleep", &marker])
+        + &sh("three", "true");
     let mut live = lab.run(&lab.job(&body)?).start()?;
     live.until_runs(&format!("sleep {marker}"))?;
     let id = only_job(lab)?;
@@ -194,13 +232,19 @@ fn earlier_steps(lab: &Lab) -> Result<()> {
         procs::signal(victim, Signal::KILL)?;
     }
     live.end()?;
+    runners_end(lab)?;
     let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
     let record = lab.state().join("records").join(id);
     is_aborted(&next, &record)?;
     let report = json(&record.join("report.json"))?;
-    let ends: Vec<_> = (0..3).map(|n| report["steps"][n]["end"]["end"].as_str().unwrap_or("?").to_owned()).collect();
+    let ends: Vec<_> =
+        (0..3).map(|n| report["steps"][n]["end"]["end"].as_str().unwrap_or("?").to_owned()).collect();
     equal("steps", &ends, &vec!["exited".to_owned(), "aborted".to_owned(), "not_run".to_owned()])?;
-    ensure!(report["timeline"]["started"].is_number() && report["timeline"]["destroyed"].is_number(), "{}", report["timeline"]);
+    ensure!(
+        report["timeline"]["started"].is_number() && report["timeline"]["destroyed"].is_number(),
+        "{}",
+        report["timeline"]
+    );
     // What the steps had said before the crash is evidence of what happened.
     let names = tree(&record)?;
     ensure!(names.iter().any(|n| n == "logs/0-one.stdout"), "the record has no logs: {names:?}");

@@ -43,7 +43,11 @@ fn check(ran: &Ran, file: &Path, attestation: &Path) -> Result<(Option<i32>, Str
 
 fn refused(found: (Option<i32>, String), what: &str, reason: &str) -> Result<()> {
     ensure!(found.0 == Some(2), "{what}: exit status {:?}: {}", found.0, found.1);
-    ensure!(found.1.contains(reason) && found.1.contains("verify.refused"), "{what} does not say {reason:?}: {}", found.1);
+    ensure!(
+        found.1.contains(reason) && found.1.contains("verify.refused"),
+        "{what} does not say {reason:?}: {}",
+        found.1
+    );
     Ok(())
 }
 
@@ -51,7 +55,7 @@ fn refused(found: (Option<i32>, String), what: &str, reason: &str) -> Result<()>
 fn with(lab: &Lab, envelope: &Value, name: &str, change: impl Fn(&mut Value)) -> Result<PathBuf> {
     let mut envelope = envelope.clone();
     change(&mut envelope);
-    lab.write(name, serde_json::to_vec(&envelope)? )
+    lab.write(name, serde_json::to_vec(&envelope)?)
 }
 
 fn flipped(base64: &Value, at: usize) -> Result<Value> {
@@ -81,7 +85,8 @@ fn changed(lab: &Lab) -> Result<()> {
     refused(check(&ran, &artifact(&ran), &file)?, "unknown field", "more")?;
     let bundle = json(&ran.evidence("libz.a.sigstore.json"))?;
     let signature = flipped(&bundle["dsseEnvelope"]["signatures"][0]["sig"], 30)?;
-    let file = with(lab, &bundle, "bundle", |b| b["dsseEnvelope"]["signatures"][0]["sig"] = signature.clone())?;
+    let file =
+        with(lab, &bundle, "bundle", |b| b["dsseEnvelope"]["signatures"][0]["sig"] = signature.clone())?;
     refused(check(&ran, &artifact(&ran), &file)?, "bundle's signature", "signature")
 }
 
@@ -103,7 +108,9 @@ fn any_byte(lab: &Lab) -> Result<()> {
         let file = lab.write("cut", bytes.get(..bytes.len() / 2).unwrap_or_default())?;
         equal("cut in half", &check(&ran, &artifact(&ran), &file)?.0, &Some(2))?;
     }
-    for (what, bytes) in [("empty", &b""[..]), ("no JSON", b"hello"), ("an array", b"[]"), ("NUL", b"\0\0\0\0")] {
+    for (what, bytes) in
+        [("empty", &b""[..]), ("no JSON", b"hello"), ("an array", b"[]"), ("NUL", b"\0\0\0\0")]
+    {
         let file = lab.write("odd", bytes)?;
         equal(what, &check(&ran, &artifact(&ran), &file)?.0, &Some(2))?;
     }
@@ -116,7 +123,11 @@ fn keys(lab: &Lab) -> Result<()> {
     let (private, other) = make_key(lab, "other")?;
     let by = |key: &Path| verify(&ran.program, &artifact(&ran), &attestation, key, &[]);
     refused(by(&other)?, "another key", "key")?;
-    for (what, key) in [("a private key", private), ("no key", lab.write("text", "hello")?), ("a missing file", lab.path("none"))] {
+    for (what, key) in [
+        ("a private key", private),
+        ("no key", lab.write("text", "hello")?),
+        ("a missing file", lab.path("none")),
+    ] {
         let (status, said) = by(&key)?;
         ensure!(status == Some(64), "{what}: exit status {status:?}: {said}");
         ensure!(!said.contains("PRIVATE"), "{what} is shown: {said}");
@@ -133,9 +144,21 @@ fn trust_file(lab: &Lab) -> Result<()> {
     let builder = ran.result()?["builder"].clone();
     let cases = [
         ("its builder", json!({"publicKey": key, "builder": builder}), Some(0)),
-        ("another builder", json!({"publicKey": key, "builder": "https://ampoule.example/builders/hermetic/v1"}), Some(2)),
-        ("a window that is over", json!({"publicKey": key, "builder": builder, "validTo": "2020-01-01T00:00:00Z"}), Some(2)),
-        ("a window that is open", json!({"publicKey": key, "builder": builder, "validFrom": "2020-01-01T00:00:00Z"}), Some(0)),
+        (
+            "another builder",
+            json!({"publicKey": key, "builder": "https://ampoule.example/builders/hermetic/v1"}),
+            Some(2),
+        ),
+        (
+            "a window that is over",
+            json!({"publicKey": key, "builder": builder, "validTo": "2020-01-01T00:00:00Z"}),
+            Some(2),
+        ),
+        (
+            "a window that is open",
+            json!({"publicKey": key, "builder": builder, "validFrom": "2020-01-01T00:00:00Z"}),
+            Some(0),
+        ),
     ];
     for (what, entry, expected) in cases {
         let trust = lab.write("trust.json", json!({"ampoule": 1, "keys": [entry]}).to_string())?;
@@ -164,7 +187,11 @@ fn kinds(lab: &Lab) -> Result<()> {
     let artifact = verify(&ran.program, &artifact(&ran), &run, &ran.key, &["--run"])?;
     refused(artifact, "an artifact by a run attestation", "")?;
     let log = ran.out.join("evidence/logs/0-build.stdout");
-    equal("a log by its run attestation", &verify(&ran.program, &log, &run, &ran.key, &["--run"])?.0, &Some(0))
+    equal(
+        "a log by its run attestation",
+        &verify(&ran.program, &log, &run, &ran.key, &["--run"])?.0,
+        &Some(0),
+    )
 }
 
 fn source(lab: &Lab) -> Result<()> {
@@ -191,7 +218,12 @@ fn source(lab: &Lab) -> Result<()> {
 fn verify_json(lab: &Lab) -> Result<()> {
     let ran = signed_run(lab)?;
     let call = |file: &Path| {
-        let call = lab.ampoule().arg("verify").arg(file).arg("--attestation").arg(ran.evidence("libz.a.intoto.jsonl"));
+        let call = lab
+            .ampoule()
+            .arg("verify")
+            .arg(file)
+            .arg("--attestation")
+            .arg(ran.evidence("libz.a.intoto.jsonl"));
         call.arg("--key").arg(&ran.key).args(["--allow-dev", "--json"]).end()
     };
     let good = call(&artifact(&ran))?.exits(0)?;
@@ -212,7 +244,9 @@ fn inspect(lab: &Lab) -> Result<()> {
     let shown = lab.ampoule().arg("inspect").arg(&one).end()?.exits(0)?;
     let text = shown.stdout_text();
     ensure!(text.lines().next().is_some_and(|l| l.contains("not checked")), "{text}");
-    for part in ["libz.a", &sha256(b"made\n"), "builders/dev/v1", "https://slsa.dev/provenance/v1", "/build/libz.a"] {
+    for part in
+        ["libz.a", &sha256(b"made\n"), "builders/dev/v1", "https://slsa.dev/provenance/v1", "/build/libz.a"]
+    {
         ensure!(text.contains(part), "inspect does not show {part}:\n{text}");
     }
     lab.ampoule().arg("inspect").arg(ran.evidence("run.intoto.jsonl")).end()?.exits(0)?;
@@ -224,7 +258,8 @@ fn inspect(lab: &Lab) -> Result<()> {
         let shown = lab.ampoule().args(["inspect", "--pae"]).arg(file).end()?.exits(0)?;
         ensure!(shown.stdout == pae, "--pae of {} differs", file.display());
         let shown = lab.ampoule().args(["inspect", "--signature"]).arg(file).end()?.exits(0)?;
-        let signature = BASE64_STANDARD.decode(envelope["signatures"][0]["sig"].as_str().context("no signature")?)?;
+        let signature =
+            BASE64_STANDARD.decode(envelope["signatures"][0]["sig"].as_str().context("no signature")?)?;
         ensure!(shown.stdout == signature, "--signature of {} differs", file.display());
     }
     lab.ampoule().arg("inspect").arg(ran.out.join("outputs/libz.a")).end()?.exits(2)?;
@@ -250,7 +285,8 @@ fn digests(lab: &Lab) -> Result<()> {
 
 fn forms(lab: &Lab) -> Result<()> {
     let ran = signed_run(lab)?;
-    let (envelope, bundle) = (json(&ran.evidence("libz.a.intoto.jsonl"))?, json(&ran.evidence("libz.a.sigstore.json"))?);
+    let (envelope, bundle) =
+        (json(&ran.evidence("libz.a.intoto.jsonl"))?, json(&ran.evidence("libz.a.sigstore.json"))?);
     equal("media type", &bundle["mediaType"], &Value::from("application/vnd.dev.sigstore.bundle.v0.3+json"))?;
     equal("payload", &bundle["dsseEnvelope"]["payload"], &envelope["payload"])?;
     equal("signature", &bundle["dsseEnvelope"]["signatures"][0]["sig"], &envelope["signatures"][0]["sig"])?;
@@ -260,6 +296,9 @@ fn forms(lab: &Lab) -> Result<()> {
     equal("hint", &bundle["verificationMaterial"]["publicKey"]["hint"], &Value::from(hint))?;
     let text = fs::read_to_string(ran.evidence("libz.a.intoto.jsonl"))?;
     equal("lines of the envelope", &text.lines().count(), &1)?;
-    ensure!(envelope["signatures"][0]["keyid"].as_str().is_some_and(|id| id.starts_with("SHA256:")), "{envelope}");
+    ensure!(
+        envelope["signatures"][0]["keyid"].as_str().is_some_and(|id| id.starts_with("SHA256:")),
+        "{envelope}"
+    );
     Ok(())
 }

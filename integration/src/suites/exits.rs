@@ -37,7 +37,13 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn help(lab: &Lab) -> Result<()> {
-    for args in [&["--help"][..], &["--version"], &["run", "--help"], &["verify", "--help"], &["job", "check", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["run", "--help"],
+        &["verify", "--help"],
+        &["job", "check", "--help"],
+    ] {
         let ran = lab.ampoule().args(args).end()?.exits(0)?;
         ensure!(!ran.stdout.is_empty() && ran.stderr.is_empty(), "{args:?}: {ran:?}");
     }
@@ -51,7 +57,8 @@ fn failed(lab: &Lab) -> Result<()> {
 fn refused(lab: &Lab) -> Result<()> {
     let ran = super::evidence::signed_run(lab)?;
     let other = lab.write("other", "x")?;
-    let found = crate::check::verify(&ran.program, &other, &ran.evidence("libz.a.intoto.jsonl"), &ran.key, &[])?;
+    let found =
+        crate::check::verify(&ran.program, &other, &ran.evidence("libz.a.intoto.jsonl"), &ran.key, &[])?;
     equal("exit status", &found.0, &Some(2))
 }
 
@@ -88,7 +95,13 @@ fn usage(lab: &Lab) -> Result<()> {
         &["inspect"],
         &["job"],
     ] {
-        let ran = lab.ampoule().args(args).end()?.exits(64).with_context(|| format!("{args:?}"))?;
+        // With a state directory of the test's, should one of them run after all.
+        let separator = args.iter().position(|a| *a == "--").unwrap_or(args.len());
+        let of_run = args.first() == Some(&"run") && args.len() > 1;
+        let place = if of_run { &["--state", state.as_str()][..] } else { &[] };
+        let call =
+            lab.ampoule().args(args.iter().take(separator)).args(place).args(args.iter().skip(separator));
+        let ran = call.end()?.exits(64).with_context(|| format!("{args:?}"))?;
         ensure!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{args:?}: {ran:?}");
     }
     for (args, says) in [
@@ -103,8 +116,15 @@ fn usage(lab: &Lab) -> Result<()> {
     ] {
         let mut call = lab.ampoule();
         let separator = args.iter().position(|a| *a == "--").unwrap_or(args.len());
-        call = call.args(args.iter().take(separator)).args(["--state", &state]).args(args.iter().skip(separator));
-        call.end()?.exits(64).with_context(|| format!("{args:?}"))?.says(&[says]).with_context(|| format!("{args:?}"))?;
+        call = call
+            .args(args.iter().take(separator))
+            .args(["--state", &state])
+            .args(args.iter().skip(separator));
+        call.end()?
+            .exits(64)
+            .with_context(|| format!("{args:?}"))?
+            .says(&[says])
+            .with_context(|| format!("{args:?}"))?;
     }
     Ok(())
 }
@@ -138,8 +158,22 @@ fn bad_job(lab: &Lab) -> Result<()> {
             ran.says(&[&format!("{name}.toml")])?.says(says).with_context(|| name)?;
         }
     }
-    lab.ampoule().arg("run").arg(lab.path("none.toml")).arg("--state").arg(lab.state()).end()?.exits(64)?.says(&["file.unusable"])?;
-    lab.ampoule().arg("run").arg(lab.path("")).arg("--state").arg(lab.state()).end()?.exits(64)?.says(&["file.unusable"])?;
+    lab.ampoule()
+        .arg("run")
+        .arg(lab.path("none.toml"))
+        .arg("--state")
+        .arg(lab.state())
+        .end()?
+        .exits(64)?
+        .says(&["file.unusable"])?;
+    lab.ampoule()
+        .arg("run")
+        .arg(lab.path(""))
+        .arg("--state")
+        .arg(lab.state())
+        .end()?
+        .exits(64)?
+        .says(&["file.unusable"])?;
     ensure!(!lab.state().exists(), "a bad job file made a state directory");
     Ok(())
 }
@@ -162,7 +196,8 @@ fn bad_key(lab: &Lab) -> Result<()> {
     let rsa = lab.path("rsa.key");
     lab.call("openssl").args(["genpkey", "-algorithm", "ED25519", "-out"]).arg(&rsa).end()?.exits(0)?;
     for key in [public, text, rsa, lab.path("none")] {
-        let ran = lab.run(&job).arg("--key").arg(&key).end()?.exits(64)?.says(&[&key.display().to_string()])?;
+        let ran =
+            lab.run(&job).arg("--key").arg(&key).end()?.exits(64)?.says(&[&key.display().to_string()])?;
         ensure!(!ran.stderr.contains("admitted"), "the job ran although nobody could sign:\n{}", ran.stderr);
     }
     Ok(())
@@ -180,7 +215,12 @@ fn hermetic_user(lab: &Lab) -> Result<()> {
     let ran = lab.run(&job).args(["--profile", "hermetic"]).end()?.exits(69)?;
     let ran = ran.says(&["sandbox.unsupported", "root", "--profile dev"])?;
     ensure!(!ran.out.exists() && !ran.stderr.contains("admitted"), "{}", ran.stderr);
-    lab.ampoule().args(["doctor", "--profile", "hermetic", "--state"]).arg(lab.state()).end()?.exits(69).map(drop)
+    lab.ampoule()
+        .args(["doctor", "--profile", "hermetic", "--state"])
+        .arg(lab.state())
+        .end()?
+        .exits(69)
+        .map(drop)
 }
 
 /// A profile as the runner reads it, with one demand raised.
@@ -234,7 +274,8 @@ fn job_dir(lab: &Lab) -> Result<PathBuf> {
 
 fn release_after(lab: &Lab, change: impl Fn(&std::path::Path) -> Result<()>) -> Result<()> {
     let marker = lab.marker();
-    let body = sh("a", &format!("echo x > /build/x; timeout 2 sleep {marker} || true")) + &output("x", "/build/x");
+    let body =
+        sh("a", &format!("echo x > /build/x; timeout 2 sleep {marker} || true")) + &output("x", "/build/x");
     let mut live = lab.run(&lab.job(&body)?).start()?;
     live.until_runs(&format!("sleep {marker}"))?;
     change(&job_dir(lab)?)?;
@@ -254,7 +295,9 @@ fn changed_record(lab: &Lab) -> Result<()> {
 }
 
 fn garbage_report(lab: &Lab) -> Result<()> {
-    release_after(lab, |dir| fs::write(dir.join("report.json"), "{\"outcome\": \"succeeded\"}").map_err(Into::into))
+    release_after(lab, |dir| {
+        fs::write(dir.join("report.json"), "{\"outcome\": \"succeeded\"}").map_err(Into::into)
+    })
 }
 
 fn lost(lab: &Lab) -> Result<()> {
@@ -286,7 +329,12 @@ fn doctor(lab: &Lab) -> Result<()> {
     for layer in ["landlock", "seccomp", "namespace.net"] {
         ensure!(table.contains(layer), "doctor does not name {layer}:\n{table}");
     }
-    let ran = lab.ampoule().args(["doctor", "--profile", "dev", "--json", "--state"]).arg(lab.state()).end()?.exits(0)?;
+    let ran = lab
+        .ampoule()
+        .args(["doctor", "--profile", "dev", "--json", "--state"])
+        .arg(lab.state())
+        .end()?
+        .exits(0)?;
     let lines = ran.json_lines()?;
     equal("lines", &lines.len(), &1)
 }

@@ -40,14 +40,28 @@ fn in_tree_make(lab: &Lab) -> Result<()> {
     let src = lab.path("src");
     let before = tree(&src)?;
     let body = input("src", &from_path(&src), "/build/src", true)
-        + &sh("build", "cd /build/src; make; ./prog; cp prog /build/prog; make clean; echo new > deep/below/file; ls")
+        + &sh(
+            "build",
+            "cd /build/src; make; ./prog; cp prog /build/prog; make clean; echo new > deep/below/file; ls",
+        )
         + &output("prog", "/build/prog");
     let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
     equal("the original", &tree(&src)?, &before)?;
     equal("a file of it", &fs::read_to_string(src.join("deep/below/file"))?, &"kept\n".to_owned())?;
-    equal("what was left in the layer", &ran.log_text("0-build.stdout")?.ends_with("Makefile\ndeep\n"), &true)?;
-    let again = lab.run_job(&(input("src", &from_path(&src), "/build/src", true) + &sh("a", "cat /build/src/deep/below/file; ls /build/src")))?;
-    equal("the next job", &again.ended(&SUCCEEDED)?.log_text("0-a.stdout")?, &"kept\nMakefile\ndeep\nprog.c\n".to_owned())
+    equal(
+        "what was left in the layer",
+        &ran.log_text("0-build.stdout")?.ends_with("Makefile\ndeep\n"),
+        &true,
+    )?;
+    let again = lab.run_job(
+        &(input("src", &from_path(&src), "/build/src", true)
+            + &sh("a", "cat /build/src/deep/below/file; ls /build/src")),
+    )?;
+    equal(
+        "the next job",
+        &again.ended(&SUCCEEDED)?.log_text("0-a.stdout")?,
+        &"kept\nMakefile\ndeep\nprog.c\n".to_owned(),
+    )
 }
 
 fn copy_on_write(lab: &Lab) -> Result<()> {
@@ -56,7 +70,9 @@ fn copy_on_write(lab: &Lab) -> Result<()> {
     let script = "cd /build/src; mv dir moved; cat moved/inner/a; rm b; mkdir b; touch b/c; rm -rf moved; \
                   mkdir moved; ls -A moved; ln -s b link; ln b/c hard; mkfifo fifo; chmod 700 b; mv /build/src/b /build/out; ls";
     let src = lab.path("src");
-    let ran = lab.run_job(&(input("src", &from_path(&src), "/build/src", true) + &sh("a", script)))?.ended(&SUCCEEDED)?;
+    let ran = lab
+        .run_job(&(input("src", &from_path(&src), "/build/src", true) + &sh("a", script)))?
+        .ended(&SUCCEEDED)?;
     equal("stdout", &ran.log_text("0-a.stdout")?, &"a\nfifo\nhard\nlink\nmoved\n".to_owned())?;
     equal("the original", &tree(&src)?, &vec!["b".to_owned(), "dir/inner/a".to_owned()])
 }
@@ -68,7 +84,10 @@ fn read_only(lab: &Lab) -> Result<()> {
         + &input("src", &from_path(&src), "/build/src", false)
         + &probe("new", &["write", "/build/src/new", "x"])
         + &probe("old", &["write", "/build/src/file", "x"])
-        + &sh("tools", "cd /build/src; ! rm file; ! mv file file2; ! chmod 600 file; ! touch file; ! mkdir d; ! ln file l; cat file");
+        + &sh(
+            "tools",
+            "cd /build/src; ! rm file; ! mv file file2; ! chmod 600 file; ! touch file; ! mkdir d; ! ln file l; cat file",
+        );
     let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
     equal("new file", &ran.log_text("0-new.stdout")?, &"/build/src/new=EROFS\n".to_owned())?;
     equal("its file", &ran.log_text("1-old.stdout")?, &"/build/src/file=EROFS\n".to_owned())?;
@@ -125,12 +144,16 @@ fn archives(lab: &Lab) -> Result<()> {
         let source = format!("tar = {{ path = '{}', sha256 = \"{}\" }}", file.display(), sha256(bytes));
         body += &input(name, &source, &format!("/build/{name}"), false);
     }
-    body += &sh("a", "for d in plain gzip zstd; do /build/$d/pkg/run; cat /build/$d/pkg/link /build/$d/pkg/hard; done");
+    body += &sh(
+        "a",
+        "for d in plain gzip zstd; do /build/$d/pkg/run; cat /build/$d/pkg/link /build/$d/pkg/hard; done",
+    );
     body += &probe("b", &["facts", "/build/gzip/pkg/run", "/build/gzip/pkg/data"]);
     let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
     equal("stdout", &ran.log_text("0-a.stdout")?, &"unpacked\ndata\ndata\n".repeat(3))?;
     // The set-user-id bit of the archive is gone, the time is the job's.
-    let expected = "/build/gzip/pkg/run=0755 315532800 1000:1000\n/build/gzip/pkg/data=0644 315532800 1000:1000\n";
+    let expected =
+        "/build/gzip/pkg/run=0755 315532800 1000:1000\n/build/gzip/pkg/data=0644 315532800 1000:1000\n";
     equal("facts", &ran.log_text("1-b.stdout")?, &expected.to_owned())
 }
 
@@ -138,7 +161,10 @@ fn http(lab: &Lab) -> Result<()> {
     let bytes = gzip(&archive()?)?;
     let server = Server::start("200 OK", bytes.clone())?;
     let source = |unpack: bool, digest: &str| {
-        format!("http = {{ url = \"{}\", sha256 = \"{digest}\", unpack = {unpack} }}", server.url("a.tar.gz?x=1"))
+        format!(
+            "http = {{ url = \"{}\", sha256 = \"{digest}\", unpack = {unpack} }}",
+            server.url("a.tar.gz?x=1")
+        )
     };
     let digest = sha256(&bytes);
     let body = input("src", &source(true, &digest), "/build/src", true)
@@ -153,7 +179,8 @@ fn http(lab: &Lab) -> Result<()> {
     equal("requests", &server.requests(), &1)?;
     lab.run_job(&body)?.ended(&SUCCEEDED)?;
     equal("requests after the second run", &server.requests(), &1)?;
-    let whole = input("src", &source(false, &digest), "/build/a.tar.gz", false) + &sh("a", "sha256sum < /build/a.tar.gz");
+    let whole = input("src", &source(false, &digest), "/build/a.tar.gz", false)
+        + &sh("a", "sha256sum < /build/a.tar.gz");
     let ran = lab.run_job(&whole)?.ended(&SUCCEEDED)?;
     equal("not unpacked", &ran.log_text("0-a.stdout")?.starts_with(&digest), &true)
 }
@@ -162,7 +189,9 @@ fn file_url(lab: &Lab) -> Result<()> {
     let file = lab.write("data file", "by url\n")?;
     let url = format!("file://{}", file.display().to_string().replace(' ', "%20"));
     let source = format!("http = {{ url = \"{url}\", sha256 = \"{}\" }}", sha256(b"by url\n"));
-    let ran = lab.run_job(&(input("f", &source, "/build/f", false) + &sh("a", "cat /build/f")))?.ended(&SUCCEEDED)?;
+    let ran = lab
+        .run_job(&(input("f", &source, "/build/f", false) + &sh("a", "cat /build/f")))?
+        .ended(&SUCCEEDED)?;
     equal("stdout", &ran.log_text("0-a.stdout")?, &"by url\n".to_owned())
 }
 
@@ -190,18 +219,23 @@ fn wrong_digest(lab: &Lab) -> Result<()> {
 fn unreachable(lab: &Lab) -> Result<()> {
     let digest = sha256(b"x");
     let body = |url: &str| {
-        input("a", &format!("http = {{ url = \"{url}\", sha256 = \"{digest}\" }}"), "/build/a", false) + &sh("a", "true")
+        input("a", &format!("http = {{ url = \"{url}\", sha256 = \"{digest}\" }}"), "/build/a", false)
+            + &sh("a", "true")
     };
-    for (status, exit, code) in
-        [("404 Not Found", 64, "input.missing"), ("503 Service Unavailable", 75, "input.unreachable"), ("429 Too Many Requests", 75, "input.unreachable")]
-    {
+    for (status, exit, code) in [
+        ("404 Not Found", 64, "input.missing"),
+        ("503 Service Unavailable", 75, "input.unreachable"),
+        ("429 Too Many Requests", 75, "input.unreachable"),
+    ] {
         let server = Server::start(status, b"x".to_vec())?;
         let ran = lab.run_job(&body(&server.url("a")))?.exits(exit)?.says(&[code])?;
         ensure!(!ran.out.exists(), "there is an output directory");
     }
     let closed = Server::start("200 OK", Vec::new())?.url("a");
     lab.run_job(&body(&closed))?.exits(75)?.says(&["input.unreachable"])?;
-    lab.run_job(&body(&format!("file://{}", lab.path("none").display())))?.exits(64)?.says(&["input.missing"])?;
+    lab.run_job(&body(&format!("file://{}", lab.path("none").display())))?
+        .exits(64)?
+        .says(&["input.missing"])?;
     Ok(())
 }
 
@@ -244,11 +278,17 @@ fn odd_trees(lab: &Lab) -> Result<()> {
 
 fn changed(lab: &Lab) -> Result<()> {
     let file = lab.write("src/a", "one")?;
-    let body = input("src", &from_path(&lab.path("src")), "/build/src", false) + &sh("a", "cat /build/src/a > /build/x") + &output("x", "/build/x");
+    let body = input("src", &from_path(&lab.path("src")), "/build/src", false)
+        + &sh("a", "cat /build/src/a > /build/x")
+        + &output("x", "/build/x");
     let first = lab.run_job(&body)?.ended(&SUCCEEDED)?;
     fs::write(file, "two")?;
     let second = lab.run_job(&body)?.ended(&SUCCEEDED)?;
-    equal("outputs", &(first.output_text("x")?, second.output_text("x")?), &("one".to_owned(), "two".to_owned()))?;
+    equal(
+        "outputs",
+        &(first.output_text("x")?, second.output_text("x")?),
+        &("one".to_owned(), "two".to_owned()),
+    )?;
     let digest = |ran: &crate::check::Ran| -> Result<serde_json::Value> {
         Ok(ran.statement("x.intoto.jsonl")?["predicate"]["buildDefinition"]["resolvedDependencies"][1]["digest"].clone())
     };

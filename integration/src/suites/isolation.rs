@@ -16,6 +16,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("jobs_side_by_side_do_not_see_each_other", side_by_side),
     Test::both("mounts_of_a_job_do_not_show_on_the_host", mounts),
     Test::both("runner_processes_show_no_secrets_and_take_no_traces", runner_processes),
+    Test::both("every_namespace_is_the_jobs_own", namespaces),
     Test::both("layers_in_the_report_are_the_ones_measured", layers),
     Test::root("each_job_has_user_ids_of_its_own", user_ids),
 ];
@@ -47,7 +48,8 @@ fn attempts(lab: &Lab) -> Result<()> {
     }
     equal("connections to the host", &server.requests(), &0)?;
     let pid = said(&text, "own_pid")?;
-    let listed: Vec<&str> = said(&text, "proc")?.split_whitespace().filter(|n| n.parse::<i32>().is_ok()).collect();
+    let listed: Vec<&str> =
+        said(&text, "proc")?.split_whitespace().filter(|n| n.parse::<i32>().is_ok()).collect();
     equal("processes in /proc", &listed, &vec![pid])
 }
 
@@ -59,7 +61,7 @@ fn host_files(lab: &Lab) -> Result<()> {
     // The token is put together in the sandbox, so that the job itself does not hold it.
     let (one, two) = token.split_at(token.len() / 2);
     let script = format!(
-        "t={one}; t=$t{two}; for f in '/tmp/canary-'$t /root /etc/shadow /etc/sudoers /etc/ssh /boot /sys /var/lib /var/log; do \
+        "t={one}; t=${{t}}{two}; for f in '/tmp/canary-'$t /root /etc/shadow /etc/sudoers /etc/ssh /boot /sys /var/lib /var/log; do \
          ! test -e \"$f\" || echo \"there: $f\"; done; \
          grep -rsl $t /tmp /var /home /etc /build /run /dev/shm /srv /mnt /opt /root 2>/dev/null || echo none"
     );
@@ -74,13 +76,23 @@ fn side_by_side(lab: &Lab) -> Result<()> {
     let token = lab.token();
     let marker = lab.marker();
     let first = with_probe(lab)?
-        + &sh("a", &format!("for d in /tmp /dev/shm /build /home/build; do echo x > $d/{token}; done; (/build/probe listen {token} &) | head -1; exec sleep {marker}"));
+        + &sh(
+            "a",
+            &format!(
+                "for d in /tmp /dev/shm /build /home/build; do echo x > $d/{token}; done; (/build/probe listen {token} &) | head -1; exec sleep {marker}"
+            ),
+        );
     let mut live = lab.run(&lab.job(&first)?).start()?;
     live.until_runs(&format!("sleep {marker}"))?;
     live.until_says("a | listening=yes")?;
     let second = with_probe(lab)?
         + &probe("socket", &["connect", token])
-        + &sh("files", &format!("! ls /tmp/{token} /dev/shm/{token} /build/{token} /home/build/{token} 2>/dev/null; ls /proc | grep -c '^[0-9]'; ! kill -0 2 2>/dev/null; kill -9 -1 || true"));
+        + &sh(
+            "files",
+            &format!(
+                "! ls /tmp/{token} /dev/shm/{token} /build/{token} /home/build/{token} 2>/dev/null; ls /proc | grep -c '^[0-9]'; ! kill -0 2 2>/dev/null; kill -9 -1 || true"
+            ),
+        );
     // In its own state directory, as another caller, and beside it in the same one.
     let elsewhere = lab.job(&second)?;
     let ran = lab.run(&elsewhere).end()?.ended(&SUCCEEDED)?;
@@ -112,7 +124,12 @@ fn runner_processes(lab: &Lab) -> Result<()> {
     live.until_runs(&format!("sleep {marker}"))?;
     let cast = procs::Cast::of(live.pid())?;
     let mut leaks = Vec::new();
-    for (name, pid) in [("launcher", cast.launcher), ("supervisor", cast.supervisor), ("init", cast.init), ("pump", cast.pump)] {
+    for (name, pid) in [
+        ("launcher", cast.launcher),
+        ("supervisor", cast.supervisor),
+        ("init", cast.init),
+        ("pump", cast.pump),
+    ] {
         let environment = fs::read(format!("/proc/{pid}/environ"));
         if environment.is_ok_and(|bytes| !bytes.is_empty()) {
             leaks.push(format!("{name} has an environment"));
@@ -133,12 +150,39 @@ fn runner_processes(lab: &Lab) -> Result<()> {
     equal("leaks", &leaks, &Vec::new())
 }
 
+fn namespaces(lab: &Lab) -> Result<()> {
+    let names = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts", "time"];
+    let ran = lab.run_job(&sh(
+        "a",
+        &format!("for n in {}; do echo $n=$(readlink /proc/self/ns/$n); done", names.join(" ")),
+    ))?;
+    let text = ran.ended(&SUCCEEDED)?.log_text("0-a.stdout")?;
+    for name in names.iter().filter(|n| **n != "time") {
+        let host = fs::read_link(format!("/proc/self/ns/{name}"))?.display().to_string();
+        let inside = said(&text, name)?;
+        ensure!(inside.starts_with(name) && inside != host, "{name}: {inside} inside, {host} on the host");
+    }
+    Ok(())
+}
+
 fn layers(lab: &Lab) -> Result<()> {
     let ran = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
     let report = ran.report()?;
     for layer in [
-        "capabilities", "identity", "landlock", "namespace.cgroup", "namespace.ipc", "namespace.mnt", "namespace.net",
-        "namespace.pid", "namespace.user", "namespace.uts", "network", "no_new_privs", "proc", "rootfs", "seccomp",
+        "capabilities",
+        "identity",
+        "landlock",
+        "namespace.ipc",
+        "namespace.mnt",
+        "namespace.net",
+        "namespace.pid",
+        "namespace.user",
+        "namespace.uts",
+        "network",
+        "no_new_privs",
+        "proc",
+        "rootfs",
+        "seccomp",
     ] {
         let measured = &report["isolation"][layer];
         ensure!(measured["in_force"] == true, "{layer}: {measured}");

@@ -23,7 +23,9 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn disk(lab: &Lab) -> Result<()> {
-    let body = sh("fill", "dd if=/dev/zero of=/build/big bs=1M count=64") + &sh("b", "true") + "[limits]\ndisk = \"16MiB\"\n";
+    let body = sh("fill", "dd if=/dev/zero of=/build/big bs=1M count=64")
+        + &sh("b", "true")
+        + "[limits]\ndisk = \"16MiB\"\n";
     let ran = lab.run_job(&body)?.ended(&Ending("killed_by_limit", "limit.disk", 1))?;
     ends(&ran, &["killed_by_limit", "not_run"])?;
     let report = ran.report()?;
@@ -56,7 +58,8 @@ fn inodes(lab: &Lab) -> Result<()> {
 }
 
 fn forks(lab: &Lab) -> Result<()> {
-    let body = with_probe(lab)? + &probe("bomb", &["forks", "5000"]) + &sh("b", "true") + "[limits]\npids = 64\n";
+    let body =
+        with_probe(lab)? + &probe("bomb", &["forks", "5000"]) + &sh("b", "true") + "[limits]\npids = 64\n";
     let ran = lab.run_job(&body)?.ended(&Ending("killed_by_limit", "limit.pids", 1))?;
     ends(&ran, &["killed_by_limit", "not_run"])?;
     let text = ran.log_text("0-bomb.stdout")?;
@@ -69,7 +72,8 @@ fn forks(lab: &Lab) -> Result<()> {
 }
 
 fn oom(lab: &Lab) -> Result<()> {
-    let body = with_probe(lab)? + &probe("hog", &["hog"]) + &sh("b", "true") + "[limits]\nmemory = \"64MiB\"\n";
+    let body =
+        with_probe(lab)? + &probe("hog", &["hog"]) + &sh("b", "true") + "[limits]\nmemory = \"64MiB\"\n";
     let ran = lab.run_job(&body)?.ended(&Ending("killed_by_limit", "limit.oom", 1))?;
     ends(&ran, &["killed_by_limit", "not_run"])?;
     let report = ran.report()?;
@@ -79,16 +83,23 @@ fn oom(lab: &Lab) -> Result<()> {
 }
 
 fn tmpfs(lab: &Lab) -> Result<()> {
-    let body = sh("a", "dd if=/dev/zero of=/tmp/big bs=1M count=200") + "[limits]\nmemory = \"64MiB\"\ndisk = \"512MiB\"\n";
+    let body = sh("a", "dd if=/dev/zero of=/tmp/big bs=1M count=200")
+        + "[limits]\nmemory = \"64MiB\"\ndisk = \"512MiB\"\n";
     let ran = lab.run_job(&body)?;
     ensure!(ran.took < Duration::from_secs(60), "it took {:?}", ran.took);
     // DESIGN §6: disk never counts against memory. The pages of today's layer do, so a limit ends it.
-    let ending = if ran.status == Some(0) { Ending("succeeded", "", 0) } else { Ending("killed_by_limit", "limit.oom", 1) };
+    let ending = if ran.status == Some(0) {
+        Ending("succeeded", "", 0)
+    } else {
+        Ending("killed_by_limit", "limit.oom", 1)
+    };
     ran.ended(&ending).map(drop)
 }
 
 fn oom_child(lab: &Lab) -> Result<()> {
-    let body = with_probe(lab)? + &sh("a", "/build/probe hog || echo survived; sleep 60") + "[limits]\nmemory = \"64MiB\"\n";
+    let body = with_probe(lab)?
+        + &sh("a", "/build/probe hog || echo survived; sleep 60")
+        + "[limits]\nmemory = \"64MiB\"\n";
     let ran = lab.run_job(&body)?.ended(&Ending("killed_by_limit", "limit.oom", 1))?;
     ensure!(ran.took < Duration::from_secs(50), "it went on for {:?}", ran.took);
     Ok(())
@@ -107,7 +118,9 @@ fn attested(lab: &Lab) -> Result<()> {
     equal("open files", &ran.log_text("0-a.stdout")?, &"99\n".to_owned())?;
     let statement = ran.statement("run.intoto.jsonl")?;
     let limits = &statement["predicate"]["limits"];
-    for (name, value) in [("pids", "77"), ("open_files", "99"), ("log_bytes", "2097152"), ("timeout_ms", "1800000")] {
+    for (name, value) in
+        [("pids", "77"), ("open_files", "99"), ("log_bytes", "2097152"), ("timeout_ms", "1800000")]
+    {
         equal(name, &limits[name], &Value::from(value))?;
     }
     Ok(())

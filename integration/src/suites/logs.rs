@@ -46,7 +46,8 @@ fn byte_exact(lab: &Lab) -> Result<()> {
 fn mebibyte(lab: &Lab) -> Result<()> {
     let size = 1 << 20;
     let text = size.to_string();
-    let ran = lab.run_job(&(with_probe(lab)? + &probe("a", &["pattern", &text, &text])))?.ended(&SUCCEEDED)?;
+    let ran =
+        lab.run_job(&(with_probe(lab)? + &probe("a", &["pattern", &text, &text])))?.ended(&SUCCEEDED)?;
     ensure!(ran.log("0-a.stdout")? == pattern(size, 1), "stdout differs");
     ensure!(ran.log("0-a.stderr")? == pattern(size, 2), "stderr differs");
     let report = ran.report()?;
@@ -67,7 +68,10 @@ fn cut(lab: &Lab) -> Result<()> {
     ensure!(log.len() <= kept && log.len() >= kept - 4096, "{} bytes are kept of {kept}", log.len());
     let head = log.iter().zip(&whole).take_while(|(a, b)| a == b).count();
     let tail = log.iter().rev().zip(whole.iter().rev()).take_while(|(a, b)| a == b).count();
-    ensure!(head + tail >= log.len() && head >= 1024 && tail >= 1024, "kept {head} at the head, {tail} at the tail");
+    ensure!(
+        head + tail >= log.len() && head >= 1024 && tail >= 1024,
+        "kept {head} at the head, {tail} at the tail"
+    );
     let statement = ran.statement("run.intoto.jsonl")?;
     let attested = &statement["predicate"]["steps"][0]["logs"][0];
     equal("attested", &attested["cutBytes"], &Value::from((size - log.len()).to_string()))

@@ -106,8 +106,11 @@ fn always(lab: &Lab) -> Result<()> {
     equal("report", &ran.output_text("r.xml")?, &"report\n".to_owned())?;
     let statement = ran.statement("run.intoto.jsonl")?;
     equal("attested", &statement["predicate"]["outputs"][0]["name"], &serde_json::Value::from("r.xml"))?;
-    let late = with_probe(lab)? + &sh("a", "echo r > /build/r; sleep 600") + "timeout = \"1s\"\n"
-        + &(output("r", "/build/r") + "when = \"always\"\n") + &probe("b", &["self"]);
+    let late = with_probe(lab)?
+        + &sh("a", "echo r > /build/r; sleep 600")
+        + "timeout = \"1s\"\n"
+        + &(output("r", "/build/r") + "when = \"always\"\n")
+        + &probe("b", &["self"]);
     let ran = lab.run_job(&late)?.ended(&Ending("timed_out", "limit.timeout", 1))?;
     equal("output of a job that timed out", &ran.output_text("r")?, &"r\n".to_owned())
 }
@@ -120,12 +123,16 @@ fn partial(lab: &Lab) -> Result<()> {
     let subjects = statement["subject"].to_string();
     ensure!(!subjects.contains("\"x\""), "the artifact of a failed job is a subject: {subjects}");
     let released = tree(&ran.out.join("outputs"))?;
-    ensure!(released.is_empty(), "an artifact with `when = success` is released from a failed job: {released:?}");
+    ensure!(
+        released.is_empty(),
+        "an artifact with `when = success` is released from a failed job: {released:?}"
+    );
     Ok(())
 }
 
 fn large(lab: &Lab) -> Result<()> {
-    let body = sh("a", "dd if=/dev/urandom of=/build/big bs=1M count=24 2>/dev/null; sha256sum /build/big") + &output("big", "/build/big");
+    let body = sh("a", "dd if=/dev/urandom of=/build/big bs=1M count=24 2>/dev/null; sha256sum /build/big")
+        + &output("big", "/build/big");
     let ran = lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
     let digest = crate::check::sha256(&ran.output("big")?);
     ensure!(ran.log_text("0-a.stdout")?.starts_with(&digest), "the output is not what the step wrote");

@@ -71,7 +71,11 @@ fn succeeds(lab: &Lab) -> Result<()> {
 /// The digest on the terminal, in provenance and of the file are one.
 fn named_by_digest(ran: &Ran, name: &str) -> Result<()> {
     let digest = sha256(&ran.output(name)?);
-    ensure!(ran.stderr.contains(&format!("sha256:{digest}")), "stderr does not name {digest}:\n{}", ran.stderr);
+    ensure!(
+        ran.stderr.contains(&format!("sha256:{digest}")),
+        "stderr does not name {digest}:\n{}",
+        ran.stderr
+    );
     let statement = ran.statement(&format!("{name}.intoto.jsonl"))?;
     let subjects = statement["subject"].as_array().context("no subjects")?;
     let found = subjects.iter().any(|s| s["name"] == name && s["digest"]["sha256"] == *digest);
@@ -83,13 +87,17 @@ fn json_lines(lab: &Lab) -> Result<()> {
     let job = lab.job(&(sh("build", "echo hello; echo made > /build/a") + &output("a", "/build/a")))?;
     let ran = lab.run(&job).arg("--json").end()?.ended(&SUCCEEDED)?;
     let lines = ran.json_lines()?;
-    let events: Vec<&str> = lines.iter().filter_map(|l| l["event"].as_str()).filter(|e| *e != "phase").collect();
+    let events: Vec<&str> =
+        lines.iter().filter_map(|l| l["event"].as_str()).filter(|e| *e != "phase").collect();
     let expected = ["admitted", "step_started", "log", "step_finished", "closed", "result"];
     equal("events", &events, &expected.to_vec())?;
     let last = lines.last().context("no lines")?;
-    for (key, value) in
-        [("outcome", Value::from("succeeded")), ("exit", 0.into()), ("code", Value::Null), ("provenance", true.into())]
-    {
+    for (key, value) in [
+        ("outcome", Value::from("succeeded")),
+        ("exit", 0.into()),
+        ("code", Value::Null),
+        ("provenance", true.into()),
+    ] {
         equal(key, &last[key], &value)?;
     }
     equal("output", &last["outputs"][0]["sha256"], &Value::from(sha256(b"made\n")))?;
@@ -131,7 +139,10 @@ fn twice(lab: &Lab) -> Result<()> {
     let source = lab.write("src/main.c", "int main(void) { return 0; }\n")?;
     let source = source.parent().context("no parent")?;
     let body = input("src", &format!("path = '{}'", source.display()), "/build/src", true)
-        + &sh("build", "cd /build/src; cc -g -o prog main.c; date > now; find /build | sort; ls -l --time-style=+%s main.c")
+        + &sh(
+            "build",
+            "cd /build/src; cc -g -o prog main.c; date > now; find /build | sort; ls -l --time-style=+%s main.c",
+        )
         + &output("prog", "/build/src/prog");
     let job = lab.job(&body)?;
     let first = lab.run(&job).end()?.ended(&SUCCEEDED)?;
@@ -143,19 +154,26 @@ fn twice(lab: &Lab) -> Result<()> {
     equal("buildDefinition", &definition(&one), &definition(&two))?;
     ensure!(one != two, "two runs have one invocation");
     let text = definition(&one).to_string();
-    for run_alone in [lab.path("").display().to_string().as_str(), first.result()?["job"].as_str().unwrap_or("?")] {
+    for run_alone in
+        [lab.path("").display().to_string().as_str(), first.result()?["job"].as_str().unwrap_or("?")]
+    {
         ensure!(!text.contains(run_alone), "buildDefinition names {run_alone}");
     }
     Ok(())
 }
 
 fn development_key(lab: &Lab) -> Result<()> {
-    let ran = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["builders/dev/v1", "no provenance"])?;
+    let ran =
+        lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["builders/dev/v1", "no provenance"])?;
     let keys = lab.state().join("keys");
     equal("keys", &tree(&keys)?, &vec!["development.pem".to_owned(), "development.pub".to_owned()])?;
     equal("private key", &mode_of(&keys.join("development.pem"))?, &0o600)?;
     equal("state directory", &mode_of(&lab.state())?, &0o700)?;
-    ensure!(ran.stderr.contains(&lab.key().display().to_string()), "the public key is not named:\n{}", ran.stderr);
+    ensure!(
+        ran.stderr.contains(&lab.key().display().to_string()),
+        "the public key is not named:\n{}",
+        ran.stderr
+    );
     let beside = tree(&ran.out)?.into_iter().any(|name| name.ends_with(".pub") || name.ends_with(".pem"));
     ensure!(!beside, "a key lies beside what it vouches for");
     let report = ran.evidence("report.json");
@@ -180,9 +198,7 @@ fn development_key(lab: &Lab) -> Result<()> {
 /// A key pair made by openssl, as a user would: private and public PEM.
 pub(super) fn make_key(lab: &Lab, name: &str) -> Result<(std::path::PathBuf, std::path::PathBuf)> {
     let (key, public) = (lab.path(&format!("{name}.key")), lab.path(&format!("{name}.pub")));
-    let made = |args: &[&str]| -> Result<()> {
-        lab.call("openssl").args(args).end()?.exits(0).map(drop)
-    };
+    let made = |args: &[&str]| -> Result<()> { lab.call("openssl").args(args).end()?.exits(0).map(drop) };
     let (key_text, public_text) = (key.display().to_string(), public.display().to_string());
     made(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &key_text])?;
     made(&["pkey", "-pubout", "-in", &key_text, "-out", &public_text])?;
@@ -228,7 +244,8 @@ fn parameters(lab: &Lab) -> Result<()> {
     equal("version", &params["version"]["value"], &Value::from("1.3.1; rm -rf /"))?;
     equal("jobs", &params["jobs"], &serde_json::json!({"type": "integer", "value": "2"}))?;
     let (file, attestation) = (ran.out.join("outputs/x"), ran.evidence("x.intoto.jsonl"));
-    let with = |pair: &str| verify(&ran.program, &file, &attestation, &ran.key, &["--param", pair]).map(|v| v.0);
+    let with =
+        |pair: &str| verify(&ran.program, &file, &attestation, &ran.key, &["--param", pair]).map(|v| v.0);
     equal("verify --param", &with("jobs=2")?, &Some(0))?;
     equal("verify --param with another value", &with("jobs=3")?, &Some(2))?;
     for bad in [&["--param", "debug=yes"][..], &["--param", "debug=true"], &["--param", "other=1"]] {

@@ -61,9 +61,10 @@ fn own_environment(lab: &Lab) -> Result<()> {
         + "env = { TZ = \"EST\", PATH = \"/usr/bin:/bin\" }\n"
         + &exec("b", &["env", "-0"]);
     let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
-    for (log, expected, other) in
-        [("0-a.stdout", ["TZ=EST", "PATH=/usr/bin:/bin", "EMPTY="], "TZ=CET"), ("1-b.stdout", ["TZ=CET", "LANG=C.UTF-8", "EMPTY="], "TZ=EST")]
-    {
+    for (log, expected, other) in [
+        ("0-a.stdout", ["TZ=EST", "PATH=/usr/bin:/bin", "EMPTY="], "TZ=CET"),
+        ("1-b.stdout", ["TZ=CET", "LANG=C.UTF-8", "EMPTY="], "TZ=EST"),
+    ] {
         let text = ran.log_text(log)?;
         let found: Vec<&str> = text.split('\0').collect();
         for line in expected {
@@ -157,8 +158,10 @@ fn places(lab: &Lab) -> Result<()> {
 }
 
 fn lookup(lab: &Lab) -> Result<()> {
-    let body = sh("make", "mkdir -p /build/bin /build/work; printf '#!/bin/sh\\npwd; echo mine' > /build/bin/ls; chmod +x /build/bin/ls")
-        + "[[step]]\nname = \"b\"\nrun = [\"ls\"]\ncwd = \"/build/work\"\nenv = { PATH = \"/build/bin:/usr/bin:/bin\" }\n"
+    let body = sh(
+        "make",
+        "mkdir -p /build/bin /build/work; printf '#!/bin/sh\\npwd; echo mine' > /build/bin/ls; chmod +x /build/bin/ls",
+    ) + "[[step]]\nname = \"b\"\nrun = [\"ls\"]\ncwd = \"/build/work\"\nenv = { PATH = \"/build/bin:/usr/bin:/bin\" }\n"
         + "[[step]]\nname = \"c\"\nrun = [\"bin/ls\"]\n"
         + &sh("d", "echo out > /build/o")
         + &output("o", "/build/o");
@@ -170,13 +173,21 @@ fn lookup(lab: &Lab) -> Result<()> {
 fn between_steps(lab: &Lab) -> Result<()> {
     let marker = lab.marker();
     let body = sh("one", &format!("echo kept > /build/kept; sleep {marker} & exit 0"))
-        + &sh("two", &format!("cat /build/kept; for p in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $p; echo; done | grep -c 'sleep {marker}' || true"));
+        + &sh(
+            "two",
+            &format!(
+                "cat /build/kept; for p in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $p; echo; done | grep -c 'sleep {marker}' || true"
+            ),
+        );
     let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
     let text = ran.log_text("1-two.stdout")?;
     // `grep` and the shell itself hold the marker in their own arguments.
     ensure!(text.starts_with("kept\n"), "{text}");
     let report = ran.report()?;
     equal("survivors", &ran.step(&report, 0)?["survivors_killed"], &serde_json::Value::from(1))?;
-    ensure!(crate::procs::with_args(&format!("sleep {marker}")).iter().all(|p| p.comm != "sleep"), "it sleeps on");
+    ensure!(
+        crate::procs::with_args(&format!("sleep {marker}")).iter().all(|p| p.comm != "sleep"),
+        "it sleeps on"
+    );
     Ok(())
 }

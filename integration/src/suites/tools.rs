@@ -38,9 +38,16 @@ fn documented(lab: &Lab) -> Result<()> {
     equal("of a changed artifact", &run()?.stdout_text(), &"Verified OK\n0\n".to_owned())?;
     let envelope = fs::read_to_string(dir.join("libz.a.intoto.jsonl"))?;
     let (head, tail) = envelope.split_once("\"payload\":\"").context("no payload")?;
-    fs::write(dir.join("libz.a.intoto.jsonl"), format!("{head}\"payload\":\"AAAA{}", tail.get(4..).unwrap_or_default()))?;
+    fs::write(
+        dir.join("libz.a.intoto.jsonl"),
+        format!("{head}\"payload\":\"AAAA{}", tail.get(4..).unwrap_or_default()),
+    )?;
     let forged = run()?;
-    ensure!(forged.status != Some(0) && !forged.stdout_text().contains("Verified OK"), "{}", forged.stdout_text());
+    ensure!(
+        forged.status != Some(0) && !forged.stdout_text().contains("Verified OK"),
+        "{}",
+        forged.stdout_text()
+    );
     Ok(())
 }
 
@@ -130,5 +137,7 @@ fn job_schema(lab: &Lab) -> Result<()> {
     ensure!(refused.status != Some(0), "the schema takes an unknown key");
     let example = lab.repository("examples/zstd/job.toml");
     read(&example)?;
-    script(lab, "check_schema.py", &[lab.repository("docs/schema/job.schema.json"), example])?.exits(0).map(drop)
+    script(lab, "check_schema.py", &[lab.repository("docs/schema/job.schema.json"), example])?
+        .exits(0)
+        .map(drop)
 }

@@ -288,27 +288,39 @@ fn kill_in(dir: &Path) {
 }
 
 fn set_memory(dir: Option<(PathBuf, bool)>, bytes: u64) -> Result<(), StageError> {
-    match dir {
-        Some((dir, true)) => {
-            write(dir.join("memory.max"), &bytes.to_string()).stage("cgroup: limit memory")?;
-            match write(dir.join("memory.swap.max"), "0") {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-            .stage("cgroup: switch swap off")?;
-            write(dir.join("memory.oom.group"), "1").stage("cgroup: kill the group on oom")
+    let stage = "cgroup: limit memory";
+    let Some((dir, unified)) = dir else { return Ok(()) };
+    // memory.oom.group stays off: it would kill init too, which has to say what happened. Whoever is killed,
+    // the count of kills ends the job.
+    let (file, swap, swap_limit) = if unified {
+        ("memory.max", "memory.swap.max", 0)
+    } else {
+        ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", bytes)
+    };
+    write_bytes(&dir.join(file), bytes).stage(stage)?;
+    match write_bytes(&dir.join(swap), swap_limit) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !host_swaps() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let remedy = "the kernel does not account for swap; boot with swapaccount=1, or switch swap off";
+            Err(StageError::unsupported(stage, remedy))
         }
-        Some((dir, false)) => {
-            let text = bytes.to_string();
-            write(dir.join("memory.limit_in_bytes"), &text).stage("cgroup: limit memory")?;
-            match write(dir.join("memory.memsw.limit_in_bytes"), &text) {
-                // Without swap accounting there is no such file; then swap is not charged to anybody.
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-            .stage("cgroup: limit memory and swap")
-        }
-        None => Ok(()),
+        other => other.stage("cgroup: switch swap off"),
+    }
+}
+
+/// Whether the host has any swap space in use: the file has a heading and a line for each.
+fn host_swaps() -> bool {
+    fs::read_to_string("/proc/swaps").map_or(true, |text| text.lines().count() > 1)
+}
+
+/// Writes a limit in bytes and reads it back; the kernel rounds down to pages.
+fn write_bytes(path: &Path, bytes: u64) -> io::Result<()> {
+    write(path.to_owned(), &bytes.to_string())?;
+    let set = number(path)?;
+    if set <= bytes && bytes - set < 65_536 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(rustix::io::Errno::RANGE.raw_os_error()))
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::mount::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What init has to do to enter. Its descriptors come in this order: `tasks` files of version 1 control
@@ -55,6 +56,9 @@ pub struct AssemblePlan {
     pub layers: Option<usize>,
     /// Target, single file, writable.
     pub inputs: Vec<(SandboxPath, bool, bool)>,
+    /// Where each descriptor's directory lies on the host: a layer of an overlay has to be opened in the mount
+    /// namespace that the overlay is made in.
+    pub places: Vec<PathBuf>,
     /// As [`MountPlan::disk_bytes`].
     pub disk_bytes: u64,
     /// As [`MountPlan::disk_inodes`].
@@ -172,9 +176,14 @@ fn private_names() -> Result<(), StageError> {
 
 fn assemble_here(
     plan: AssemblePlan,
-    mut descriptors: impl Iterator<Item = OwnedFd>,
+    descriptors: impl Iterator<Item = OwnedFd>,
     authority: Authority,
 ) -> Result<Assembled, StageError> {
+    let opened: Vec<OwnedFd> = descriptors
+        .zip(&plan.places)
+        .map(|(descriptor, place)| reopen(&descriptor, place).stage("mounts: open a layer here"))
+        .collect::<Result<_, _>>()?;
+    let mut descriptors = opened.into_iter();
     let root = match plan.layers {
         None => RootPlan::Host,
         Some(count) => RootPlan::Layers(descriptors.by_ref().take(count).collect()),
@@ -187,6 +196,14 @@ fn assemble_here(
         .collect();
     let plan = MountPlan { root, inputs, disk_bytes: plan.disk_bytes, disk_inodes: plan.disk_inodes };
     rootfs::assemble(&plan, authority, &IdMaps::default())
+}
+
+/// Opens a directory again in our own mount namespace; it has to be the one that was meant.
+fn reopen(descriptor: &OwnedFd, place: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let here = openat(rustix::fs::CWD, place, flags, Mode::empty())?;
+    let (meant, found) = (rustix::fs::fstat(descriptor)?, rustix::fs::fstat(&here)?);
+    if (meant.st_dev, meant.st_ino) == (found.st_dev, found.st_ino) { Ok(here) } else { Err(Errno::STALE) }
 }
 
 fn attach_root(root: &OwnedFd) -> Result<(), StageError> {

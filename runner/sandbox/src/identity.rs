@@ -71,7 +71,7 @@ impl Authority {
 pub struct UidBlock {
     /// The first host id of the block.
     pub base: u32,
-    lock: File,
+    _lock: File,
 }
 
 /// Mark of a block that a teardown left unclean.
@@ -106,14 +106,19 @@ impl UidBlock {
         Err(Errno::AGAIN).stage("identity: every user id block is in use or quarantined")
     }
 
-    /// Takes a block out of use: something of its job may be left.
-    ///
-    /// # Errors
-    /// What writing the mark says.
-    pub fn quarantine(&mut self) -> std::io::Result<()> {
-        self.lock.write_all(&[QUARANTINED])?;
-        self.lock.sync_all()
-    }
+}
+
+/// Takes the block that begins at `base` out of use until the next boot: something of its job may be left.
+///
+/// # Errors
+/// What writing the mark says.
+pub fn quarantine(base: u32) -> std::io::Result<()> {
+    let number = base.saturating_sub(RANGE_FIRST) / BLOCK_IDS;
+    let dir = open_dir_all(BLOCKS_DIR)?;
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut file = File::from(openat(&dir, number.to_string(), flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(&[QUARANTINED])?;
+    file.sync_all()
 }
 
 fn open_dir_all(path: &str) -> Result<OwnedFd, Errno> {
@@ -162,7 +167,7 @@ fn try_block(dir: BorrowedFd<'_>, number: u32) -> Result<Option<UidBlock>, Errno
     }
     let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
     rustix::fs::futimens(&lock, &rustix::fs::Timestamps { last_access: now, last_modification: now })?;
-    Ok(Some(UidBlock { base: RANGE_FIRST + number * BLOCK_IDS, lock }))
+    Ok(Some(UidBlock { base: RANGE_FIRST + number * BLOCK_IDS, _lock: lock }))
 }
 
 #[cfg(test)]

@@ -278,6 +278,7 @@ fn become_step(
     err: BorrowedFd<'_>,
 ) -> Result<Never, String> {
     let failed = |what: &str, e: rustix::io::Errno| format!("{what}: {e}");
+    prefer_as_victim().map_err(|e| format!("oom_score_adj: {e}"))?;
     rustix::process::setsid().map_err(|e| failed("setsid", e))?;
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
         .map_err(|e| failed("/dev/null", e))?;
@@ -290,6 +291,16 @@ fn become_step(
         .map_err(|e| failed(&format!("working directory {}", step.cwd), e))?;
     ampoule_sys::fd::close_on_exec_from(3).map_err(|e| format!("descriptors: {e}"))?;
     exec(step)
+}
+
+/// When the job's memory is used up, the kernel shall kill a step and not init, which has to say what happened.
+/// Init's own score cannot be lowered without CAP_SYS_RESOURCE, so the steps' is raised. The file belongs to us
+/// only while we are dumpable; nothing else runs in the sandbox now, and exec resets the flag anyway.
+fn prefer_as_victim() -> std::io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    std::fs::write("/proc/self/oom_score_adj", "1000")?;
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Looks the program up as execvp(3) does, in the step's own PATH, already confined.

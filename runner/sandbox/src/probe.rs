@@ -72,7 +72,9 @@ fn measure() -> Layers {
         "inheritable, permitted, effective, bounding and ambient sets are empty".into(),
     );
     say("no_new_privs", field("NoNewPrivs") == "1", "set, and cannot be unset".into());
-    let ids = (field("Uid"), field("Gid"), field("Groups"));
+    let ids = (field("Uid"), field("Gid"));
+    let groups = field("Groups");
+    say("groups", groups.is_empty() || groups == "1000", "no supplementary group".into());
     say(
         "identity",
         ids.0 == "1000 1000 1000 1000" && ids.1 == "1000 1000 1000 1000",

@@ -16,7 +16,7 @@ use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a set-up may take.
@@ -212,6 +212,7 @@ fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError
     let (answer, mut sent) = expect(&mine)?;
     match (answer, sent.pop()) {
         (Answer::Ready { layers: measured, stages }, Some(root)) => {
+            joined(half)?;
             clock.mark("enter and probe");
             layers.extend(measured);
             clock.stages.extend(stages.into_iter().map(|(s, t)| (format!("init: {s}"), t)));
@@ -220,6 +221,18 @@ fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError
         (Answer::Failed(error), _) => Err(error),
         _ => Err(protocol()),
     }
+}
+
+/// Init must be in every group whose limits are claimed.
+fn joined(half: &HalfMade) -> Result<(), StageError> {
+    let (Some(init), Some(cgroup)) = (&half.init, &half.cgroup) else { return Ok(()) };
+    for dir in cgroup.dirs() {
+        let procs = std::fs::read_to_string(dir.join("cgroup.procs")).stage("cgroup: see who is in it")?;
+        if !procs.lines().any(|line| line == init.pid.to_string()) {
+            return Err(Errno::SRCH).stage("cgroup: init is not in it");
+        }
+    }
+    Ok(())
 }
 
 fn clone_error(error: &std::io::Error) -> StageError {
@@ -295,10 +308,14 @@ fn hand_over(mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)
     };
     let inputs = mounts.inputs.iter();
     let descriptors = trees.iter().chain(inputs.clone().map(|input| &input.tree)).map(OwnedFd::try_clone);
-    let descriptors = descriptors.collect::<Result<_, _>>()?;
+    let descriptors: Vec<OwnedFd> = descriptors.collect::<Result<_, _>>()?;
+    let places = descriptors
+        .iter()
+        .map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())))
+        .collect::<Result<_, _>>()?;
     let inputs = inputs.map(|input| (input.target.clone(), input.file, input.writable)).collect();
     let (disk_bytes, disk_inodes) = (mounts.disk_bytes, mounts.disk_inodes);
-    Ok((AssemblePlan { layers, inputs, disk_bytes, disk_inodes }, descriptors))
+    Ok((AssemblePlan { layers, inputs, places, disk_bytes, disk_inodes }, descriptors))
 }
 
 /// Opens init's namespaces while that is still allowed: holds them against our own and keeps their names.

@@ -228,7 +228,7 @@ fn wrong(field: impl Into<String>, reason: impl Into<String>) -> SpecError {
 
 /// Where no input may be mounted: Ampoule's own mounts, and what an image is made of.
 const RESERVED: &[&str] = &[
-    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys",
+    "/.probe", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys",
     "/tmp", "/usr",
 ];
 

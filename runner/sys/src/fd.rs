@@ -21,6 +21,9 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 pub(crate) fn close_after_clone(keep: Keep<'_>) -> io::Result<()> {
     match keep {
         Keep::Only(kept) => {
+            for standard in 0..3 {
+                silence(standard)?;
+            }
             let mut kept: Vec<u32> =
                 kept.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
             kept.sort_unstable();
@@ -39,6 +42,15 @@ pub(crate) fn close_after_clone(keep: Keep<'_>) -> io::Result<()> {
             .filter(|n| *n >= 3)
             .try_for_each(|number| close_range(number, number)),
     }
+}
+
+/// Puts `/dev/null` in a standard descriptor's place.
+fn silence(standard: libc::c_int) -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    // SAFETY: dup2 touches no memory, and what is replaced is one of the first three descriptors, which no
+    // value of this process owns.
+    let done = unsafe { libc::dup2(null.as_raw_fd(), standard) };
+    crate::check(done.into()).map(drop)
 }
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {

@@ -46,12 +46,12 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Which of the caller's descriptors a new process keeps. The first three it always keeps.
+/// Which of the caller's descriptors a new process keeps.
 #[derive(Debug, Clone, Copy)]
 pub enum Keep<'a> {
-    /// These alone.
+    /// These alone; the first three become `/dev/null`.
     Only(&'a [BorrowedFd<'a>]),
-    /// All but these.
+    /// All but these; the first three stay what they are.
     AllBut(&'a [BorrowedFd<'a>]),
 }
 
