@@ -7,6 +7,7 @@
 mod evidence;
 mod follow;
 mod intake;
+mod place;
 mod release;
 mod runner;
 
@@ -220,13 +221,22 @@ fn forget(runner: Runner, options: &Options, id: &JobId) {
 /// # Errors
 /// [`LocalError::File`] if it cannot be made.
 pub fn make_state(state: &Path) -> Result<(), LocalError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    let made = builder.recursive(true).mode(0o700).create(state);
-    let made = made.and_then(|()| builder.create(state.join("runs")));
-    made.and_then(|()| builder.create(state.join("records"))).map_err(|error| LocalError::File {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let unusable = |reason: String| LocalError::File {
         what: "the state directory",
         path: state.to_owned(),
-        reason: format!("{error}; name another with --state"),
-    })
+        reason: format!("{reason}; name another with --state"),
+    };
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    // From the outside in: nothing is written below a directory that is not ours.
+    for dir in [state.to_owned(), state.join("keys"), state.join("runs"), state.join("records")] {
+        builder.create(&dir).map_err(|e| unusable(e.to_string()))?;
+        let meta = std::fs::symlink_metadata(&dir).map_err(|e| unusable(e.to_string()))?;
+        let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
+        if !meta.is_dir() || !ours {
+            return Err(unusable(format!("{} is not a directory that only you can write to", dir.display())));
+        }
+    }
+    Ok(())
 }

@@ -40,6 +40,12 @@ pub enum SigningError {
         /// Its mode.
         mode: u32,
     },
+    /// The key belongs to somebody else, who knows it.
+    #[error("the key file {path} belongs to another user; copy it to a file of your own")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is not a key that Ampoule signs with.
     #[error(
         "{path} holds no ECDSA P-256 private key in PKCS#8 PEM: {reason}; make one with: openssl genpkey \
@@ -86,9 +92,13 @@ impl FileSigner {
     pub fn load(path: &Path) -> Result<Self, SigningError> {
         let failed = |source| SigningError::File { path: path.to_owned(), doing: "read", source };
         let file = File::open(path).map_err(failed)?;
-        let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+        let meta = file.metadata().map_err(failed)?;
+        let mode = meta.mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(SigningError::Exposed { path: path.to_owned(), mode });
+        }
+        if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
+            return Err(SigningError::Foreign { path: path.to_owned() });
         }
         let mut text = Zeroizing::new(String::new());
         file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How many tests run at a time: most of them wait for a process.
-const WORKERS: usize = 3;
+const WORKERS: usize = 5;
 
 /// As whom the tests run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

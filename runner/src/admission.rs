@@ -166,12 +166,13 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
 }
 
 /// Every layer that has to be measured; one that is missing from a measurement is not in force.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "capabilities",
     "groups",
     "identity",
     "landlock",
     "limits",
+    "namespace.cgroup",
     "namespace.ipc",
     "namespace.mnt",
     "namespace.net",

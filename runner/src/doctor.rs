@@ -33,7 +33,6 @@ pub(crate) fn measure(name: &Name, profile_dir: Option<&Path>) -> Result<(Isolat
             disk_inodes: profile.limits.disk_inodes,
         },
         steps: &[],
-        meanwhile: &mut || {},
     };
     let teardown = match Sandbox::create(plan) {
         Ok(sandbox) => {

@@ -68,7 +68,6 @@ impl State {
         let dir = openat(&self.jobs, id.as_str(), DIR, Mode::empty())?;
         let lock = lock(&self.jobs, id)?.ok_or(Errno::AGAIN)?;
         mkdirat(&dir, "outputs", Mode::RWXU)?;
-        rustix::fs::fsync(&self.jobs)?;
         Ok((JobDir { id: id.clone(), dir }, lock))
     }
 
@@ -174,6 +173,12 @@ impl JobDir {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC;
         let file = File::from(openat(&self.dir, "events", flags, Mode::RUSR | Mode::WUSR)?);
         Writer::create(file).map_err(io::Error::other)
+    }
+
+    /// Makes the names of a new job durable: after its files, so that there is one commit instead of several.
+    pub(crate) fn sync_new(&self, state: &State) -> io::Result<()> {
+        self.sync()?;
+        Ok(rustix::fs::fsync(&state.jobs)?)
     }
 
     /// Makes everything that was created in the directory durable.

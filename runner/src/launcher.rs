@@ -2,6 +2,7 @@
 
 use crate::admission::{self, Admitted, Refusal, refuse};
 use crate::clock;
+use crate::facts::{self, FactsReader};
 use crate::import;
 use crate::jobdir::{JobDir, JobLock, State};
 use crate::lifetime::Lifetime;
@@ -169,8 +170,12 @@ impl Launcher {
                 refuse(code, format!("the job's directory cannot be made: {error}"))
             })?;
         self.say(&Reply::Admitted { job: job.clone() }).map_err(|e| refuse(Code::Internal, e))?;
-        let supervisor = start_supervisor(self.channel.as_fd(), admitted, &dir, recorder, lifetime)
+        let (facts, gatherer) = facts::pipe().map_err(|e| refuse(Code::Internal, format!("a pipe: {e}")))?;
+        let image = admitted.job.image.clone();
+        let closed = [self.channel.as_fd(), gatherer.0.as_fd()];
+        let supervisor = start_supervisor(&closed, admitted, &dir, recorder, lifetime, facts)
             .map_err(|e| refuse(Code::Internal, format!("the supervisor cannot be started: {e}")))?;
+        gatherer.gather(&image);
         let _ = wait(Which::Pid(supervisor), true);
         if !dir.has_report() {
             recovery::abort(&dir);
@@ -203,24 +208,25 @@ impl Launcher {
             cgroups: cgroups.map(|path| path.display().to_string()).collect(),
         };
         recorder.event_durable(&intent).map_err(std::io::Error::other)?;
-        dir.sync()?;
+        dir.sync_new(&self.state)?;
         Ok((dir, lock, recorder))
     }
 }
 
-/// Starts the supervisor. Of the launcher's descriptors it has all but the client's connection, so that a
-/// client sees the launcher's death; the job's lock and block of ids live as long as it does.
+/// Starts the supervisor. Of the launcher's descriptors it has all but `closed`: the client's connection, so
+/// that a client sees the launcher's death, and the launcher's end of the facts; the job's lock and block of ids live as long as it does.
 fn start_supervisor(
-    channel: BorrowedFd<'_>,
+    closed: &[BorrowedFd<'_>],
     admitted: Admitted,
     dir: &JobDir,
     recorder: Recorder,
     lifetime: Lifetime,
+    facts: FactsReader,
 ) -> std::io::Result<i32> {
-    let child = spawn(Namespaces::default(), None, Keep::AllBut(&[channel]), || {
+    let child = spawn(Namespaces::default(), None, Keep::AllBut(closed), || {
         // Its own session: a signal to the client's terminal is not for it.
         let _ = rustix::process::setsid();
-        supervisor::run(admitted, dir, recorder, lifetime)
+        supervisor::run(admitted, dir, recorder, lifetime, facts)
     })?;
     Ok(child.pid)
 }

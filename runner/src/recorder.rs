@@ -6,11 +6,13 @@ use ampoule_spec::{Event, FRAME_EVENT, FRAME_LOG, LogChunk};
 /// Writes events and log chunks in order; a failure is the job's.
 pub(crate) struct Recorder {
     writer: Writer,
+    /// Whether log bytes were recorded since everything was last made durable.
+    logs: bool,
 }
 
 impl Recorder {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self { writer }
+        Self { writer, logs: false }
     }
 
     /// Records an event.
@@ -25,13 +27,20 @@ impl Recorder {
         self.sync()
     }
 
-    /// Makes everything that was recorded durable.
-    pub(crate) fn sync(&mut self) -> Result<(), String> {
+    /// Makes recorded log bytes durable, if there are any: the report, which says everything else once more,
+    /// has only their digests.
+    pub(crate) fn sync_logs(&mut self) -> Result<(), String> {
+        if self.logs { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        self.logs = false;
         self.writer.sync().map_err(|e| format!("the events file cannot be made durable: {e}"))
     }
 
     /// Records bytes of a log.
     pub(crate) fn log(&mut self, chunk: &LogChunk) -> Result<(), String> {
+        self.logs = true;
         self.append(FRAME_LOG, &chunk.encode())
     }
 

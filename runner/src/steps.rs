@@ -278,7 +278,12 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
     }
 }
 
-fn take_log(recorder: &mut Recorder, pump: &Pump, running: &mut Running<'_>, number: u32) -> Result<(), String> {
+fn take_log(
+    recorder: &mut Recorder,
+    pump: &Pump,
+    running: &mut Running<'_>,
+    number: u32,
+) -> Result<(), String> {
     match pump.receive() {
         Ok(Pumped::Chunk(stream, offset, bytes)) => {
             recorder.log(&LogChunk { step: number, stream, at: clock::now(), offset, bytes })

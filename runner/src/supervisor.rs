@@ -2,7 +2,7 @@
 
 use crate::admission::Admitted;
 use crate::clock::{self, Moment};
-use crate::facts;
+use crate::facts::FactsReader;
 use crate::jobdir::JobDir;
 use crate::lifetime::{Lifetime, Wish};
 use crate::outputs;
@@ -11,20 +11,26 @@ use crate::report::{Draft, phase};
 use crate::steps::{self, StepContext};
 use ampoule_sandbox::identity::Authority;
 use ampoule_sandbox::init::StepPlan;
-use ampoule_sandbox::{Sandbox, SandboxPlan, StageError, host_image, teardown};
-use ampoule_spec::{Code, Event, Failure, HostFacts, Image, ImageReport, Measured, Sha256, TeardownReport};
+use ampoule_sandbox::{Sandbox, SandboxPlan, teardown};
+use ampoule_spec::{Code, Event, Failure, Image, Measured, TeardownReport};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Runs a job in the calling process, which is the supervisor. Returns its exit status: 0 once the report is
 /// durable.
-pub(crate) fn run(admitted: Admitted, dir: &JobDir, mut recorder: Recorder, mut lifetime: Lifetime) -> i32 {
+pub(crate) fn run(
+    admitted: Admitted,
+    dir: &JobDir,
+    mut recorder: Recorder,
+    mut lifetime: Lifetime,
+    facts: FactsReader,
+) -> i32 {
     let mut draft = Draft::new(&admitted);
-    let teardown = attempt(admitted, dir, &mut recorder, &mut lifetime, &mut draft);
+    let teardown = attempt(admitted, dir, &mut recorder, &mut lifetime, facts, &mut draft);
     let report = draft.finish(teardown);
     let outcome = report.outcome;
     // The report names digests of logs: their bytes are durable before it is.
-    if recorder.sync().is_err() {
+    if recorder.sync_logs().is_err() {
         return 70;
     }
     if dir.write_report(&report).is_err() {
@@ -39,13 +45,13 @@ fn attempt(
     dir: &JobDir,
     recorder: &mut Recorder,
     lifetime: &mut Lifetime,
+    facts: FactsReader,
     draft: &mut Draft,
 ) -> TeardownReport {
     let Admitted { job, profile, limits, authority, hierarchies, mounts, .. } = admitted;
     let begun = Moment::now();
     phase(recorder, "sandbox");
     let plans: Vec<StepPlan> = crate::environment::step_plans(&job);
-    let mut facts = None;
     let plan = SandboxPlan {
         job: &job.id,
         profile: &profile.profile,
@@ -54,7 +60,6 @@ fn attempt(
         hierarchies: hierarchies.as_ref(),
         mounts,
         steps: &plans,
-        meanwhile: &mut || facts = Some(Facts::gather(&job.image)),
     };
     let sandbox = match Sandbox::create(plan) {
         Ok(sandbox) => sandbox,
@@ -72,7 +77,6 @@ fn attempt(
     if let Some(failure) = missing_layer(draft, &profile.profile) {
         draft.fail(recorder, failure);
     }
-    facts.unwrap_or_else(|| Facts::gather(&job.image)).tell(recorder, draft);
     let begun = Moment::now();
     phase(recorder, "steps");
     let mut context = StepContext {
@@ -86,6 +90,7 @@ fn attempt(
     };
     run_steps(&mut context, &job, draft);
     draft.phase("steps", begun);
+    tell_facts(facts, &job.image, recorder, draft);
     take_outputs(&sandbox, &job, dir, recorder, lifetime, draft, limits.disk_bytes);
     let begun = Moment::now();
     phase(recorder, "destroy");
@@ -118,42 +123,15 @@ fn missing_layer(draft: &Draft, profile: &ampoule_spec::Profile) -> Option<Failu
     Some(Failure { code: Code::SandboxUnsupported, message, step: None, teardown: None })
 }
 
-/// What the report says of the host, the runner and the image.
-struct Facts {
-    host: HostFacts,
-    runner: Option<Sha256>,
-    image: Result<ImageReport, StageError>,
-}
-
-impl Facts {
-    fn gather(image: &Image) -> Self {
-        Self { host: facts::host(), runner: facts::own_sha256(), image: image_report(image) }
+/// Takes over what the launcher gathered meanwhile.
+fn tell_facts(facts: FactsReader, image: &Image, recorder: &mut Recorder, draft: &mut Draft) {
+    let facts = facts.receive(image);
+    draft.report.host = facts.host;
+    draft.report.runner_sha256 = facts.runner;
+    match facts.image {
+        Ok(image) => draft.report.image = Some(image),
+        Err(error) => draft.fail(recorder, failure(error.code(), error.to_string())),
     }
-
-    fn tell(self, recorder: &mut Recorder, draft: &mut Draft) {
-        draft.report.host = self.host;
-        draft.report.runner_sha256 = self.runner;
-        match self.image {
-            Ok(image) => draft.report.image = Some(image),
-            Err(error) => draft.fail(recorder, failure(error.code(), error.to_string())),
-        }
-    }
-}
-
-fn image_report(image: &Image) -> Result<ImageReport, StageError> {
-    let named = |kind: &str, sha256, named_by: &str| ImageReport {
-        kind: kind.to_owned(),
-        sha256,
-        named_by: named_by.to_owned(),
-    };
-    Ok(match image {
-        Image::Host => {
-            let (sha256, named_by) = host_image::package_list()?;
-            named("host", sha256, named_by)
-        }
-        Image::Oci { manifest, .. } => named("oci", *manifest, ""),
-        Image::Tar { sha256 } => named("tar", *sha256, ""),
-    })
 }
 
 /// The failure that a client's wish is.
@@ -174,7 +152,7 @@ fn run_steps(context: &mut StepContext<'_>, job: &ampoule_spec::JobSpec, draft: 
         if draft.report.failure.is_none()
             && let Some(wish) = context.lifetime.wish_now()
         {
-draft.fail(context.recorder, wished(wish));
+            draft.fail(context.recorder, wished(wish));
         }
         if draft.report.failure.is_some() {
             draft.report.steps.push(steps::not_run(step));
@@ -225,12 +203,16 @@ fn take_outputs(
             return;
         }
     };
-    let (taken, failed) = outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max, &mut || {
-        if begun.since() > outputs::TIME_LIMIT {
-            return Some(failure(Code::LimitTimeout, "taking the outputs out lasted longer than 10 minutes"));
-        }
-        lifetime.wish_now().map(wished)
-    });
+    let (taken, failed) =
+        outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max, &mut || {
+            if begun.since() > outputs::TIME_LIMIT {
+                return Some(failure(
+                    Code::LimitTimeout,
+                    "taking the outputs out lasted longer than 10 minutes",
+                ));
+            }
+            lifetime.wish_now().map(wished)
+        });
     draft.report.outputs = taken;
     if let Some(failed) = failed {
         draft.fail(recorder, failed);

@@ -1,6 +1,7 @@
 //! Who signs a local run, and the records of jobs whose own run could not sign them.
 
 use super::follow::Note;
+use super::place::Place;
 use super::release::Evidence;
 use super::runner::Runner;
 use super::{LocalError, Options};
@@ -35,7 +36,6 @@ pub(super) fn open(options: &Options) -> Result<Signing, LocalError> {
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    std::fs::create_dir_all(&keys).map_err(|e| unusable(&keys, e))?;
     let (signer, development_key, name) = match &options.key {
         SigningKey::Development => {
             let signer = FileSigner::load_or_create(&keys.join("development.pem"))?;
@@ -48,11 +48,9 @@ pub(super) fn open(options: &Options) -> Result<Signing, LocalError> {
         reason: e.to_string(),
     })?;
     let name = if name.is_empty() { format!("{}.pub", file_name(&fingerprint)) } else { name };
-    let public_key_file = keys.join(name);
-    if std::fs::read(&public_key_file).ok().as_deref() != Some(pem.as_bytes()) {
-        super::release::write_new(&public_key_file, pem.as_bytes())
-            .map_err(|e| unusable(&public_key_file, e))?;
-    }
+    let public_key_file = keys.join(&name);
+    let written = Place::open(&keys).and_then(|keys| keys.replace(&name, pem.as_bytes()));
+    written.map_err(|e| unusable(&public_key_file, e))?;
     let issuer = Issuer { authority: options.authority.clone(), development_key };
     Ok(Signing { signer, issuer, public_key_file })
 }
@@ -100,7 +98,7 @@ pub(super) fn sign_recovered(
     let job_dir = options.state.join("jobs").join(job.as_str());
     let signed = Evidence::read(&job_dir).and_then(|evidence| {
         let sealed = signing.attest_run(&evidence, None)?;
-        evidence.write_record(&record, &sealed)?;
+        evidence.write_record(&job_dir, &record, &sealed)?;
         Ok(evidence.record.report().outcome)
     });
     let outcome = match signed {

@@ -130,7 +130,7 @@ fn take_input(
             };
             if runner.find(content.clone())?.is_none() {
                 importing();
-                runner.import(content, fetch(url, sha256)?.into())?;
+                runner.import(content, fetch(url, sha256, cancel)?.into())?;
             }
             Ok(InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack })
         }
@@ -176,12 +176,22 @@ fn take_directory(
 }
 
 /// Downloads to a file without a name.
-fn fetch(url: &str, sha256: &Sha256) -> Result<File> {
+fn fetch(url: &str, sha256: &Sha256, cancel: &Cancel) -> Result<File> {
     let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
     let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let fetcher = Fetcher::new(FetchOptions::default());
-    runtime.block_on(fetcher.fetch(url, sha256, &mut file))?;
+    runtime.block_on(async {
+        let cancelled = async {
+            while !cancel.is_cancelled() {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            fetched = fetcher.fetch(url, sha256, &mut file) => fetched.map(drop).map_err(LocalError::from),
+            () = cancelled => Err(LocalError::Cancelled),
+        }
+    })?;
     file.rewind().map_err(failed)?;
     Ok(file)
 }

@@ -2,6 +2,7 @@
 
 use super::LocalError;
 use super::evidence::Signing;
+use super::place::Place;
 use ampoule_evidence::{CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::{
@@ -10,9 +11,8 @@ use ampoule_spec::{
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A job's record with the bytes that were read.
@@ -61,15 +61,25 @@ impl Evidence {
         Ok(Self { record, spec, report })
     }
 
-    /// Writes a signed record of a job whose outputs are not released.
-    pub(super) fn write_record(&self, dir: &Path, run: &Sealed) -> Result<(), LocalError> {
+    /// Writes a signed record of a job whose outputs are not released: what a crash kept its own run from. A
+    /// record that is there already is the same one, and stays.
+    pub(super) fn write_record(&self, job_dir: &Path, dir: &Path, run: &Sealed) -> Result<(), LocalError> {
         let failed = |e: io::Error| file_error("the record", dir, &e);
-        let aside = beside(dir, self.record.spec().id.as_str());
-        make_dir(&aside).map_err(failed)?;
-        write_new(&aside.join("spec.json"), &self.spec).map_err(failed)?;
-        write_new(&aside.join("report.json"), &self.report).map_err(failed)?;
-        write_new(&aside.join("run.intoto.jsonl"), run.envelope_json_line.as_bytes()).map_err(failed)?;
-        publish(&aside, dir).map_err(failed)
+        if dir.join("run.intoto.jsonl").exists() {
+            return Ok(());
+        }
+        let id = self.record.spec().id.as_str();
+        let parent = Place::open(&parent(dir)).map_err(failed)?;
+        let aside = aside(id);
+        let made = parent.make(&aside).map_err(failed)?;
+        let written = write_evidence(self, &made, None, run)
+            .and_then(|()| write_logs(self, job_dir, &made.make("logs")?))
+            .and_then(|()| made.sync())
+            .and_then(|()| parent.publish(&aside, &made, id));
+        written.map_err(|error| {
+            parent.discard(&aside, &made);
+            failed(error)
+        })
     }
 }
 
@@ -112,42 +122,9 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// A name beside `path` that nobody else uses: job ids are unique.
-fn beside(path: &Path, id: &str) -> PathBuf {
-    parent(path).join(format!(".ampoule-{id}.tmp"))
-}
-
-fn make_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o755).create(path)
-}
-
-/// Writes a new file, durable once its directory is.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// Moves a finished directory to its place: new, or an empty directory.
-fn publish(aside: &Path, place: &Path) -> io::Result<()> {
-    sync_dirs(aside)?;
-    match fs::rename(aside, place) {
-        Ok(()) => File::open(parent(place))?.sync_all(),
-        Err(error) => {
-            let _ = fs::remove_dir_all(aside);
-            Err(error)
-        }
-    }
-}
-
-fn sync_dirs(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_dirs(&entry.path())?;
-        }
-    }
-    File::open(dir)?.sync_all()
+/// A name that nobody else uses: job ids are unique.
+fn aside(id: &str) -> String {
+    format!(".ampoule-{id}.tmp")
 }
 
 /// Signs and releases a job.
@@ -160,7 +137,6 @@ pub(super) fn release(
     let report = evidence.record.report();
     let (sealed, refused) = provenance_of(evidence, signing)?;
     let run = signing.attest_run(evidence, sealed.as_ref().map(|s| s.statement_sha256))?;
-    let aside = beside(out, report.job.as_str());
     let failed = |e: io::Error| file_error("the output directory", out, &e);
     let mut released = Released {
         provenance: sealed.is_some(),
@@ -168,27 +144,45 @@ pub(super) fn release(
         outputs: Vec::new(),
         refused,
     };
-    let withheld = released.refused.is_some() || report.outcome == Outcome::Quarantined;
-    let written = (|| -> Result<(), LocalError> {
-        for dir in ["", "outputs", "evidence", "evidence/logs"] {
-            make_dir(&aside.join(dir)).map_err(failed)?;
+    let name = out.file_name().and_then(|name| name.to_str());
+    let name =
+        name.ok_or_else(|| failed(io::Error::other("it has no name of its own; name a new directory")))?;
+    let parent = Place::open(&parent(out)).map_err(failed)?;
+    let aside = aside(report.job.as_str());
+    let made = parent.make(&aside).map_err(failed)?;
+    let written = fill(evidence, job_dir, &made, sealed.as_ref(), &run, &mut released)
+        .and_then(|()| parent.publish(&aside, &made, name));
+    match written {
+        Ok(()) => Ok(released),
+        Err(error) => {
+            parent.discard(&aside, &made);
+            Err(failed(error))
         }
-        let outputs = if withheld { &[] } else { report.outputs.as_slice() };
-        for output in outputs {
-            copy_output(output, &job_dir.join("outputs"), &aside.join("outputs"))?;
-            released.outputs.push((output.name.to_string(), output.bytes, output.sha256.to_string()));
-        }
-        let files = aside.join("evidence");
-        write_evidence(evidence, &files, sealed.as_ref(), &run).map_err(failed)?;
-        write_logs(evidence, job_dir, &files.join("logs")).map_err(failed)?;
-        write_result(evidence, &released, &files).map_err(failed)
-    })();
-    if let Err(error) = written {
-        let _ = fs::remove_dir_all(&aside);
-        return Err(error);
     }
-    publish(&aside, out).map_err(failed)?;
-    Ok(released)
+}
+
+/// Fills a directory that nobody looks at yet.
+fn fill(
+    evidence: &Evidence,
+    job_dir: &Path,
+    made: &Place,
+    sealed: Option<&Sealed>,
+    run: &Sealed,
+    released: &mut Released,
+) -> io::Result<()> {
+    let report = evidence.record.report();
+    let withheld = released.refused.is_some() || report.outcome == Outcome::Quarantined;
+    let outputs = made.make("outputs")?;
+    for output in report.outputs.iter().filter(|_| !withheld) {
+        copy_output(output, &job_dir.join("outputs"), &outputs)?;
+        released.outputs.push((output.name.to_string(), output.bytes, output.sha256.to_string()));
+    }
+    let files = made.make("evidence")?;
+    let logs = files.make("logs")?;
+    write_evidence(evidence, &files, sealed, run)?;
+    write_logs(evidence, job_dir, &logs)?;
+    write_result(evidence, released, &files)?;
+    [&outputs, &logs, &files, made].into_iter().try_for_each(Place::sync)
 }
 
 fn builder_of(evidence: &Evidence, signing: &Signing) -> String {
@@ -225,58 +219,52 @@ fn provenance_of(
 }
 
 /// Copies an output and hashes what it writes: the bytes that leave are the bytes that were hashed.
-fn copy_output(output: &OutputReport, from: &Path, into: &Path) -> Result<(), LocalError> {
+fn copy_output(output: &OutputReport, from: &Path, into: &Place) -> io::Result<()> {
     let name = output.name.as_str();
-    let failed = |e: io::Error| file_error("the output", &into.join(name), &e);
-    let mut source = File::open(from.join(name)).map_err(failed)?;
-    let mode = if output.executable { 0o755 } else { 0o644 };
-    let mut copy =
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(into.join(name)).map_err(failed)?;
+    let mut source = File::open(from.join(name))?;
+    let mut copy = into.create(name, if output.executable { 0o755 } else { 0o644 })?;
     let mut context = Context::new(&SHA256);
     let mut buffer = vec![0; 256 << 10];
     loop {
-        let count = source.read(&mut buffer).map_err(failed)?;
+        let count = source.read(&mut buffer)?;
         let part = buffer.get(..count).unwrap_or_default();
         if part.is_empty() {
             break;
         }
         context.update(part);
-        copy.write_all(part).map_err(failed)?;
+        copy.write_all(part)?;
     }
-    copy.sync_all().map_err(failed)?;
+    copy.sync_all()?;
     if context.finish().as_ref() == output.sha256.as_bytes() {
         return Ok(());
     }
-    Err(LocalError::Evidence {
-        code: Code::ProvenanceRefused,
-        reason: format!("output {name} is no longer what was hashed"),
-    })
+    Err(io::Error::other(format!("output {name} is no longer what was hashed")))
 }
 
-fn write_evidence(evidence: &Evidence, dir: &Path, sealed: Option<&Sealed>, run: &Sealed) -> io::Result<()> {
-    write_new(&dir.join("spec.json"), &evidence.spec)?;
-    write_new(&dir.join("report.json"), &evidence.report)?;
-    write_new(&dir.join("run.intoto.jsonl"), run.envelope_json_line.as_bytes())?;
+fn write_evidence(evidence: &Evidence, dir: &Place, sealed: Option<&Sealed>, run: &Sealed) -> io::Result<()> {
+    dir.write("spec.json", &evidence.spec)?;
+    dir.write("report.json", &evidence.report)?;
+    dir.write("run.intoto.jsonl", run.envelope_json_line.as_bytes())?;
     let Some(sealed) = sealed else { return Ok(()) };
     let artifacts =
         evidence.record.report().outputs.iter().filter(|o| o.kind == ampoule_spec::OutputKind::Artifact);
     for output in artifacts {
         let name = &output.name;
-        write_new(&dir.join(format!("{name}.intoto.jsonl")), sealed.envelope_json_line.as_bytes())?;
-        write_new(&dir.join(format!("{name}.sigstore.json")), sealed.bundle_json.as_bytes())?;
+        dir.write(&format!("{name}.intoto.jsonl"), sealed.envelope_json_line.as_bytes())?;
+        dir.write(&format!("{name}.sigstore.json"), sealed.bundle_json.as_bytes())?;
     }
     Ok(())
 }
 
 /// Writes each stream, and both streams of a step in the order in which they were read.
-fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Path) -> io::Result<()> {
+fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Place) -> io::Result<()> {
     let steps = &evidence.record.report().steps;
     let mut files: BTreeMap<String, BufWriter<File>> = BTreeMap::new();
     for (at, step) in steps.iter().enumerate() {
         for end in step.logs.iter().map(|log| log.stream.as_str()).chain(step.logs.first().map(|_| "log")) {
             let name = format!("{at}-{}.{end}", step.name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(dir.join(&name))?;
-            files.insert(name, BufWriter::new(file));
+            let file = BufWriter::new(dir.create(&name, 0o644)?);
+            files.insert(name, file);
         }
     }
     let mut reader = Reader::new(File::open(job_dir.join("events"))?);
@@ -296,7 +284,7 @@ fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Path) -> io::Result<()>
     files.into_values().try_for_each(|file| file.into_inner().map_err(|e| e.into_error())?.sync_all())
 }
 
-fn write_result(evidence: &Evidence, released: &Released, dir: &Path) -> io::Result<()> {
+fn write_result(evidence: &Evidence, released: &Released, dir: &Place) -> io::Result<()> {
     let report = evidence.record.report();
     let failure = released.refused.as_ref().or(report.failure.as_ref());
     let step = failure.and_then(|f| f.step).and_then(|at| report.steps.get(usize::try_from(at).ok()?));
@@ -319,7 +307,7 @@ fn write_result(evidence: &Evidence, released: &Released, dir: &Path) -> io::Res
     };
     let mut bytes = serde_json::to_vec_pretty(&file)?;
     bytes.push(b'\n');
-    write_new(&dir.join("result.json"), &bytes)
+    dir.write("result.json", &bytes)
 }
 
 /// The exit status of a job: an unclean teardown outweighs what came before it.

@@ -99,7 +99,7 @@ fn sealed_image(lab: &Lab) -> Result<()> {
     let image = format!("tar:{}@sha256:{}", file.display(), sha256(&bytes));
     let body = exec("a", &["probe", "write", "/opt/changed", "x"])
         + &exec("b", &["probe", "write", "/new", "x"])
-        + &exec("c", &["probe", "write", "/bin/probe", "x"])
+        + &exec("c", &["probe", "write", "/etc/os-release", "x"])
         + &exec("d", &["probe", "facts", "/bin/su"]);
     let ran = lab.run(&lab.job_of(&image, &body)?).end()?.ended(&SUCCEEDED)?;
     for log in ["0-a.stdout", "1-b.stdout", "2-c.stdout"] {

@@ -92,6 +92,8 @@ impl StageClock {
 pub struct Entered {
     /// The root directory.
     pub root: OwnedFd,
+    /// The inode number of its control group namespace, which was made last.
+    pub cgroup_namespace: u64,
 }
 
 /// Enters. What fails leaves a process that has to end.
@@ -106,6 +108,7 @@ pub fn enter(
     let authority = plan.authority();
     let mut descriptors = descriptors.into_iter();
     join_cgroups(&plan, descriptors.by_ref().take(plan.join))?;
+    let cgroup_namespace = rustix::fs::stat("/proc/self/ns/cgroup").stage("cgroup: namespace")?.st_ino;
     clock.mark("control groups");
     become_sandbox_root(authority)?;
     private_names()?;
@@ -135,7 +138,7 @@ pub fn enter(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(rustix::fs::CWD, "/", flags, Mode::empty()).stage("mounts: open the new root")?;
     clock.mark("pivot_root");
-    Ok(Entered { root })
+    Ok(Entered { root, cgroup_namespace })
 }
 
 fn join_cgroups(plan: &EnterPlan, tasks: impl Iterator<Item = OwnedFd>) -> Result<(), StageError> {
@@ -169,7 +172,8 @@ fn private_names() -> Result<(), StageError> {
     }
     rustix::system::sethostname(HOSTNAME.as_bytes()).stage("names: host name")?;
     rustix::system::setdomainname(b"(none)").stage("names: domain name")?;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+    // Any socket will do for the request; this kind leaves nothing behind for the kernel to free later.
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .stage("network: socket")?;
     ampoule_sys::loopback::bring_up(socket.as_fd()).stage("network: bring the loopback up")
 }

@@ -73,43 +73,62 @@ pub fn alternatives() -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
-/// What names the host's packages: the digest of a list, and which list it is.
+/// Package databases that name what lies in `/usr`, and what each is.
+const DATABASES: [(&str, &str); 4] = [
+    ("/var/lib/dpkg/status", DPKG),
+    ("/lib/apk/db/installed", "apk: installed database"),
+    ("/usr/lib/sysimage/rpm/rpmdb.sqlite", "rpm: database"),
+    ("/var/lib/rpm/rpmdb.sqlite", "rpm: database"),
+];
+/// dpkg's file says more than which packages there are; a list is made of it.
+const DPKG: &str = "dpkg: name, version, architecture";
+
+/// The host's package database: its path, and what names the packages in it.
 ///
 /// # Errors
-/// [`StageError::unsupported`] where no package database that we know is found.
-pub fn package_list() -> Result<(Sha256, &'static str), StageError> {
-    if let Ok(status) = read_limited("/var/lib/dpkg/status", DATABASE_BYTES_MAX) {
-        return Ok((digest(dpkg_list(&status).as_bytes()), "dpkg: name, version, architecture"));
-    }
-    for (path, name) in [
-        ("/lib/apk/db/installed", "apk: installed database"),
-        ("/usr/lib/sysimage/rpm/rpmdb.sqlite", "rpm: database"),
-        ("/var/lib/rpm/rpmdb.sqlite", "rpm: database"),
-    ] {
-        match read_limited(path, DATABASE_BYTES_MAX) {
-            Ok(bytes) => return Ok((digest(&bytes), name)),
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno).stage("image: read the host's package list"),
-        }
-    }
-    let remedy =
-        "this host has no package list that names its /usr (dpkg, apk or rpm); use an oci: or tar: image";
-    Err(StageError::unsupported("image: name the host's packages", remedy))
+/// [`StageError::unsupported`] where none that we know is found.
+pub fn package_database() -> Result<(&'static str, &'static str), StageError> {
+    DATABASES.into_iter().find(|(path, _)| std::path::Path::new(path).exists()).ok_or_else(|| {
+        let remedy =
+            "this host has no package list that names its /usr (dpkg, apk or rpm); use an oci: or tar: image";
+        StageError::unsupported("image: name the host's packages", remedy)
+    })
 }
 
+/// The digest that names the host's packages.
+///
+/// # Errors
+/// If the database cannot be read.
+pub fn package_digest(path: &str, named_by: &str) -> Result<Sha256, StageError> {
+    let bytes = read_limited(path, DATABASE_BYTES_MAX).stage("image: read the host's package list")?;
+    Ok(if named_by == DPKG { digest(&dpkg_list(&bytes)) } else { digest(&bytes) })
+}
+
+/// A field of the package that is being read.
+type Field<'a> = Option<&'a [u8]>;
+
 /// One line `name version architecture` for each installed package, sorted.
-fn dpkg_list(status: &[u8]) -> String {
-    let text = String::from_utf8_lossy(status);
-    let mut lines: Vec<String> = text
-        .split("\n\n")
-        .filter_map(|stanza| {
-            let field = |key: &str| stanza.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
-            if !field("Status:")?.ends_with(" installed") {
-                return None;
+fn dpkg_list(status: &[u8]) -> Vec<u8> {
+    let mut lines: Vec<Vec<u8>> = Vec::new();
+    let (mut name, mut version, mut architecture): (Field<'_>, Field<'_>, Field<'_>) = (None, None, None);
+    let mut installed = false;
+    // An empty line ends a package; the file may end without one.
+    for line in status.split(|byte| *byte == b'\n').chain([&b""[..]]) {
+        match line.first() {
+            None => {
+                let package = (name.take(), version.take(), architecture.take());
+                if let ((Some(name), Some(version), Some(architecture)), true) = (package, installed) {
+                    lines.push([name, b" ".as_slice(), version, b" ", architecture, b"\n"].concat());
+                }
+                installed = false;
             }
-            Some(format!("{} {} {}\n", field("Package:")?, field("Version:")?, field("Architecture:")?))
-        })
-        .collect();
+            Some(b'P') => name = line.strip_prefix(b"Package: ").or(name),
+            Some(b'V') => version = line.strip_prefix(b"Version: ").or(version),
+            Some(b'A') => architecture = line.strip_prefix(b"Architecture: ").or(architecture),
+            Some(b'S') if line.starts_with(b"Status: ") => installed = line.ends_with(b" installed"),
+            Some(_) => {}
+        }
+    }
     lines.sort_unstable();
     lines.concat()
 }
@@ -137,6 +156,6 @@ mod tests {
         let status = b"Package: b\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2\n\n\
             Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n\n\
             Package: a\nStatus: install ok installed\nArchitecture: all\nVersion: 1:1\n";
-        assert_eq!(dpkg_list(status), "a 1:1 all\nb 2 amd64\n");
+        assert_eq!(dpkg_list(status), b"a 1:1 all\nb 2 amd64\n");
     }
 }

@@ -105,7 +105,6 @@ impl UidBlock {
         }
         Err(Errno::AGAIN).stage("identity: every user id block is in use or quarantined")
     }
-
 }
 
 /// Takes the block that begins at `base` out of use until the next boot: something of its job may be left.

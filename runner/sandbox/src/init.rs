@@ -56,6 +56,8 @@ pub enum Answer {
     Ready {
         /// What the self-probe measured.
         layers: Layers,
+        /// The inode number of init's control group namespace.
+        cgroup_namespace: u64,
         /// Where the time went: stage and microseconds since the one before.
         stages: Vec<(String, u64)>,
     },
@@ -103,13 +105,15 @@ fn start<'a>(channel: &Channel, profile: &'a Profile) -> Result<Confinement<'a>,
     let mut clock = enter::StageClock::start();
     let authority = plan.authority();
     let (open_files, writable) = (plan.open_files, plan.writable.clone());
-    let Entered { root } = enter::enter(plan, descriptors, &mut clock)?;
+    let Entered { root, cgroup_namespace } = enter::enter(plan, descriptors, &mut clock)?;
     let confinement = Confinement::prepare(profile, authority, open_files, &writable)?;
     clock.mark("landlock ruleset");
     let layers = probe::run(&confinement);
     let _ = std::fs::remove_dir(format!("/{}", crate::rootfs::PROBE_DIR));
     clock.mark("self-probe");
-    channel.send(&Answer::Ready { layers, stages: clock.stages }, &[root.as_fd()]).stage("init: answer")?;
+    channel
+        .send(&Answer::Ready { layers, cgroup_namespace, stages: clock.stages }, &[root.as_fd()])
+        .stage("init: answer")?;
     Ok(confinement)
 }
 

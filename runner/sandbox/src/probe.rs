@@ -114,12 +114,13 @@ fn landlock_denies() -> bool {
 fn network_is_empty() -> bool {
     let interfaces = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
     let names: Vec<_> = interfaces.lines().filter_map(|l| l.split_once(':')).map(|(n, _)| n.trim()).collect();
-    let Ok(socket) =
-        rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-    else {
+    // A datagram socket would keep the namespace alive for an RCU grace period after its end, and so delay
+    // every proof that the namespace is gone.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let Ok(socket) = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None) else {
         return false;
     };
-    // 192.0.2.1 is an address for documentation (RFC 5737); connecting a datagram socket sends nothing.
+    // 192.0.2.1 is an address for documentation (RFC 5737).
     let outside = std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(192, 0, 2, 1), 9);
     names == ["lo"] && rustix::net::connect(&socket, &outside) == Err(Errno::NETUNREACH)
 }

@@ -40,8 +40,6 @@ pub struct SandboxPlan<'a> {
     pub mounts: MountPlan,
     /// The steps.
     pub steps: &'a [StepPlan],
-    /// What the supervisor has to do anyway; it is done while init enters, on another processor.
-    pub meanwhile: &'a mut dyn FnMut(),
 }
 
 /// A sandbox with its init process, in which no step has run yet or some have.
@@ -207,13 +205,14 @@ fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError
     }
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     mine.send(&Order::Enter(enter), &borrowed).stage("init: send the plan")?;
-    (plan.meanwhile)();
     drop(descriptors);
     let (answer, mut sent) = expect(&mine)?;
     match (answer, sent.pop()) {
-        (Answer::Ready { layers: measured, stages }, Some(root)) => {
+        (Answer::Ready { layers: measured, cgroup_namespace, stages }, Some(root)) => {
             joined(half)?;
             clock.mark("enter and probe");
+            let ours = rustix::fs::stat("/proc/self/ns/cgroup").stage("namespaces: look at cgroup")?.st_ino;
+            layers.insert("namespace.cgroup".to_owned(), own_namespace("cgroup", ours != cgroup_namespace));
             layers.extend(measured);
             clock.stages.extend(stages.into_iter().map(|(s, t)| (format!("init: {s}"), t)));
             Ok(Parts { channel: mine, root, layers, stages: clock.stages, handles })
@@ -318,6 +317,10 @@ fn hand_over(mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)
     Ok((AssemblePlan { layers, inputs, places, disk_bytes, disk_inodes }, descriptors))
 }
 
+fn own_namespace(name: &str, in_force: bool) -> Measured {
+    Measured { in_force, detail: format!("a namespace of its own for {name}") }
+}
+
 /// Opens init's namespaces while that is still allowed: holds them against our own and keeps their names.
 fn namespaces_of(pid: i32) -> Result<(Layers, Vec<(String, NamespaceHandle)>), StageError> {
     let mut layers = Layers::new();
@@ -331,8 +334,7 @@ fn namespaces_of(pid: i32) -> Result<(Layers, Vec<(String, NamespaceHandle)>), S
         let (own, theirs) = (open("self")?, open(&pid.to_string())?);
         let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| s.st_ino).stage(&stage);
         let in_force = inode(&own)? != inode(&theirs)?;
-        let detail = format!("a {name} namespace of its own");
-        layers.insert(format!("namespace.{name}"), Measured { in_force, detail });
+        layers.insert(format!("namespace.{name}"), own_namespace(name, in_force));
         if let Ok(handle) = NamespaceHandle::of(theirs.as_fd()) {
             handles.push((name.to_owned(), handle));
         }

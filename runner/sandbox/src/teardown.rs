@@ -63,8 +63,10 @@ fn finish(
     if let Authority::Root { base } = authority {
         checks.push(uid_check(base));
     }
-    // The user namespace is not waited for: the kernel frees it in the background, and it holds nothing.
-    for (name, handle) in handles.iter().filter(|(name, _)| name != "user") {
+    // Two are not waited for. The user namespace is freed in the background and holds nothing. The pid namespace
+    // goes with the last of its ids, an RCU grace period (tens of milliseconds) after the last process; that it
+    // is empty was shown when init could be reaped.
+    for (name, handle) in handles.iter().filter(|(name, _)| !matches!(name.as_str(), "user" | "pid")) {
         checks.extend(namespace_check(name, handle));
     }
     report("supervisor", checks, begun)

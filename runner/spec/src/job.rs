@@ -228,8 +228,8 @@ fn wrong(field: impl Into<String>, reason: impl Into<String>) -> SpecError {
 
 /// Where no input may be mounted: Ampoule's own mounts, and what an image is made of.
 const RESERVED: &[&str] = &[
-    "/.probe", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys",
-    "/tmp", "/usr",
+    "/.probe", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run",
+    "/sbin", "/sys", "/tmp", "/usr",
 ];
 
 impl JobSpec {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 macro_rules! limits {
-    ($($(#[$doc:meta])* $field:ident,)+) => {
+    ($($(#[$doc:meta])* $field:ident >= $floor:literal,)+) => {
         /// The limits in force for one job: all of them, always.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -20,15 +20,15 @@ macro_rules! limits {
             /// Fills in the profile's defaults and holds the result against its ceiling.
             ///
             /// # Errors
-            /// The name of the first limit that is zero or above the ceiling, with what was asked and what
-            /// is allowed.
+            /// The name of the first limit that is below what a sandbox needs or above the ceiling, with what
+            /// was asked and what is allowed.
             pub fn resolve(&self, default: &Limits, ceiling: &Limits) -> Result<Limits, LimitRefused> {
                 Ok(Limits {
                     $($field: {
                         let asked = self.$field.unwrap_or(default.$field);
-                        if asked == 0 || asked > ceiling.$field {
+                        if asked < $floor || asked > ceiling.$field {
                             return Err(LimitRefused {
-                                limit: stringify!($field), asked, allowed: ceiling.$field,
+                                limit: stringify!($field), asked, least: $floor, most: ceiling.$field,
                             });
                         }
                         asked
@@ -48,33 +48,35 @@ macro_rules! limits {
 
 limits! {
     /// Memory of all processes together, page cache included, in bytes; swap is off.
-    memory_bytes,
+    memory_bytes >= 4_194_304,
     /// Processor time per second, in thousandths of a processor.
-    cpu_millis,
+    cpu_millis >= 10,
     /// Processes and threads together.
-    pids,
+    pids >= 1,
     /// Bytes in the writable layer.
-    disk_bytes,
+    disk_bytes >= 1_048_576,
     /// Files, directories and links in the writable layer.
-    disk_inodes,
+    disk_inodes >= 1_000,
     /// Log bytes kept for each step and stream; the middle is cut beyond it.
-    log_bytes,
+    log_bytes >= 1_024,
     /// Wall-clock time of all steps together, in milliseconds.
-    timeout_ms,
+    timeout_ms >= 1,
     /// Open descriptors of one process.
-    open_files,
+    open_files >= 16,
 }
 
 /// A limit that a profile does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("limits.{limit}: {asked} is not allowed; ask for 1 to {allowed}")]
+#[error("limits.{limit}: {asked} is not allowed; ask for {least} to {most}")]
 pub struct LimitRefused {
     /// The limit's name.
     pub limit: &'static str,
     /// What the job asks for.
     pub asked: u64,
+    /// The least that a sandbox can be made with.
+    pub least: u64,
     /// The most that the profile allows.
-    pub allowed: u64,
+    pub most: u64,
 }
 
 #[cfg(test)]
@@ -105,11 +107,12 @@ mod tests {
     #[test]
     fn resolve_takes_default_then_request_and_refuses_above_ceiling() {
         let request = LimitsRequest { pids: Some(7), ..LimitsRequest::default() };
-        let limits = request.resolve(&all(5), &all(9)).unwrap();
-        assert_eq!((limits.pids, limits.memory_bytes), (7, 5));
-        let request = LimitsRequest { pids: Some(10), ..LimitsRequest::default() };
-        assert_eq!(request.resolve(&all(5), &all(9)).unwrap_err().limit, "pids");
-        let request = LimitsRequest { log_bytes: Some(0), ..LimitsRequest::default() };
-        assert!(request.resolve(&all(5), &all(9)).is_err());
+        let (low, high) = (all(5_000_000), all(9_000_000));
+        let limits = request.resolve(&low, &high).unwrap();
+        assert_eq!((limits.pids, limits.memory_bytes), (7, 5_000_000));
+        let request = LimitsRequest { pids: Some(9_000_001), ..LimitsRequest::default() };
+        assert_eq!(request.resolve(&low, &high).unwrap_err().limit, "pids");
+        let request = LimitsRequest { cpu_millis: Some(9), ..LimitsRequest::default() };
+        assert!(request.resolve(&low, &high).is_err());
     }
 }

@@ -103,7 +103,7 @@ pub enum Reply {
     },
     /// To [`Request::Import`].
     Imported(Imported),
-    /// The job is durable; its directory follows as a descriptor.
+    /// The job is durable.
     Admitted {
         /// The job.
         job: JobId,

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Brings `lo` up in the network namespace of `socket`, any internet socket.
+/// Brings `lo` up in the network namespace of `socket`, any socket.
 ///
 /// # Errors
 /// `EPERM` without `CAP_NET_ADMIN` in the namespace.

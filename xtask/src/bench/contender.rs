@@ -107,7 +107,7 @@ impl Place {
             let link = rootfs.join(name);
             // Distributions with a merged /usr have links here; elsewhere the folder itself is bound.
             match fs::read_link(&host) {
-                Ok(target) if !link.exists() => symlink(target, link)?,
+                Ok(target) if fs::symlink_metadata(&link).is_err() => symlink(target, link)?,
                 Ok(_) => {}
                 Err(_) => fs::create_dir_all(link)?,
             }

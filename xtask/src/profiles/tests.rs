@@ -279,7 +279,13 @@ fn socket_families_outside_the_list_answer_eafnosupport() {
         }
         for protocol in 1..=64u64 {
             filters.expect(name, &[16, 3, protocol], NOFAMILY);
-            filters.expect(name, &[2, 3, protocol], Allow);
+        }
+        // Of the internet families only what every kernel has built in: MPTCP is 262, SCTP 132, L2TP 115.
+        for protocol in (0..=300u64).chain([HIGH | 6, HIGH | 262]) {
+            let known = matches!(protocol as u32, 0 | 1 | 6 | 17 | 58);
+            for family in [2, 10] {
+                filters.expect(name, &[family, 1, protocol], if known { Allow } else { NOFAMILY });
+            }
         }
         filters.expect(name, &[16, 3, HIGH], Allow);
     }
@@ -290,6 +296,16 @@ fn socket_families_outside_the_list_answer_eafnosupport() {
     for kind in [1, 2, 3, 5, 1 | 0o2_000_000] {
         filters.expect("socket", &[2, kind, 0], Allow);
     }
+}
+
+#[test]
+fn limits_of_other_processes_can_be_read_but_not_set() {
+    let filters = Filters::compiled();
+    filters.expect("prlimit64", &[0, 7, 0x1000, 0], Allow);
+    filters.expect("prlimit64", &[1, 7, 0, 0x1000], Allow);
+    filters.expect("prlimit64", &[1, 7, 0x1000, 0], PERM);
+    filters.expect("prlimit64", &[HIGH, 7, 0x1000, 0], Allow);
+    filters.expect("prlimit64", &[1, 7, HIGH, 0], PERM);
 }
 
 #[test]
