@@ -59,10 +59,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Option<String>,
     /// With -- ARGV: the image, as in a job file.
-    #[arg(long, value_name = "IMAGE", requires = "argv")]
+    #[arg(long, value_name = "IMAGE", conflicts_with = "job")]
     pub(crate) image: Option<String>,
     /// With -- ARGV: a file to take out, relative to the current directory.
-    #[arg(long = "output", value_name = "PATH", requires = "argv")]
+    #[arg(long = "output", value_name = "PATH", conflicts_with = "job")]
     pub(crate) outputs: Vec<String>,
     #[command(flatten)]
     pub(crate) host: HostArgs,

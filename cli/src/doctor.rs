@@ -16,9 +16,8 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failed> {
     let runner = Runner::start(&find_runner()?, &state, args.host.profiles.as_deref())?;
     let (isolation, missing) = runner.doctor(profile.clone())?;
     if args.json {
-        show::data(
-            &json!({"profile": profile, "met": missing.is_empty(), "layers": isolation.layers, "missing": missing})
-                .to_string(),
+        show::json(
+            &json!({"profile": profile, "met": missing.is_empty(), "layers": isolation.layers, "missing": missing}),
         );
     } else {
         for (layer, measured) in &isolation.layers {

@@ -13,13 +13,10 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failed> {
     let base = args.job.parent().unwrap_or(Path::new(""));
     let plan = file.plan(base, &run::params(&args.params)?)?;
     if args.json {
-        show::data(
-            &json!({
-                "valid": true, "name": plan.name, "profile": plan.profile, "inputs": plan.inputs.len(),
-                "steps": plan.steps.len(), "outputs": plan.outputs.len(), "params": plan.params,
-            })
-            .to_string(),
-        );
+        show::json(&json!({
+            "valid": true, "name": plan.name, "profile": plan.profile, "inputs": plan.inputs.len(),
+            "steps": plan.steps.len(), "outputs": plan.outputs.len(), "params": plan.params,
+        }));
     } else {
         show::line(&format!(
             "{}: valid: job {}, profile {}, {} inputs, {} steps, {} outputs",

@@ -131,7 +131,7 @@ impl Printer {
     fn note(&mut self, note: Note) {
         if self.json {
             if let Some(value) = as_json(&note) {
-                show::data(&value.to_string());
+                show::json(&value);
             }
             return;
         }
@@ -195,14 +195,11 @@ impl Printer {
                 .iter()
                 .map(|(name, bytes, sha256)| json!({"name": name, "bytes": bytes, "sha256": sha256}))
                 .collect();
-            show::data(
-                &json!({
-                    "event": "result", "job": done.job, "outcome": done.outcome, "exit": done.exit(),
-                    "code": done.failure.as_ref().map(|f| f.code), "out": done.out, "outputs": outputs,
-                    "builder": done.builder, "public_key": done.public_key, "provenance": done.provenance,
-                })
-                .to_string(),
-            );
+            show::json(&json!({
+                "event": "result", "job": done.job, "outcome": done.outcome, "exit": done.exit(),
+                "code": done.failure.as_ref().map(|f| f.code), "out": done.out, "outputs": outputs,
+                "builder": done.builder, "public_key": done.public_key, "provenance": done.provenance,
+            }));
             return;
         }
         for (name, bytes, sha256) in &done.outputs {

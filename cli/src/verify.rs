@@ -39,7 +39,7 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<u8, Failed> {
         }
         Err(error) => {
             if args.json {
-                show::data(&json!({"verified": false, "reason": error.to_string()}).to_string());
+                show::json(&json!({"verified": false, "reason": error.to_string()}));
             }
             Err(Failed::new(error.code(), format!("refused: {error}")))
         }
@@ -96,15 +96,12 @@ fn sha256_of(path: &Path) -> Result<Sha256, Failed> {
 
 fn print(args: &VerifyArgs, verified: &Verified, artifact: Sha256) {
     if args.json {
-        show::data(
-            &json!({
-                "verified": true, "file": args.file, "sha256": artifact, "builder": verified.builder,
-                "subjects": verified.subjects, "predicateType": verified.predicate_type,
-                "buildType": verified.build_type, "invocation": verified.invocation,
-                "outcome": verified.outcome, "key": verified.key_fingerprint, "checks": verified.checks,
-            })
-            .to_string(),
-        );
+        show::json(&json!({
+            "verified": true, "file": args.file, "sha256": artifact, "builder": verified.builder,
+            "subjects": verified.subjects, "predicateType": verified.predicate_type,
+            "buildType": verified.build_type, "invocation": verified.invocation,
+            "outcome": verified.outcome, "key": verified.key_fingerprint, "checks": verified.checks,
+        }));
         return;
     }
     show::line(&format!("verified {} (sha256:{artifact})", args.file.display()));
