@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How many tests run at a time: most of them wait for a process.
-const WORKERS: usize = 5;
+const WORKERS: usize = 3;
 
 /// As whom the tests run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,9 @@ pub(crate) fn run(suites: &[Suite], wanted: &[String], list: bool) -> Result<boo
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
-                while let Some(job) = lock(&queue).pop_front() {
+                loop {
+                    // Not in the loop's head, where the queue would stay locked while the test runs.
+                    let Some(job) = lock(&queue).pop_front() else { break };
                     let begun = Instant::now();
                     let verdict = run_one(&job.test, &job.full_name, &kit);
                     record(&counts, &job, verdict, begun.elapsed());

@@ -273,7 +273,7 @@ mod tests {
     fn pump_passes_every_byte_and_its_digest() {
         let bytes: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0] ^ 0x1b).collect();
         let (got, reports) = pumped(bytes.clone(), 64 << 20);
-        assert_eq!(got, bytes);
+        assert!(got == bytes, "other bytes came out than went in");
         assert_eq!(reports[0].bytes, 300_000);
         assert_eq!(reports[0].cut_bytes, 0);
         assert_eq!(*reports[0].sha256.as_bytes(), <[u8; 32]>::from(Sha256::digest(&bytes)));
@@ -305,10 +305,11 @@ mod tests {
     #[test]
     fn pump_over_the_limit_cuts_the_middle_and_counts_it() {
         let bytes: Vec<u8> = (0..2_000_000_u32).map(|n| (n >> 8).to_le_bytes()[0]).collect();
-        let (got, reports) = pumped(bytes.clone(), (TAIL_BYTES + 1000) as u64);
-        assert_eq!(got.len(), TAIL_BYTES + 1000);
-        assert_eq!(got[..1000], bytes[..1000]);
-        assert_eq!(got[1000..], bytes[bytes.len() - TAIL_BYTES..]);
+        let (got, reports) = pumped(bytes.clone(), (2 * TAIL_BYTES + 1000) as u64);
+        let head = TAIL_BYTES + 1000;
+        assert_eq!(got.len(), head + TAIL_BYTES);
+        assert!(got[..head] == bytes[..head], "the head is not the stream's");
+        assert!(got[head..] == bytes[bytes.len() - TAIL_BYTES..], "the tail is not the stream's");
         assert_eq!(reports[0].cut_bytes as usize, bytes.len() - got.len());
         assert_eq!(*reports[0].sha256.as_bytes(), <[u8; 32]>::from(Sha256::digest(&bytes)));
     }
