@@ -79,7 +79,7 @@ pub enum LocalError {
     #[error(transparent)]
     Runner(#[from] RunnerError),
     /// The job was cancelled before it was admitted.
-    #[error("cancelled before the job was admitted")]
+    #[error("cancelled before there was a job")]
     Cancelled,
     /// A file of the run's own.
     #[error("{what} {path} cannot be used: {reason}")]
@@ -187,7 +187,13 @@ pub fn run(
     if cancel.is_cancelled() {
         return Err(LocalError::Cancelled);
     }
-    follow::run_job(&mut runner, &options.state, &id, &spec_bytes, cancel, say)?;
+    let ended = follow::run_job(&mut runner, &options.state, &id, &spec_bytes, cancel, say);
+    if let Err(LocalError::Runner(RunnerError::Lost(_))) = &ended {
+        // Launcher and supervisor are dead; a new launcher ends the job and writes its report.
+        runner = Runner::start(&options.runner, &options.state, options.profiles.as_deref())?;
+    } else {
+        ended?;
+    }
     let out = options.out.clone().unwrap_or_else(|| options.state.join("runs").join(id.as_str()));
     let job_dir = options.state.join("jobs").join(id.as_str());
     let evidence = Evidence::read(&job_dir)?;
@@ -235,7 +241,7 @@ pub fn make_state(state: &Path) -> Result<(), LocalError> {
         let meta = std::fs::symlink_metadata(&dir).map_err(|e| unusable(e.to_string()))?;
         let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
         if !meta.is_dir() || !ours {
-            return Err(unusable(format!("{} is not a directory that only you can write to", dir.display())));
+            return Err(unusable(format!("{} belongs to somebody else or can be written by others", dir.display())));
         }
     }
     Ok(())

@@ -25,7 +25,8 @@ impl Failed {
         Self::new(Code::FileUnusable, format!("{}: {error}", path.display()))
     }
 
-    fn of(code: Code, error: &dyn Error) -> Self {
+    /// An error with its causes.
+    pub(crate) fn of(code: Code, error: &dyn Error) -> Self {
         let mut message = error.to_string();
         let mut cause = error.source();
         while let Some(next) = cause {

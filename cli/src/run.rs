@@ -159,7 +159,7 @@ impl Printer {
     fn log(&mut self, chunk: &LogChunk) {
         if !self.raw {
             for line in self.lines.take(chunk) {
-                show::line(&line);
+                show::escaped(&line);
             }
             return;
         }
@@ -179,7 +179,7 @@ impl Printer {
             }
             Event::StepFinished { step, report, .. } => {
                 for line in self.lines.finish(step) {
-                    show::line(&line);
+                    show::escaped(&line);
                 }
                 show::line(&step_line(&report));
             }

@@ -5,6 +5,7 @@ use ampoule_spec::{LogChunk, Stream};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A longer line of a step is broken, in bytes.
 const LINE_BYTES_MAX: usize = 8 << 10;
@@ -14,9 +15,28 @@ pub(crate) fn line(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", escape(text));
 }
 
+/// One line to stderr that is escaped already.
+pub(crate) fn escaped(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Whether stdout took everything. A reader that went away has had enough; any other failure lost data.
+pub(crate) fn is_written() -> bool {
+    keep(io::stdout().lock().flush());
+    !LOST.load(Ordering::Relaxed)
+}
+
+static LOST: AtomicBool = AtomicBool::new(false);
+
+fn keep(written: io::Result<()>) {
+    if written.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+        LOST.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One line to stdout.
 pub(crate) fn data(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    keep(writeln!(io::stdout().lock(), "{text}"));
 }
 
 /// One JSON object to stdout. JSON escapes only the oldest control characters by itself.
@@ -38,7 +58,7 @@ pub(crate) fn json(value: &Value) {
 /// Bytes to stdout.
 pub(crate) fn bytes(bytes: &[u8]) {
     let mut out = io::stdout().lock();
-    let _ = out.write_all(bytes).and_then(|()| out.flush());
+    keep(out.write_all(bytes).and_then(|()| out.flush()));
 }
 
 /// Step output as prefixed, escaped lines.
@@ -84,8 +104,10 @@ impl LogLines {
         let name = self.names.get(&step).map_or("step", String::as_str);
         // A carriage return before the line feed is how some tools end lines; it says nothing.
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let text = escape(&String::from_utf8_lossy(line));
-        format!("{name} | {}", defused(&text))
+        let text = String::from_utf8_lossy(line);
+        // Tabs are ordinary in the output of compilers and harmless on a terminal.
+        let parts: Vec<String> = text.split('\t').map(escape).collect();
+        format!("{name} | {}", defused(&parts.join("\t")))
     }
 }
 
@@ -128,7 +150,7 @@ mod tests {
             "\u{202e}gpj.exe\n".as_bytes(),
         ] {
             let shown = lines.take(&chunk(bytes)).concat();
-            assert!(!shown.chars().any(|c| c.is_control() || c == '\u{202e}'), "{shown:?}");
+            assert!(!shown.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{202e}'), "{shown:?}");
             assert!(shown.starts_with("step | ") && !shown.contains("##"), "{shown:?}");
         }
     }

@@ -38,10 +38,12 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<u8, Failed> {
             Ok(0)
         }
         Err(error) => {
+            let mut failed = Failed::of(error.code(), &error);
             if args.json {
-                show::json(&json!({"verified": false, "reason": error.to_string()}));
+                show::json(&json!({"verified": false, "reason": failed.message}));
             }
-            Err(Failed::new(error.code(), format!("refused: {error}")))
+            failed.message.insert_str(0, "refused: ");
+            Err(failed)
         }
     }
 }

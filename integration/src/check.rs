@@ -44,6 +44,11 @@ impl Ran {
         Ok(self)
     }
 
+    /// Whether it told of a job that was admitted.
+    pub(crate) fn was_admitted(&self) -> bool {
+        self.stderr.lines().any(|line| line.starts_with("job ") && line.ends_with(" admitted"))
+    }
+
     pub(crate) fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }

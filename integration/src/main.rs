@@ -3,6 +3,8 @@
 //! `ampoule-integration [SUITE…] [--list]` runs as root and as an ordinary user; each test says for whom it
 //! is. Nothing here knows the product's types: what is checked is what a stranger sees.
 
+#![allow(clippy::indexing_slicing, reason = "only JSON values are indexed: what they lack is null")]
+
 mod check;
 mod harness;
 mod image;

@@ -81,6 +81,8 @@ fn prepare() {
     let _ = rustix::process::setsid();
     let _ = std::env::set_current_dir("/");
     if admission::is_privileged() {
+        // A caller's niceness is not a job's; an ordinary user cannot lower it again.
+        let _ = rustix::process::setpriority_process(None, 0);
         // As an ordinary user this would make /proc/PID/uid_map of our children root's.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     }

@@ -38,6 +38,10 @@ pub(crate) fn collect(
             Err(Refused { stopped: Some(failure), .. }) => return (taken, Some(failure)),
             Err(Refused { code, reason, .. }) => {
                 let message = format!("output {} at {}: {reason}", output.name, output.path);
+                // The job has failed now: what it would have given had it succeeded is not taken out.
+                taken.retain(|report| {
+                    job.outputs.iter().any(|o| o.name == report.name && o.when == OutputWhen::Always)
+                });
                 return (taken, Some(Failure { code, message, step: None, teardown: None }));
             }
         }

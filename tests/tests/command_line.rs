@@ -2,6 +2,12 @@
 //!
 //! `AMPOULE_BIN_DIR` names a directory with the program; else cargo builds it, which is quick when it is built.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: a panic is a failed test"
+)]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

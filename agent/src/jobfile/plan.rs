@@ -235,6 +235,10 @@ impl ImagePlan {
     }
 }
 
+fn is_file(url: &str) -> bool {
+    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:"))
+}
+
 impl SourcePlan {
     fn of(source: &SourceEntry, base: &Path) -> Self {
         match source {
@@ -250,11 +254,21 @@ impl SourcePlan {
     fn draft(&self) -> InputSource {
         match self {
             Self::Path(_) => InputSource::Directory { tree: Sha256::new([0; 32]) },
+            // A file URL names a path of this host, which belongs in no spec: what it gives is a file of ours.
+            Self::Http { url, sha256, unpack: false } if is_file(url) => {
+                InputSource::File { sha256: *sha256, executable: false }
+            }
+            Self::Http { url, sha256, unpack: true } if is_file(url) => InputSource::Tar { sha256: *sha256 },
             Self::Http { url, sha256, unpack } => {
                 InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack }
             }
             Self::Tar { sha256, .. } => InputSource::Tar { sha256: *sha256 },
         }
+    }
+
+    /// What a pinned source is in the spec; none for a path, whose digest is known after the import.
+    pub(crate) fn pinned(&self) -> Option<InputSource> {
+        (!matches!(self, Self::Path(_))).then(|| self.draft())
     }
 
     /// Whether `source` is what this plan became.

@@ -6,6 +6,7 @@ use ampoule_journal::{Next, Reader};
 use ampoule_spec::wire::{Reply, Request};
 use ampoule_spec::{Event, FRAME_EVENT, FRAME_LOG, JobId, LogChunk, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::File;
@@ -79,9 +80,9 @@ pub(super) fn run_job(
     let finished = follow(runner, &job_dir, say);
     cancel.disarm();
     match finished {
-        Err(RunnerError::Lost(_)) => {
+        Err(lost @ RunnerError::Lost(_)) => {
             say(Note::LauncherLost);
-            wait_for_orphan(&job_dir)
+            wait_for_orphan(&job_dir, lost)
         }
         other => Ok(other?),
     }
@@ -110,16 +111,22 @@ fn follow(runner: &Runner, job_dir: &Path, say: &mut dyn FnMut(Note)) -> Result<
     }
 }
 
-/// The launcher is dead and our end of the lifetime pipe is closed: the supervisor ends the job by itself.
-fn wait_for_orphan(job_dir: &Path) -> Result<(), LocalError> {
+/// The launcher is dead and our end of the lifetime pipe is closed: the supervisor ends the job by itself. If
+/// nobody holds the job any more and there is no report, the supervisor is dead as well.
+fn wait_for_orphan(job_dir: &Path, lost: RunnerError) -> Result<(), LocalError> {
     let begun = Instant::now();
     while begun.elapsed() < ORPHAN_LIMIT {
+        let held = File::open(job_dir)
+            .is_ok_and(|dir| flock(&dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK));
         if job_dir.join("report.json").exists() {
             return Ok(());
         }
+        if !held {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Err(RunnerError::OutOfTurn.into())
+    Err(lost.into())
 }
 
 /// The events file from where we stand in it.

@@ -102,6 +102,7 @@ fn take_input(
     cancel: &Cancel,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
+    let pinned = input.source.pinned().ok_or_else(|| RunnerError::OutOfTurn.into());
     match &input.source {
         SourcePlan::Path(path) => {
             importing();
@@ -121,7 +122,7 @@ fn take_input(
                 importing();
                 runner.import(content, open(path)?.into())?;
             }
-            Ok(InputSource::Tar { sha256: *sha256 })
+            pinned
         }
         SourcePlan::Http { url, sha256, unpack } => {
             let content = match unpack {
@@ -132,7 +133,7 @@ fn take_input(
                 importing();
                 runner.import(content, fetch(url, sha256, cancel)?.into())?;
             }
-            Ok(InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack })
+            pinned
         }
     }
 }

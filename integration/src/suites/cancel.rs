@@ -73,7 +73,7 @@ fn before_admission(lab: &Lab) -> Result<()> {
     let ended = procs::eventually(Duration::from_secs(5), "the run ends", || !live.is_running());
     drop(stream);
     let ran = live.end()?;
-    ensure!(!ran.stderr.contains("admitted") && !ran.out.exists(), "a job was admitted:\n{}", ran.stderr);
+    ensure!(!ran.was_admitted() && !ran.out.exists(), "a job was admitted:\n{}", ran.stderr);
     ensure!(ended.is_ok(), "one ^C does not end a download; when the server had closed it:\n{}", ran.stderr);
     ran.exits(3).map(drop)
 }

@@ -184,7 +184,7 @@ fn bad_out(lab: &Lab) -> Result<()> {
     for (out, says) in [("full", "not empty"), ("none/out", "not a directory"), ("full/file", "full/file")] {
         let call = lab.ampoule().arg("run").arg(&job).arg("--state").arg(lab.state());
         let ran = call.arg("--out").arg(lab.path(out)).end()?.exits(64)?.says(&["--out", says])?;
-        ensure!(!ran.stderr.contains("admitted"), "the job ran:\n{}", ran.stderr);
+        ensure!(!ran.was_admitted(), "the job ran:\n{}", ran.stderr);
     }
     equal("a file of the caller's", &fs::read_to_string(lab.path("full/file"))?, &"mine".to_owned())
 }
@@ -198,7 +198,7 @@ fn bad_key(lab: &Lab) -> Result<()> {
     for key in [public, text, rsa, lab.path("none")] {
         let ran =
             lab.run(&job).arg("--key").arg(&key).end()?.exits(64)?.says(&[&key.display().to_string()])?;
-        ensure!(!ran.stderr.contains("admitted"), "the job ran although nobody could sign:\n{}", ran.stderr);
+        ensure!(!ran.was_admitted(), "the job ran although nobody could sign:\n{}", ran.stderr);
     }
     Ok(())
 }
@@ -214,7 +214,7 @@ fn hermetic_user(lab: &Lab) -> Result<()> {
     let job = lab.job(&sh("a", "true"))?;
     let ran = lab.run(&job).args(["--profile", "hermetic"]).end()?.exits(69)?;
     let ran = ran.says(&["sandbox.unsupported", "root", "--profile dev"])?;
-    ensure!(!ran.out.exists() && !ran.stderr.contains("admitted"), "{}", ran.stderr);
+    ensure!(!ran.out.exists() && !ran.was_admitted(), "{}", ran.stderr);
     lab.ampoule()
         .args(["doctor", "--profile", "hermetic", "--state"])
         .arg(lab.state())

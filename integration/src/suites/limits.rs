@@ -52,8 +52,8 @@ fn disk_everywhere(lab: &Lab) -> Result<()> {
 }
 
 fn inodes(lab: &Lab) -> Result<()> {
-    let script = "i=0; while [ $i -lt 2000 ]; do i=$((i + 1)); : > /build/f$i; done";
-    let ran = lab.run_job(&(sh("a", script) + "[limits]\ninodes = 500\n"))?;
+    let script = "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); : > /build/f$i; done";
+    let ran = lab.run_job(&(sh("a", script) + "[limits]\ninodes = 1000\n"))?;
     ran.ended(&Ending("killed_by_limit", "limit.disk", 1))?.says(&["limits.inodes"]).map(drop)
 }
 

@@ -60,7 +60,7 @@ fn state_open(lab: &Lab) -> Result<()> {
     fs::set_permissions(lab.path("open"), fs::Permissions::from_mode(0o777))?;
     let ran = in_state(lab, &lab.path("open"))?;
     ensure!(!lab.path("o").exists(), "it ran");
-    ran.exits(64)?.says(&["others", &lab.path("open").display().to_string()]).map(drop)
+    ran.exits(64)?.says(&["--state", &lab.path("open").display().to_string()]).map(drop)
 }
 
 fn state_foreign(lab: &Lab) -> Result<()> {
@@ -68,7 +68,7 @@ fn state_foreign(lab: &Lab) -> Result<()> {
     chown(lab.path("foreign"), Some(65534), Some(65534))?;
     let ran = in_state(lab, &lab.path("foreign"))?;
     ensure!(!lab.path("o").exists(), "it ran");
-    ran.exits(64)?.says(&["somebody else", &lab.path("foreign").display().to_string()]).map(drop)
+    ran.exits(64)?.says(&["--state", &lab.path("foreign").display().to_string()]).map(drop)
 }
 
 fn state_link(lab: &Lab) -> Result<()> {

@@ -290,6 +290,7 @@ fn become_step(
     rustix::stdio::dup2_stdout(out).map_err(|e| failed("standard output", e))?;
     rustix::stdio::dup2_stderr(err).map_err(|e| failed("standard error", e))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(ampoule_spec::UMASK));
+    ampoule_sys::signal::reset().map_err(|e| format!("signals: {e}"))?;
     confinement.apply().map_err(|e| e.to_string())?;
     rustix::process::chdir(step.cwd.as_str())
         .map_err(|e| failed(&format!("working directory {}", step.cwd), e))?;

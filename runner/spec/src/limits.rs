@@ -56,7 +56,7 @@ limits! {
     /// Bytes in the writable layer.
     disk_bytes >= 1_048_576,
     /// Files, directories and links in the writable layer.
-    disk_inodes >= 1_000,
+    disk_inodes >= 200,
     /// Log bytes kept for each step and stream; the middle is cut beyond it.
     log_bytes >= 1_024,
     /// Wall-clock time of all steps together, in milliseconds.

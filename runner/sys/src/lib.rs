@@ -13,6 +13,7 @@ pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod seccomp;
+pub mod signal;
 
 use std::io;
 
