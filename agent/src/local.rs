@@ -241,7 +241,10 @@ pub fn make_state(state: &Path) -> Result<(), LocalError> {
         let meta = std::fs::symlink_metadata(&dir).map_err(|e| unusable(e.to_string()))?;
         let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
         if !meta.is_dir() || !ours {
-            return Err(unusable(format!("{} belongs to somebody else or can be written by others", dir.display())));
+            return Err(unusable(format!(
+                "{} belongs to somebody else or can be written by others",
+                dir.display()
+            )));
         }
     }
     Ok(())

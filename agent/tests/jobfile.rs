@@ -50,10 +50,7 @@ fn sources(plan: &JobPlan) -> Vec<InputSource> {
     let of = |source: &SourcePlan| match source {
         SourcePlan::Path(path) if path.is_file() => InputSource::File { sha256: zero, executable: false },
         SourcePlan::Path(_) => InputSource::Directory { tree: zero },
-        SourcePlan::Http { url, sha256, unpack } => {
-            InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack }
-        }
-        SourcePlan::Tar { sha256, .. } => InputSource::Tar { sha256: *sha256 },
+        pinned => pinned.pinned().unwrap(),
     };
     plan.inputs.iter().map(|input| of(&input.source)).collect()
 }

@@ -35,7 +35,9 @@ fn main() -> ExitCode {
 fn guarded(body: impl FnOnce() -> Result<u8, Failed>) -> u8 {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
         Ok(Ok(_)) if !show::is_written() => {
-            show::line("ampoule: stdout cannot be written, so what was asked for is not there [file.unusable]");
+            show::line(
+                "ampoule: stdout cannot be written, so what was asked for is not there [file.unusable]",
+            );
             ampoule_spec::Code::FileUnusable.exit() as u8
         }
         Ok(Ok(status)) => status,

@@ -267,7 +267,7 @@ impl SourcePlan {
     }
 
     /// What a pinned source is in the spec; none for a path, whose digest is known after the import.
-    pub(crate) fn pinned(&self) -> Option<InputSource> {
+    pub fn pinned(&self) -> Option<InputSource> {
         (!matches!(self, Self::Path(_))).then(|| self.draft())
     }
 

@@ -239,16 +239,19 @@ fn demanding(lab: &Lab) -> Result<()> {
     doctor.arg("--state").arg(lab.state()).end()?.exits(69)?.says(&["99"]).map(drop)
 }
 
+/// Copies a program by another process: a descriptor that we write to could be inherited by a test beside
+/// this one, and what is open for writing cannot be run.
+fn install(lab: &Lab, from: &std::path::Path, to: &str, mode: &str) -> Result<PathBuf> {
+    lab.call("install").args(["-D", "-m", mode]).arg(from).arg(lab.path(to)).end()?.exits(0)?;
+    Ok(lab.path(to))
+}
+
 /// A directory with the command line alone, or with something in the runner's place.
 fn installed(lab: &Lab, runner: Option<&str>) -> Result<PathBuf> {
-    let program = lab.path("bin/ampoule");
-    fs::create_dir(lab.path("bin"))?;
-    fs::copy(lab.program("ampoule"), &program)?;
     if let Some(script) = runner {
-        let runner = lab.write("bin/ampoule-runner", script)?;
-        fs::set_permissions(runner, fs::Permissions::from_mode(0o755))?;
+        install(lab, &lab.write("script", script)?, "bin/ampoule-runner", "0755")?;
     }
-    Ok(program)
+    install(lab, &lab.program("ampoule"), "bin/ampoule", "0755")
 }
 
 fn no_runner(lab: &Lab) -> Result<()> {
@@ -259,8 +262,7 @@ fn no_runner(lab: &Lab) -> Result<()> {
     let path = lab.program("ampoule").parent().context("no parent")?.display().to_string();
     call(&program).env("PATH", path).end()?.exits(69)?.says(&["ampoule-runner is not found"])?;
     if lab.is_root() {
-        fs::copy(lab.program("ampoule-runner"), lab.path("bin/ampoule-runner"))?;
-        fs::set_permissions(lab.path("bin/ampoule-runner"), fs::Permissions::from_mode(0o777))?;
+        install(lab, &lab.program("ampoule-runner"), "bin/ampoule-runner", "0777")?;
         call(&program).end()?.exits(69)?.says(&["can be changed by others", "chmod"])?;
     }
     Ok(())
