@@ -13,7 +13,7 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["git", "--version"], package: "git" },
     Needed { probe: &["openssl", "version"], package: "openssl" },
     Needed { probe: &["setpriv", "--version"], package: "util-linux" },
-    Needed { probe: &["python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
+    Needed { probe: &["/usr/bin/python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
 ];
 
 /// All suites, in the order in which they run; `None` = nothing of that kind exists in the tree.
