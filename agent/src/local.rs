@@ -13,7 +13,7 @@ mod runner;
 
 pub use evidence::SigningKey;
 pub use follow::Note;
-pub use runner::{Runner, RunnerError, find_runner};
+pub use runner::{Measurement, Runner, RunnerError, find_runner};
 
 use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, JobPlan};
@@ -91,6 +91,12 @@ pub enum LocalError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// The launcher died, and another run ends the job.
+    #[error("the launcher died, and another run beside this one ends the job; its record will be {record}")]
+    TakenOver {
+        /// Where.
+        record: PathBuf,
+    },
     /// The evidence cannot be made; nothing was released.
     #[error("nothing was released: {reason}")]
     Evidence {
@@ -117,6 +123,7 @@ impl LocalError {
             Self::Signing(_) | Self::File { .. } => Code::FileUnusable,
             Self::Runner(error) => error.code(),
             Self::Cancelled => Code::JobCancelled,
+            Self::TakenOver { .. } => Code::JobAborted,
             Self::Evidence { code, .. } => *code,
         }
     }
@@ -189,8 +196,7 @@ pub fn run(
     }
     let ended = follow::run_job(&mut runner, &options.state, &id, &spec_bytes, cancel, say);
     if let Err(LocalError::Runner(RunnerError::Lost(_))) = &ended {
-        // Launcher and supervisor are dead; a new launcher ends the job and writes its report.
-        runner = Runner::start(&options.runner, &options.state, options.profiles.as_deref())?;
+        runner = take_over(options, &signing, &id, say)?;
     } else {
         ended?;
     }
@@ -210,6 +216,26 @@ pub fn run(
         outputs: released.outputs,
         provenance: released.provenance,
     })
+}
+
+/// The launcher is dead. A new one ends the job if its supervisor could not, and holds it for us; unless another run was
+/// first, which then signs it as it signs everything that it finds.
+fn take_over(
+    options: &Options,
+    signing: &evidence::Signing,
+    id: &JobId,
+    say: &mut dyn FnMut(Note),
+) -> Result<Runner, LocalError> {
+    let mut runner = Runner::start(&options.runner, &options.state, options.profiles.as_deref())?;
+    let (ours, others): (Vec<_>, Vec<_>) =
+        runner.recovered().iter().cloned().partition(|recovered| recovered.job == *id);
+    for recovered in others {
+        evidence::sign_recovered(&mut runner, options, signing, &recovered, say);
+    }
+    if ours.is_empty() {
+        return Err(LocalError::TakenOver { record: options.state.join("records").join(id.as_str()) });
+    }
+    Ok(runner)
 }
 
 /// The evidence is durable, so the runner may forget the job. If the launcher died meanwhile, another one

@@ -11,8 +11,8 @@
 use ampoule_agent::api::convert::{job_request, job_spec};
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
-    EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, Name, Output, OutputKind, OutputName,
-    OutputWhen, ParamValue, SandboxPath, Sha256, Step,
+    EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name, Output, OutputKind,
+    OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step, StepUser,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -127,10 +127,13 @@ prop_compose! {
         steps in steps(),
         outputs in outputs(),
         limits in limits(),
+        (root, fail) in (any::<bool>(), any::<bool>()),
     ) -> JobSpec {
         JobSpec {
             ampoule: 1, id: id(), attempt, name, profile, image, source_date_epoch, env, params, inputs, steps,
             outputs, limits,
+            user: if root { StepUser::Root } else { StepUser::Build },
+            log_overflow: if fail { LogOverflow::Fail } else { LogOverflow::Cut },
         }
     }
 }
@@ -194,6 +197,10 @@ fn refused(change: impl FnOnce(&mut wire::JobRequest)) -> String {
 fn job_spec_unspecified_enums_are_the_defaults() {
     let spec = job_spec(request(), id()).unwrap();
     assert_eq!((spec.outputs[0].when, spec.outputs[0].kind), (OutputWhen::Success, OutputKind::Artifact));
+    assert_eq!((spec.user, spec.log_overflow), (StepUser::Build, LogOverflow::Cut));
+    let limits = wire::LimitsRequest::default();
+    let spec = job_spec(wire::JobRequest { limits: Some(limits), ..request() }, id()).unwrap();
+    assert_eq!(spec.log_overflow, LogOverflow::Cut);
 }
 
 #[test]
@@ -229,4 +236,8 @@ fn job_spec_names_the_field_of_the_message() {
     assert_eq!(refused(|r| r.outputs[0].path = "/".into()), "outputs[0].path");
     let zero = wire::LimitsRequest { pids: Some(0), ..Default::default() };
     assert_eq!(refused(|r| r.limits = Some(zero)), "limits.pids");
+    let odd = wire::LimitsRequest { log_overflow: 3, ..Default::default() };
+    assert_eq!(refused(|r| r.limits = Some(odd)), "limits.log_overflow");
+    assert_eq!(refused(|r| r.user = 3), "user");
+    assert_eq!(refused(|r| r.user = -1), "user");
 }

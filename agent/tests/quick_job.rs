@@ -39,6 +39,7 @@ fn quick_job_is_one_step_over_the_current_directory() {
     let spec = plan.into_spec(id, 1, sources).unwrap();
     assert_eq!((spec.name.as_str(), spec.profile.as_str()), ("my-project-2", "dev"));
     assert_eq!(spec.source_date_epoch, 315_532_800);
+    assert_eq!((spec.user, spec.log_overflow), Default::default());
     assert_eq!((spec.inputs[0].mount.as_str(), spec.inputs[0].writable), ("/build/src", true));
     assert_eq!((spec.steps[0].cwd.as_str(), &spec.steps[0].run), ("/build/src", &argv));
     let outputs: Vec<_> = spec.outputs.iter().map(|o| (o.name.as_str(), o.path.as_str())).collect();

@@ -184,7 +184,7 @@ impl Printer {
                 show::line(&step_line(&report));
             }
             Event::Failed { code, message, .. } => show::line(&format!("failed: {message} [{code}]")),
-            Event::Admitted { .. } | Event::Phase { .. } | Event::Closed { .. } => {}
+            Event::Intent { .. } | Event::Admitted { .. } | Event::Phase { .. } | Event::Closed { .. } => {}
         }
     }
 
@@ -255,8 +255,10 @@ fn as_json(note: &Note) -> Option<Value> {
             json!({"event": "recovered", "job": job, "removed": removed, "outcome": outcome, "record": record})
         }
         Note::Importing { what } => json!({"event": "importing", "what": what}),
-        // The job's own event says the same with its intent.
+        // The job's own event says the same and more.
         Note::Admitted { .. } => return None,
+        // What is about to exist on the host is the launcher's to know, after a crash.
+        Note::Event(event) if matches!(**event, Event::Intent { .. }) => return None,
         Note::LauncherLost => json!({"event": "launcher_lost"}),
         Note::Event(event) => serde_json::to_value(event).ok()?,
         Note::Log(chunk) => json!({
@@ -264,4 +266,28 @@ fn as_json(note: &Note) -> Option<Value> {
             "text": String::from_utf8_lossy(&chunk.bytes),
         }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_spec::{JobId, Sha256, SlotId, UnixNanos};
+
+    const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+
+    #[test]
+    fn as_json_passes_an_event_on_and_keeps_the_intent_back() {
+        let at = UnixNanos(1);
+        let intent = Event::Intent {
+            at,
+            slot: SlotId::parse(ID).unwrap(),
+            uid_base: Some(1_879_113_728),
+            cgroups: vec!["/sys/fs/cgroup/ampoule-x".to_owned()],
+        };
+        assert_eq!(as_json(&Note::Event(Box::new(intent))), None);
+        let job = JobId::parse(ID).unwrap();
+        let admitted = Event::Admitted { at, job, spec: Sha256::new([0; 32]) };
+        let shown = as_json(&Note::Event(Box::new(admitted))).unwrap();
+        assert_eq!(shown, json!({"event": "admitted", "at": 1, "job": ID, "spec": "0".repeat(64)}));
+    }
 }

@@ -108,9 +108,10 @@ impl Ran {
         let report = ran.report()?;
         equal("report.json outcome", &report["outcome"], &Value::from(outcome))?;
         let checks = report["teardown"]["checks"].as_array().context("no teardown in the report")?;
-        ensure!(!checks.is_empty(), "no check was made after destruction");
-        let unclean: Vec<_> = checks.iter().filter(|check| check["gone"] != true).collect();
-        ensure!(unclean.is_empty(), "left behind: {unclean:?}");
+        let in_state = |state: &str| checks.iter().filter(|c| c["state"] == state).collect::<Vec<_>>();
+        ensure!(!in_state("gone").is_empty(), "no check after destruction showed that something is gone");
+        let left = in_state("left");
+        ensure!(left.is_empty(), "left behind: {left:?}");
         if outcome == "succeeded" {
             equal("attestation", &result["attestation"].is_string(), &true)?;
         } else {

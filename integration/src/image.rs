@@ -11,8 +11,11 @@ use std::path::Path;
 use tar::{Builder, EntryType, Header};
 
 /// An entry of an archive.
+#[derive(Clone, Copy)]
 pub(crate) enum Entry<'a> {
     Dir(&'a str),
+    /// A directory that everybody may write to.
+    Open(&'a str),
     File(&'a str, u32, &'a [u8]),
     Symlink(&'a str, &'a str),
     Hardlink(&'a str, &'a str),
@@ -26,6 +29,7 @@ pub(crate) fn tar(entries: &[Entry<'_>]) -> Result<Vec<u8>> {
     for entry in entries {
         let (name, kind, mode, body, target) = match *entry {
             Entry::Dir(name) => (name, EntryType::Directory, 0o755, &b""[..], ""),
+            Entry::Open(name) => (name, EntryType::Directory, 0o777, &b""[..], ""),
             Entry::File(name, mode, body) => (name, EntryType::Regular, mode, body, ""),
             Entry::Symlink(name, target) => (name, EntryType::Symlink, 0o777, &b""[..], target),
             Entry::Hardlink(name, target) => (name, EntryType::Link, 0o644, &b""[..], target),

@@ -15,10 +15,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long any one program under test may take on a loaded machine.
+/// How long any one program under test may take on a loaded machine, before [`procs::patience`].
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The program that tries things inside a sandbox.
-const PROBE: &str = include_str!("probe.c");
+const PROBE: [(&str, &str); 2] =
+    [("main.c", include_str!("probe/main.c")), ("attacks.c", include_str!("probe/attacks.c"))];
 
 /// What all tests share.
 pub(crate) struct Kit {
@@ -60,13 +61,15 @@ impl Kit {
     }
 
     fn build_probe(&self) -> Result<PathBuf> {
-        let (source, program) = (self.base().join("probe.c"), self.base().join("probe"));
-        fs::write(&source, PROBE)?;
-        let made = Command::new("cc")
-            .args(["-O1", "-static", "-Wall", "-Werror", "-o"])
-            .args([&program, &source])
-            .output()
-            .context("cc")?;
+        let program = self.base().join("probe");
+        let mut compile = Command::new("cc");
+        compile.args(["-O1", "-static", "-pthread", "-Wall", "-Werror", "-o"]).arg(&program);
+        for (name, text) in PROBE {
+            let source = self.base().join(name);
+            fs::write(&source, text)?;
+            compile.arg(source);
+        }
+        let made = compile.output().context("cc")?;
         ensure!(made.status.success(), "cc: {}", String::from_utf8_lossy(&made.stderr));
         Ok(program)
     }
@@ -127,9 +130,11 @@ impl<'a> Lab<'a> {
         self.kit.probe()
     }
 
-    /// A file of the repository that is tested.
+    /// A file of the repository that is tested; the programs may run where it is at another place than
+    /// where they were built.
     pub(crate) fn repository(&self, path: &str) -> PathBuf {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+        let root = std::env::var_os("AMPOULE_REPOSITORY").map_or(built.to_owned(), PathBuf::from);
         root.join(path)
     }
 
@@ -187,8 +192,13 @@ impl<'a> Lab<'a> {
 
     /// `ampoule run JOB` with a new output directory in the test's own state directory.
     pub(crate) fn run(&self, job: &Path) -> Call<'_> {
+        self.run_with(&self.program("ampoule"), job)
+    }
+
+    /// The same with another copy of the command line.
+    pub(crate) fn run_with(&self, program: &Path, job: &Path) -> Call<'_> {
         let number = self.number.fetch_add(1, Ordering::SeqCst);
-        let mut call = self.ampoule().arg("run").arg(job);
+        let mut call = self.call(program).arg("run").arg(job);
         call.out = self.path(&format!("out-{number}"));
         let out = call.out.clone();
         call.arg("--state").arg(self.state()).arg("--out").arg(out)
@@ -328,7 +338,7 @@ impl Live<'_> {
     }
 
     pub(crate) fn end(mut self) -> Result<Ran> {
-        let deadline = self.begun + PATIENCE;
+        let deadline = self.begun + procs::patience(PATIENCE);
         let status: ExitStatus = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;

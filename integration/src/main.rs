@@ -6,6 +6,7 @@
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed: what they lack is null")]
 
 mod check;
+mod faulty;
 mod harness;
 mod image;
 mod lab;
@@ -17,7 +18,8 @@ mod suites;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: ampoule-integration [SUITE[/TEST]...] [--list]\n\
-    environment: AMPOULE_BIN_DIR (ampoule and ampoule-runner), AMPOULE_PYTHON, CI=true (a skip is a failure)";
+    environment: AMPOULE_BIN_DIR (ampoule and ampoule-runner), AMPOULE_REPOSITORY, AMPOULE_PYTHON,\n\
+    AMPOULE_PATIENCE (a factor, where the processor is emulated), CI=true (a skip is a failure)";
 
 fn main() -> ExitCode {
     let mut wanted = Vec::new();

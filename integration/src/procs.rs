@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The first host user id that Ampoule gives to jobs (docs: the range ends below systemd's foreign ids).
@@ -101,8 +102,23 @@ pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("kill {}", pid.as_raw_nonzero()))
 }
 
-/// Waits until something holds.
+/// How long something may take that takes at most `limit` where the processor is real.
+///
+/// `AMPOULE_PATIENCE` is a factor for machines that are emulated. What a job file limits is not meant: that
+/// is the product's own clock.
+pub(crate) fn patience(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = || factor_of(std::env::var("AMPOULE_PATIENCE").ok().as_deref());
+    limit.saturating_mul(*FACTOR.get_or_init(factor))
+}
+
+fn factor_of(text: Option<&str>) -> u32 {
+    text.and_then(|t| t.parse().ok()).filter(|f| *f > 0).unwrap_or(1)
+}
+
+/// Waits until something holds, for as long as [`patience`] makes of the limit.
 pub(crate) fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let limit = patience(limit);
     let begun = Instant::now();
     while !holds() {
         if begun.elapsed() > limit {
@@ -111,4 +127,14 @@ pub(crate) fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() ->
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factor_of_what_is_no_factor_is_one() {
+        assert_eq!([Some("10"), Some("0"), Some("ten"), None].map(factor_of), [10, 1, 1, 1]);
+    }
 }

@@ -50,7 +50,7 @@ impl Snapshot {
                 self.remove_run_dir();
                 return Ok(());
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > procs::patience(PATIENCE) {
                 bail!("left on the host: {}", left.join(", "));
             }
             std::thread::sleep(Duration::from_millis(200));
@@ -90,6 +90,19 @@ fn look(base: Option<&Path>) -> Seen {
     }
     let ours = processes.iter().filter(|p| !theirs.contains(&p.pid));
     let namespaces = ours.filter_map(|p| fs::read_link(format!("/proc/{}/ns/net", p.pid)).ok()).collect();
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        // Ours are over files without a name, and nobody else's are likely to be.
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if backing.trim_end().ends_with("(deleted)") {
+            things.insert(format!("{} over {}", entry.file_name().to_string_lossy(), backing.trim_end()));
+        }
+    }
+    for entry in fs::read_dir(Path::new(RUN_DIR).join("quarantine")).into_iter().flatten().flatten() {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if text.contains("\"released\":null") {
+            things.insert(format!("slot {} in quarantine", entry.file_name().to_string_lossy()));
+        }
+    }
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".ampoule-") {

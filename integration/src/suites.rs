@@ -1,5 +1,6 @@
 //! The suites, and how they write job files.
 
+mod attacks;
 mod cancel;
 mod crash;
 mod evidence;
@@ -11,10 +12,15 @@ mod limits;
 mod logs;
 mod outcomes;
 mod outputs;
+mod pool;
+mod root;
 mod run;
+mod soak;
 mod step;
 mod stranger;
+mod teardown;
 mod tools;
+mod weak;
 
 use crate::harness::Suite;
 use crate::lab::Lab;
@@ -22,11 +28,25 @@ use anyhow::Result;
 
 /// All of them, in the order in which they are started: the slow ones first.
 pub(crate) const ALL: &[Suite] = &[
+    Suite { name: "teardown", groups: &[teardown::TESTS] },
     Suite { name: "crash", groups: &[crash::TESTS] },
-    Suite { name: "outcomes", groups: &[outcomes::TESTS, limits::TESTS, cancel::TESTS, outputs::TESTS] },
-    Suite { name: "run", groups: &[run::TESTS, step::TESTS, logs::TESTS, inputs::TESTS, images::TESTS] },
+    Suite { name: "soak", groups: &[soak::TESTS] },
+    Suite { name: "weak", groups: &[weak::TESTS] },
+    Suite { name: "limits", groups: &[limits::TESTS] },
+    Suite { name: "outcomes", groups: &[outcomes::TESTS] },
+    Suite { name: "cancel", groups: &[cancel::TESTS] },
+    Suite { name: "pool", groups: &[pool::TESTS] },
+    Suite { name: "outputs", groups: &[outputs::TESTS] },
+    Suite { name: "run", groups: &[run::TESTS] },
+    Suite { name: "step", groups: &[step::TESTS] },
+    Suite { name: "logs", groups: &[logs::TESTS] },
+    Suite { name: "inputs", groups: &[inputs::TESTS] },
+    Suite { name: "images", groups: &[images::TESTS] },
+    Suite { name: "root", groups: &[root::TESTS] },
     Suite { name: "isolation", groups: &[isolation::TESTS] },
-    Suite { name: "evidence", groups: &[evidence::TESTS, tools::TESTS] },
+    Suite { name: "attacks", groups: &[attacks::TESTS] },
+    Suite { name: "evidence", groups: &[evidence::TESTS] },
+    Suite { name: "tools", groups: &[tools::TESTS] },
     Suite { name: "exits", groups: &[exits::TESTS] },
     Suite { name: "stranger", groups: &[stranger::TESTS] },
 ];

@@ -1,17 +1,18 @@
 //! The launcher's own admission: a spec is held against the profile, the host and the store before anything
 //! of it exists.
 
-use crate::profiles::{self, Loaded};
+use crate::profiles::{Loaded, Profiles};
 use ampoule_sandbox::cgroup::Hierarchies;
 use ampoule_sandbox::identity::{Authority, UidBlock};
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
-    Code, Image, InputSource, Isolation, JobSpec, Limits, Profile, SPEC_BYTES_MAX, Sha256, UnixNanos,
+    Code, Image, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, SPEC_BYTES_MAX, Sha256,
+    StepUser, UnixNanos,
 };
 use ampoule_store::Store;
 use sha2::{Digest, Sha256 as Hasher};
-use std::path::Path;
+use std::rc::Rc;
 
 /// A job that may run, with everything that was looked up for it.
 #[derive(Debug)]
@@ -19,10 +20,8 @@ pub(crate) struct Admitted {
     pub(crate) at: UnixNanos,
     pub(crate) job: JobSpec,
     pub(crate) spec_sha256: Sha256,
-    pub(crate) profile: Loaded,
+    pub(crate) profile: Rc<Loaded>,
     pub(crate) limits: Limits,
-    pub(crate) authority: Authority,
-    pub(crate) hierarchies: Option<Hierarchies>,
     pub(crate) mounts: MountPlan,
 }
 
@@ -43,29 +42,65 @@ pub(crate) fn is_privileged() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Decides on a job. The block of user ids comes with it, so that it is held before anything is made.
-pub(crate) fn admit(
-    spec: &[u8],
-    store: &Store,
-    profile_dir: Option<&Path>,
-) -> Result<(Admitted, Option<UidBlock>), Refusal> {
+/// Decides on a job, before anything of it exists.
+pub(crate) fn admit(spec: &[u8], store: &Store, profiles: &mut Profiles) -> Result<Admitted, Refusal> {
     if spec.len() as u64 > SPEC_BYTES_MAX {
         return Err(refuse(Code::JobInvalid, format!("the spec has more than {SPEC_BYTES_MAX} bytes")));
     }
     let job: JobSpec =
         serde_json::from_slice(spec).map_err(|e| refuse(Code::JobInvalid, format!("the spec: {e}")))?;
     job.validate().map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
-    let profile = profiles::load(&job.profile, profile_dir).map_err(|e| refuse(e.code(), chain(&e)))?;
+    let profile = usable(&job.profile, profiles)?;
     let limits = job
         .limits
         .resolve(&profile.profile.limits, &profile.profile.ceiling)
         .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
-    let hierarchies = demand(&profile.profile)?;
-    let mounts = look_up(&job, &limits, store)?;
-    let (authority, block) = identity()?;
+    demand_files(&limits)?;
+    demand_user(job.user)?;
+    let mounts = look_up(&job, store)?;
     let spec_sha256 = Sha256::new(Hasher::digest(spec).into());
-    let at = crate::clock::now();
-    Ok((Admitted { at, job, spec_sha256, profile, limits, authority, hierarchies, mounts }, block))
+    Ok(Admitted { at: crate::clock::now(), job, spec_sha256, profile, limits, mounts })
+}
+
+/// A hard limit of ours that is lower than the job's cannot be raised for it.
+fn demand_files(limits: &Limits) -> Result<(), Refusal> {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    match most.filter(|most| *most < limits.open_files) {
+        None => Ok(()),
+        Some(most) => Err(refuse(
+            Code::SandboxUnsupported,
+            format!(
+                "limits.open_files: {} is more than this host lets the runner have ({most}); raise its hard limit of \
+                 open files (LimitNOFILE=, ulimit -Hn), or ask for less",
+                limits.open_files
+            ),
+        )),
+    }
+}
+
+/// Somebody else's steps are uid 1000 of a map that has no other id.
+fn demand_user(user: StepUser) -> Result<(), Refusal> {
+    if user == StepUser::Build || is_privileged() {
+        return Ok(());
+    }
+    let text = "user: root inside the sandbox needs a block of user ids of the host, which only root can give; run as \
+                root, or leave `user` out";
+    Err(refuse(Code::SandboxUnsupported, text.to_owned()))
+}
+
+/// Reads a profile by name, and refuses what this version cannot give on any host.
+pub(crate) fn usable(name: &Name, profiles: &mut Profiles) -> Result<Rc<Loaded>, Refusal> {
+    let loaded = profiles.load(name).map_err(|e| refuse(e.code(), chain(&e)))?;
+    match loaded.profile.network {
+        Network::None => Ok(loaded),
+        Network::Proxy => Err(refuse(
+            Code::SandboxUnsupported,
+            format!(
+                "profile {name} needs the egress proxy, which this version does not have; use hermetic with pinned \
+                 inputs"
+            ),
+        )),
+    }
 }
 
 /// An error and its causes in one line.
@@ -116,7 +151,7 @@ pub(crate) fn identity() -> Result<(Authority, Option<UidBlock>), Refusal> {
     Ok((Authority::Root { base: block.base }, Some(block)))
 }
 
-fn look_up(job: &JobSpec, limits: &Limits, store: &Store) -> Result<MountPlan, Refusal> {
+fn look_up(job: &JobSpec, store: &Store) -> Result<MountPlan, Refusal> {
     let missing =
         |what: String| refuse(Code::InputMissing, format!("{what} is not in the store; import it first"));
     let stored = |content: &Content, what: String| match store.tree(content) {
@@ -146,7 +181,7 @@ fn look_up(job: &JobSpec, limits: &Limits, store: &Store) -> Result<MountPlan, R
             writable: input.writable,
         });
     }
-    Ok(MountPlan { root, inputs, disk_bytes: limits.disk_bytes, disk_inodes: limits.disk_inodes })
+    Ok(MountPlan { root, inputs })
 }
 
 /// Under which name the store has an input.
@@ -166,17 +201,20 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
 }
 
 /// Every layer that has to be measured; one that is missing from a measurement is not in force.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 20] = [
     "capabilities",
+    "devices",
     "groups",
     "identity",
     "landlock",
     "limits",
+    "mounts_locked",
     "namespace.cgroup",
     "namespace.ipc",
     "namespace.mnt",
     "namespace.net",
     "namespace.pid",
+    "namespace.steps",
     "namespace.user",
     "namespace.uts",
     "network",

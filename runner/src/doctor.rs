@@ -1,66 +1,64 @@
 //! What this host can isolate, measured by making a sandbox that runs no step.
 
-use crate::admission::{self, Refusal, refuse};
-use crate::profiles;
+use crate::admission::{self, Refusal};
+use crate::jobdir::State;
+use crate::profiles::Loaded;
+use crate::slot;
+use crate::steps::StepProcess;
 use crate::supervisor::limits_layer;
+use ampoule_sandbox::cgroup::Hierarchies;
+use ampoule_sandbox::protocol::PreparePlan;
 use ampoule_sandbox::rootfs::{MountPlan, RootPlan};
-use ampoule_sandbox::{Sandbox, SandboxPlan, confine, teardown};
-use ampoule_spec::{Code, Isolation, JobId, Measured, Name};
-use std::path::Path;
+use ampoule_sandbox::{PreparePart, Sandbox, StageError, confine, teardown};
+use ampoule_spec::{CheckState, Isolation, Measured, Profile, StepUser};
+use std::os::fd::AsFd;
+use std::rc::Rc;
 
 /// Measures for a profile: the layers, and what the profile demands and does not get.
-pub(crate) fn measure(name: &Name, profile_dir: Option<&Path>) -> Result<(Isolation, Vec<String>), Refusal> {
-    let loaded = profiles::load(name, profile_dir).map_err(|e| refuse(e.code(), admission::chain(&e)))?;
-    let profile = &loaded.profile;
+pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation, Vec<String>), Refusal> {
+    let demands = &profile.profile;
     let mut isolation = Isolation::default();
     let mut missing = Vec::new();
-    let hierarchies = admission::demand(profile).unwrap_or_else(|refusal| {
+    let hierarchies = admission::demand(demands).unwrap_or_else(|refusal| {
         missing.push(refusal.message);
         None
     });
     let (authority, _block) = admission::identity()?;
-    let job = scratch_job()?;
-    let plan = SandboxPlan {
-        job: &job,
-        profile,
-        limits: &profile.limits,
-        authority,
-        hierarchies: hierarchies.as_ref(),
-        mounts: MountPlan {
-            root: RootPlan::Host,
-            inputs: Vec::new(),
-            disk_bytes: profile.limits.disk_bytes,
-            disk_inodes: profile.limits.disk_inodes,
-        },
-        steps: &[],
-    };
-    let teardown = match Sandbox::create(plan) {
-        Ok(sandbox) => {
-            isolation.layers.extend(sandbox.layers.clone());
-            isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup.is_some()));
-            teardown::destroy(sandbox, authority)
-        }
-        Err(half) => {
-            missing.push(half.error.to_string());
-            teardown::destroy_half(*half, authority)
-        }
-    };
-    for check in &teardown.checks {
-        let detail = check.how.clone();
-        isolation
-            .layers
-            .insert(format!("teardown.{}", check.what), Measured { in_force: check.gone, detail });
+    let mut sandbox = Sandbox::new(slot::new_id()?, authority);
+    let made = make(&mut sandbox, demands, hierarchies.as_ref(), state);
+    if let Err(error) = &made {
+        missing.push(error.to_string());
+    }
+    isolation.layers.extend(sandbox.layers.clone());
+    isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup().is_some()));
+    drop(made);
+    for check in &teardown::destroy(sandbox).checks {
+        let (in_force, detail) = (check.state != CheckState::Left, check.how.clone());
+        isolation.layers.insert(format!("teardown.{}", check.what), Measured { in_force, detail });
     }
     let abi = confine::landlock_abi().unwrap_or(0);
     if let Some(landlock) = isolation.layers.get_mut("landlock") {
         landlock.detail = format!("ABI {abi} used; {}", landlock.detail);
     }
-    missing.extend(admission::missing_layers(&isolation, profile));
+    missing.extend(admission::missing_layers(&isolation, demands));
     Ok((isolation, missing))
 }
 
-/// A name for the measurement's control groups that no other process uses.
-fn scratch_job() -> Result<JobId, Refusal> {
-    let text = format!("00000000-0000-7000-8000-{:012x}", std::process::id());
-    JobId::parse(&text).map_err(|e| refuse(Code::Internal, e.to_string()))
+/// Makes a sandbox as far as a process of a step that is never told what to run.
+fn make(
+    sandbox: &mut Sandbox,
+    profile: &Profile,
+    hierarchies: Option<&Hierarchies>,
+    state: &State,
+) -> Result<StepProcess, StageError> {
+    sandbox.prepare(&PreparePart {
+        profile,
+        hierarchies,
+        limits: &profile.limits,
+        scratch_dir: state.scratch.as_fd(),
+        host_image: true,
+    })?;
+    sandbox.furnish(&profile.limits, &MountPlan { root: RootPlan::Host, inputs: Vec::new() })?;
+    let plan = PreparePlan { user: StepUser::Build, writable: Vec::new(), measure: true };
+    StepProcess::prepare(sandbox, plan)
 }

@@ -1,11 +1,11 @@
 //! A step's environment, built from nothing.
 
-use ampoule_sandbox::init::StepPlan;
+use ampoule_sandbox::protocol::StepPlan;
 use ampoule_spec::{ENV_DEFAULTS, JobSpec};
 use std::collections::BTreeMap;
 
-/// What init needs of each step of a job.
-pub(crate) fn step_plans(job: &JobSpec) -> Vec<StepPlan> {
+/// What the process of each step of a job is told.
+pub(crate) fn step_plans(job: &JobSpec, open_files: u64) -> Vec<StepPlan> {
     let epoch = job.source_date_epoch.to_string();
     let mut base: BTreeMap<&str, &str> = ENV_DEFAULTS.into_iter().collect();
     base.insert("SOURCE_DATE_EPOCH", &epoch);
@@ -19,6 +19,7 @@ pub(crate) fn step_plans(job: &JobSpec) -> Vec<StepPlan> {
                 run: step.run.clone(),
                 cwd: step.cwd.clone(),
                 env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+                open_files,
             }
         })
         .collect()

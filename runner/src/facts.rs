@@ -1,21 +1,16 @@
 //! What a build can see of the host although nobody declared it, and what the runner itself is.
 //!
-//! The launcher gathers it while the supervisor is busy, and hands it over by a pipe: hashing the runner and
-//! reading the host's package list take as long as making a sandbox.
+//! The launcher gathers it while the supervisor is busy: hashing the runner and reading the host's package list
+//! take as long as making a sandbox.
 
 use ampoule_sandbox::{StageError, host_image};
 use ampoule_spec::{HostFacts, Image, ImageReport, Sha256};
-use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256 as Hasher};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-
-/// The most bytes of facts.
-const FACTS_BYTES_MAX: u64 = 16 << 10;
 
 /// The runner's own executable.
 const OWN: &str = "/proc/self/exe";
@@ -30,41 +25,8 @@ pub(crate) struct Facts {
     pub(crate) image: Result<ImageReport, StageError>,
 }
 
-/// The supervisor's end.
-#[derive(Debug)]
-pub(crate) struct FactsReader(OwnedFd);
-
-/// The launcher's end.
-#[derive(Debug)]
-pub(crate) struct FactsWriter(pub(crate) OwnedFd);
-
-/// The two ends.
-pub(crate) fn pipe() -> std::io::Result<(FactsReader, FactsWriter)> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    Ok((FactsReader(read), FactsWriter(write)))
-}
-
-impl FactsWriter {
-    /// Gathers and hands over. A supervisor that is gone does not need it.
-    pub(crate) fn gather(self, image: &Image) {
-        if let Ok(bytes) = serde_json::to_vec(&Facts::gather(image)) {
-            let _ = File::from(self.0).write_all(&bytes);
-        }
-    }
-}
-
-impl FactsReader {
-    /// What the launcher gathered; if it died, the same gathered here.
-    pub(crate) fn receive(self, image: &Image) -> Facts {
-        let mut bytes = Vec::new();
-        let read = File::from(self.0).take(FACTS_BYTES_MAX).read_to_end(&mut bytes);
-        let facts = read.ok().and_then(|_| serde_json::from_slice(&bytes).ok());
-        facts.unwrap_or_else(|| Facts::gather(image))
-    }
-}
-
 impl Facts {
-    fn gather(image: &Image) -> Self {
+    pub(crate) fn gather(image: &Image) -> Self {
         let mut cache = Cache::open();
         let runner = cache.digest(OWN, || own_sha256().ok_or(())).ok();
         let image = image_report(image, &mut cache);

@@ -6,18 +6,22 @@
 use crate::admission::{Refusal, chain, is_privileged, refuse};
 use ampoule_ipc::Channel;
 use ampoule_sandbox::confine;
+use ampoule_sandbox::fault;
 use ampoule_sandbox::identity::{BLOCK_IDS, IMPORT_BASE};
 use ampoule_sandbox::userns::write_maps;
 use ampoule_spec::Code;
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_store::worker::{self, RESULT_BYTES_MAX, WorkerResult};
 use ampoule_store::{Limits, Owner, Store, StoreError, receive};
-use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
+use ampoule_sys::process::{Child, End, Keep, Namespaces, Waited, Which, spawn, wait};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+
+/// The exit status of a worker that has not read anything yet.
+const UNCONFINED: i32 = 70;
 
 /// Whose the files of the store are.
 pub(crate) fn owner() -> Owner {
@@ -51,8 +55,11 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
     let received = receive(File::from(source), File::from(source_write), store.limits().stream_bytes_max());
     let mut answer = Vec::new();
     let read = File::from(result_read).take(RESULT_BYTES_MAX as u64 + 1).read_to_end(&mut answer);
-    end(&worker);
+    let unconfined = end(&worker) == Some(End::Exited(UNCONFINED));
     let outcome = match (received, read) {
+        _ if unconfined => {
+            Err(refuse(Code::Internal, "import: the worker could not confine itself".to_owned()))
+        }
         (Err(error), _) => {
             let code = match error {
                 ampoule_store::ReceiveError::TooLarge { .. } => Code::InputRefused,
@@ -72,10 +79,13 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
     outcome
 }
 
-/// Kills and reaps the worker: nobody writes to the staging directory any more.
-fn end(worker: &Child) {
+/// Kills and reaps the worker: nobody writes to the staging directory any more. Says how it ended.
+fn end(worker: &Child) -> Option<End> {
     let _ = pidfd_send_signal(&worker.pidfd, Signal::KILL);
-    let _ = wait(Which::Pid(worker.pid), true);
+    match wait(Which::Pid(worker.pid), true) {
+        Ok(Waited::Reaped(reaped)) => Some(reaped.end),
+        _ => None,
+    }
 }
 
 fn start(
@@ -90,9 +100,10 @@ fn start(
     let privileged = is_privileged();
     let keep = [source.as_fd(), dir.as_fd(), result.as_fd(), theirs.as_fd()];
     let child = spawn(namespaces, None, Keep::Only(&keep), || {
-        let Ok((source, dir, result)) = duplicate(&source, &dir, &result) else { return 70 };
+        fault::role("import");
+        let Ok((source, dir, result)) = duplicate(&source, &dir, &result) else { return UNCONFINED };
         if confine(&theirs, &dir, privileged).is_err() {
-            return 70;
+            return UNCONFINED;
         }
         let answer = worker::run(content, source, dir, limits).to_json();
         i32::from(File::from(result).write_all(&answer).is_err())

@@ -1,10 +1,14 @@
 //! A job's directory: the wire back to the agent, and what is left when everything else has crashed.
 //!
-//! `spec.json` (as it arrived), `events` (a journal), `outputs/`, `report.json` (by rename, never replaced).
-//! A lock on the directory is held by the job's supervisor as long as it lives.
+//! `events` is a journal and alone what counts: intent, spec, admission, events, log bytes, report. `spec.json` and
+//! `report.json` are copies of what stands in it, for whoever reads a job; after a cut of power they are written
+//! again. A directory begins as that of a slot and gets the job's name when there is a job. A lock on it is held by
+//! the supervisor as long as it lives.
 
-use ampoule_journal::{Next, Reader, Writer};
-use ampoule_spec::{Event, FRAME_EVENT, JobId, RunReport};
+use crate::record::Record;
+use ampoule_journal::{Reader, Writer};
+use ampoule_sandbox::fault;
+use ampoule_spec::{JobId, SlotId};
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with, unlinkat,
 };
@@ -20,18 +24,28 @@ pub(crate) struct State {
     jobs: OwnedFd,
     /// The store's directory.
     pub(crate) store: OwnedFd,
+    /// Where files without a name are made.
+    pub(crate) scratch: OwnedFd,
 }
 
-/// A job's directory.
+/// The directory of a job or of a slot.
 #[derive(Debug)]
 pub(crate) struct JobDir {
-    pub(crate) id: JobId,
+    /// Its name: a job's id, or what [`slot_name`] makes of a slot's.
+    name: String,
     dir: OwnedFd,
 }
 
 /// A lock on a job's directory, shared by every process that inherits the descriptor.
 #[derive(Debug)]
 pub(crate) struct JobLock(OwnedFd);
+
+impl JobLock {
+    /// Another descriptor of the same lock.
+    pub(crate) fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+}
 
 impl AsFd for JobLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -45,10 +59,23 @@ impl AsFd for JobDir {
     }
 }
 
-/// Beginning of the name of a job's directory that is being removed; no job id begins so.
+impl AsFd for State {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.jobs.as_fd()
+    }
+}
+
+/// Beginning of the name of a directory that is being removed; no job id begins so.
 const GONE: &str = ".gone-";
+/// Beginning of the name of a slot's directory.
+const SLOT: &str = ".slot-";
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// The name of a slot's directory until it has a job.
+pub(crate) fn slot_name(slot: &SlotId) -> String {
+    format!("{SLOT}{slot}")
+}
 
 impl State {
     /// Opens the state directory, and makes what is missing of it.
@@ -59,56 +86,78 @@ impl State {
             let text = "the state directory belongs to somebody else or can be written by others";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
-        Ok(Self { jobs: subdir(&root, "jobs")?, store: subdir(&root, "store")? })
+        let (jobs, store) = (subdir(&root, "jobs")?, subdir(&root, "store")?);
+        Ok(Self { jobs, store, scratch: subdir(&root, "scratch")? })
     }
 
-    /// Makes a job's directory. Its id must be new.
-    pub(crate) fn create_job(&self, id: &JobId) -> io::Result<(JobDir, JobLock)> {
-        mkdirat(&self.jobs, id.as_str(), Mode::RWXU)?;
-        let dir = openat(&self.jobs, id.as_str(), DIR, Mode::empty())?;
-        let lock = lock(&self.jobs, id)?.ok_or(Errno::AGAIN)?;
+    /// Makes a directory. Its name must be new.
+    pub(crate) fn create(&self, name: &str) -> io::Result<(JobDir, JobLock)> {
+        fault::point("job directory: create").map_err(io::Error::other)?;
+        mkdirat(&self.jobs, name, Mode::RWXU)?;
+        let dir = openat(&self.jobs, name, DIR, Mode::empty())?;
+        let lock = lock(&self.jobs, name)?.ok_or(Errno::AGAIN)?;
         mkdirat(&dir, "outputs", Mode::RWXU)?;
-        Ok((JobDir { id: id.clone(), dir }, lock))
+        Ok((JobDir { name: name.to_owned(), dir }, lock))
     }
 
-    /// Opens a job's directory if nobody holds it.
-    pub(crate) fn open_idle(&self, id: &JobId) -> io::Result<Option<(JobDir, JobLock)>> {
-        match lock(&self.jobs, id)? {
+    /// Gives a slot's directory to a job, whose id must be new. Durable with [`State::sync`].
+    pub(crate) fn assign(&self, dir: &mut JobDir, job: &JobId) -> io::Result<()> {
+        fault::point("job directory: assign").map_err(io::Error::other)?;
+        renameat_with(&self.jobs, &dir.name, &self.jobs, job.as_str(), RenameFlags::NOREPLACE)?;
+        dir.name = job.to_string();
+        Ok(())
+    }
+
+    /// Makes the names of all jobs durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.jobs)?)
+    }
+
+    /// Opens a directory if nobody holds it.
+    pub(crate) fn open_idle(&self, name: &str) -> io::Result<Option<(JobDir, JobLock)>> {
+        match lock(&self.jobs, name)? {
             None => Ok(None),
             Some(lock) => {
-                let dir = openat(&self.jobs, id.as_str(), DIR, Mode::empty())?;
-                Ok(Some((JobDir { id: id.clone(), dir }, lock)))
+                let dir = openat(&self.jobs, name, DIR, Mode::empty())?;
+                Ok(Some((JobDir { name: name.to_owned(), dir }, lock)))
             }
         }
     }
 
     /// The ids of all jobs that have a directory, oldest first: they begin with their time.
     pub(crate) fn jobs(&self) -> io::Result<Vec<JobId>> {
-        let mut ids = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.jobs)? {
-            let entry = entry?;
-            ids.extend(entry.file_name().to_str().ok().and_then(|name| JobId::parse(name).ok()));
-        }
+        let mut ids: Vec<_> = self.names()?.iter().filter_map(|name| JobId::parse(name).ok()).collect();
         ids.sort_unstable();
         Ok(ids)
     }
 
-    /// Removes a job's directory with everything in it: first by name, so that a crash in between leaves no job
-    /// that looks like another.
-    pub(crate) fn forget(&self, id: &JobId) -> io::Result<()> {
-        let gone = format!("{GONE}{id}");
-        renameat_with(&self.jobs, id.as_str(), &self.jobs, &gone, RenameFlags::NOREPLACE)?;
-        rustix::fs::fsync(&self.jobs)?;
+    /// The names of the directories of slots that have no job.
+    pub(crate) fn slots(&self) -> io::Result<Vec<String>> {
+        Ok(self.names()?.into_iter().filter(|name| name.starts_with(SLOT)).collect())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.jobs)? {
+            names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// Removes a directory with everything in it: first by name, so that a crash in between leaves none that
+    /// looks like another.
+    pub(crate) fn forget(&self, name: &str) -> io::Result<()> {
+        let point = |stage| fault::point(stage).map_err(io::Error::other);
+        point("job directory: forget")?;
+        let gone = format!("{GONE}{}", name.trim_start_matches('.'));
+        renameat_with(&self.jobs, name, &self.jobs, &gone, RenameFlags::NOREPLACE)?;
+        point("job directory: remove")?;
         self.remove(&gone)
     }
 
-    /// Removes what a crash left of jobs that were being forgotten.
+    /// Removes what a crash left of directories that were being forgotten.
     pub(crate) fn sweep(&self) -> io::Result<()> {
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.jobs)? {
-            names.extend(entry?.file_name().to_str().ok().filter(|n| n.starts_with(GONE)).map(str::to_owned));
-        }
-        names.iter().try_for_each(|name| self.remove(name))
+        self.names()?.iter().filter(|name| name.starts_with(GONE)).try_for_each(|name| self.remove(name))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -135,9 +184,9 @@ fn subdir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     Ok(openat(parent, name, DIR, Mode::empty())?)
 }
 
-fn lock(jobs: &OwnedFd, id: &JobId) -> io::Result<Option<JobLock>> {
+fn lock(jobs: &OwnedFd, name: &str) -> io::Result<Option<JobLock>> {
     // A description of its own: the lock lives exactly as long as the processes that inherit it.
-    let fd = openat(jobs, id.as_str(), DIR, Mode::empty())?;
+    let fd = openat(jobs, name, DIR, Mode::empty())?;
     match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(JobLock(fd))),
         Err(Errno::WOULDBLOCK) => Ok(None),
@@ -161,11 +210,19 @@ fn remove_files(dir: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 impl JobDir {
-    /// Writes `spec.json`, durable once the directory is.
-    pub(crate) fn write_spec(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut file = self.create("spec.json")?;
-        file.write_all(bytes)?;
-        file.sync_data()
+    /// Its name: a job's id, or a slot's with something before it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it is a slot's that has no job.
+    pub(crate) fn is_slots(&self) -> bool {
+        self.name.starts_with(SLOT)
+    }
+
+    /// Another handle of the same directory.
+    pub(crate) fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self { name: self.name.clone(), dir: self.dir.try_clone()? })
     }
 
     /// Makes the events file.
@@ -175,10 +232,11 @@ impl JobDir {
         Writer::create(file).map_err(io::Error::other)
     }
 
-    /// Makes the names of a new job durable: after its files, so that there is one commit instead of several.
-    pub(crate) fn sync_new(&self, state: &State) -> io::Result<()> {
-        self.sync()?;
-        Ok(rustix::fs::fsync(&state.jobs)?)
+    /// Opens the events file to go on with it; what a crash has cut off at its end is removed.
+    pub(crate) fn resume_events(&self) -> io::Result<Writer> {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.dir, "events", flags, Mode::empty())?);
+        Writer::resume(file).map(|resumed| resumed.writer).map_err(io::Error::other)
     }
 
     /// Makes everything that was created in the directory durable.
@@ -191,21 +249,36 @@ impl JobDir {
         Ok(openat(&self.dir, "outputs", DIR, Mode::empty())?)
     }
 
-    /// Whether the job has its report.
+    /// Puts a copy of what stands in the events where others read it, whole or not at all. Not durable: it can be
+    /// made again. A copy that is there already stays.
+    pub(crate) fn publish(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let point = |stage| fault::point(stage).map_err(io::Error::other);
+        point("job directory: write a copy")?;
+        let aside = format!("{name}.tmp");
+        let _ = unlinkat(&self.dir, &aside, AtFlags::empty());
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(&self.dir, &aside, flags, Mode::RUSR | Mode::WUSR)?;
+        File::from(file).write_all(bytes)?;
+        point("job directory: publish a copy")?;
+        match renameat_with(&self.dir, &aside, &self.dir, name, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Ok(unlinkat(&self.dir, &aside, AtFlags::empty())?),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Whether the report has been published.
     pub(crate) fn has_report(&self) -> bool {
         rustix::fs::accessat(&self.dir, "report.json", rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
     }
 
-    /// Writes the report, durable when this returns. A report that is there is never replaced: whoever came
-    /// first has said how the job ended.
-    pub(crate) fn write_report(&self, report: &RunReport) -> io::Result<()> {
-        let _ = unlinkat(&self.dir, "report.tmp", AtFlags::empty());
-        let mut file = self.create("report.tmp")?;
-        file.write_all(&serde_json::to_vec_pretty(report)?)?;
-        file.sync_data()?;
-        match renameat_with(&self.dir, "report.tmp", &self.dir, "report.json", RenameFlags::NOREPLACE) {
-            Ok(()) => self.sync(),
-            Err(Errno::EXIST) => Ok(unlinkat(&self.dir, "report.tmp", AtFlags::empty())?),
+    /// Puts a copy in place of one that does not say what the events say.
+    pub(crate) fn publish_again(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        if self.read(name, bytes.len() as u64 + 1).is_ok_and(|found| found == bytes) {
+            return Ok(());
+        }
+        match unlinkat(&self.dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => self.publish(name, bytes),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -218,22 +291,13 @@ impl JobDir {
         Ok(bytes)
     }
 
-    /// The lifecycle events so far. What a crash has cut off at the end is left out.
-    pub(crate) fn read_events(&self) -> io::Result<Vec<Event>> {
+    /// What stands in the events so far. What a crash has cut off at the end is left out.
+    pub(crate) fn record(&self) -> io::Result<Record> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(openat(&self.dir, "events", flags, Mode::empty())?);
-        let mut reader = Reader::new(file);
-        let mut events = Vec::new();
-        while let Ok(Next::Frame(frame)) = reader.next_frame() {
-            if frame.kind == FRAME_EVENT {
-                events.extend(serde_json::from_slice::<Event>(&frame.payload));
-            }
+        match openat(&self.dir, "events", flags, Mode::empty()) {
+            Ok(file) => Ok(Record::read(&mut Reader::new(io::BufReader::new(File::from(file))))),
+            Err(Errno::NOENT) => Ok(Record::default()),
+            Err(errno) => Err(errno.into()),
         }
-        Ok(events)
-    }
-
-    fn create(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        Ok(File::from(openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?))
     }
 }

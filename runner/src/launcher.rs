@@ -1,67 +1,74 @@
-//! The launcher: one connection, one request at a time, one supervisor per job.
+//! The launcher: one connection, one request at a time, any number of jobs, one supervisor for each.
 
 use crate::admission::{self, Admitted, Refusal, refuse};
-use crate::clock;
-use crate::facts::{self, FactsReader};
-use crate::import;
-use crate::jobdir::{JobDir, JobLock, State};
-use crate::lifetime::Lifetime;
-use crate::recorder::Recorder;
-use crate::{doctor, recovery, supervisor};
+use crate::facts::Facts;
+use crate::jobdir::{JobLock, State};
+use crate::pool::Pool;
+use crate::profiles::Profiles;
+use crate::slot::{Assignment, FirstJob, FromSlot, Kind, Making, Slot, ToSlot, admit};
+use crate::{doctor, import, quarantine, recovery};
 use ampoule_ipc::{Channel, IpcError};
-use ampoule_sandbox::identity::UidBlock;
 use ampoule_spec::wire::{Reply, Request};
-use ampoule_spec::{Code, Event, JobId, Name, SPEC_BYTES_MAX};
+use ampoule_spec::{Code, Event, Image, JobId, Name, SPEC_BYTES_MAX};
 use ampoule_store::Store;
-use ampoule_sys::process::{Keep, Namespaces, Which, spawn, wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+
+/// The most jobs at a time on one connection.
+const JOBS_MAX: usize = 64;
 
 /// What the launcher was started with.
 pub(crate) struct Options {
     pub(crate) state: PathBuf,
     pub(crate) profiles: Option<PathBuf>,
+    /// How many sandboxes are kept ready.
+    pub(crate) pool: usize,
 }
 
 /// The launcher's state while it serves a connection.
 struct Launcher {
-    options: Options,
     state: State,
     store: Store,
+    profiles: Profiles,
     channel: Channel,
+    /// The client has closed the connection: what runs is seen to its end, nothing is begun.
+    is_closing: bool,
+    pool: Pool,
+    running: Vec<(JobId, Slot)>,
     /// Locks of jobs whose evidence is not yet durable elsewhere: nobody else recovers or forgets them.
     held: BTreeMap<JobId, JobLock>,
 }
 
-/// Serves requests until the client closes the connection.
+/// Serves requests until the client closes the connection and the last job has ended.
 pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
     let state = State::open(&options.state)
         .map_err(|e| format!("the state directory {} cannot be used: {e}", options.state.display()))?;
     let store = Store::open(&state.store, import::owner(), ampoule_store::Limits::default())
         .map_err(|e| admission::chain(&e))?;
     store.sweep_staging().map_err(|e| admission::chain(&e))?;
-    let mut launcher = Launcher { options, state, store, channel, held: BTreeMap::new() };
+    let mut launcher = Launcher {
+        state,
+        store,
+        profiles: Profiles::new(options.profiles),
+        channel,
+        is_closing: false,
+        pool: Pool::new(options.pool),
+        running: Vec::new(),
+        held: BTreeMap::new(),
+    };
     launcher.greet()?;
-    loop {
-        let (request, descriptors) = match launcher.channel.receive::<Request>() {
-            Ok(received) => received,
-            Err(IpcError::Closed) => return Ok(()),
-            Err(IpcError::Malformed(error)) => {
-                launcher.say(&refusal(refuse(
-                    Code::JobInvalid,
-                    format!("a request that cannot be read: {error}"),
-                )))?;
-                continue;
-            }
-            Err(error) => return Err(admission::chain(&error)),
-        };
-        let reply = launcher.answer(request, descriptors).unwrap_or_else(refusal);
-        launcher.say(&reply)?;
+    launcher.fill_pool();
+    while !launcher.is_closing || !launcher.running.is_empty() {
+        launcher.turn()?;
     }
+    launcher.pool.close(&launcher.state);
+    Ok(())
 }
 
 /// The most bytes of a refusal's text: some of it may be the client's own.
@@ -92,6 +99,7 @@ impl Launcher {
     fn greet(&mut self) -> Result<(), String> {
         // What cannot be removed now is no job any more; the next run tries again.
         let _ = self.state.sweep();
+        quarantine::recheck();
         let (recovered, locks) = recovery::recover(&self.state);
         self.held.extend(locks);
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -106,17 +114,77 @@ impl Launcher {
         }
     }
 
-    fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+    /// Waits for whatever comes next, and sees to it. The pool is filled when nothing else is to be done.
+    fn turn(&mut self) -> Result<(), String> {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !self.is_closing && self.pool.wants_more() && self.wait(Some(&now))?.is_empty() {
+            self.fill_pool();
+        }
+        for source in self.wait(None)? {
+            match source {
+                Source::Client => self.request()?,
+                Source::Job(job) => self.hear(&job)?,
+                Source::Pool => self.pool.hear(),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is ready to be heard.
+    fn wait(&self, limit: Option<&Timespec>) -> Result<Vec<Source>, String> {
+        let mut sources = Vec::new();
+        let mut ready = Vec::new();
+        for (job, slot) in &self.running {
+            sources.push(Source::Job(job.clone()));
+            ready.push(PollFd::new(&slot.channel, PollFlags::IN));
+        }
+        for slot in self.pool.waiting() {
+            sources.push(Source::Pool);
+            ready.push(PollFd::new(&slot.channel, PollFlags::IN));
+        }
+        if !self.is_closing && self.running.len() < JOBS_MAX {
+            sources.push(Source::Client);
+            ready.push(PollFd::new(&self.channel, PollFlags::IN));
+        }
+        match poll(&mut ready, limit) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(format!("waiting failed: {errno}")),
+        }
+        let heard = sources.into_iter().zip(&ready).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(heard.map(|(source, _)| source).collect())
+    }
+
+    fn request(&mut self) -> Result<(), String> {
+        let reply = match self.channel.receive::<Request>() {
+            Ok((request, descriptors)) => match self.answer(request, descriptors) {
+                Ok(Some(reply)) => reply,
+                Ok(None) => return Ok(()),
+                Err(refused) => refusal(refused),
+            },
+            Err(IpcError::Closed) => {
+                self.is_closing = true;
+                return Ok(());
+            }
+            Err(IpcError::Malformed(error)) => {
+                refusal(refuse(Code::JobInvalid, format!("a request that cannot be read: {error}")))
+            }
+            Err(error) => return Err(admission::chain(&error)),
+        };
+        self.say(&reply)
+    }
+
+    fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, Refusal> {
         let mut descriptors = descriptors.into_iter();
         let internal = |e: &dyn std::error::Error| refuse(Code::Internal, admission::chain(e));
         match request {
             Request::Find(content) => {
-                Ok(Reply::Found { imported: self.store.find(&content).map_err(|e| internal(&e))? })
+                let imported = self.store.find(&content).map_err(|e| internal(&e))?;
+                Ok(Some(Reply::Found { imported }))
             }
             Request::Import(content) => {
                 let source =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;
-                import::import(&self.store, &content, source).map(Reply::Imported)
+                import::import(&self.store, &content, source).map(|i| Some(Reply::Imported(i)))
             }
             Request::Run { lifetime } => {
                 let spec =
@@ -128,105 +196,161 @@ impl Launcher {
                 if lifetime && pipe.is_none() {
                     return Err(refuse(Code::JobInvalid, "no lifetime pipe came with it"));
                 }
-                self.run(spec, Lifetime::new(pipe))
+                self.run(spec, pipe).map(|()| None)
             }
-            Request::Doctor { profile } => self.doctor(&profile),
+            Request::Doctor { profile } => self.doctor(&profile).map(Some),
             Request::Forget { job } => {
                 if !self.held.contains_key(&job) {
-                    return Err(refuse(
-                        Code::JobInvalid,
-                        format!("job {job} is not held by this connection"),
-                    ));
+                    let text = format!("job {job} is not held by this connection");
+                    return Err(refuse(Code::JobInvalid, text));
                 }
-                self.state.forget(&job).map_err(|e| internal(&e))?;
+                self.state.forget(job.as_str()).map_err(|e| internal(&e))?;
                 self.held.remove(&job);
-                Ok(Reply::Forgotten)
+                Ok(Some(Reply::Forgotten))
             }
         }
     }
 
-    fn doctor(&self, profile: &Name) -> Result<Reply, Refusal> {
-        let (isolation, missing) = doctor::measure(profile, self.options.profiles.as_deref())?;
-        Ok(Reply::Measured { isolation, missing })
+    fn doctor(&mut self, profile: &Name) -> Result<Reply, Refusal> {
+        let profile = admission::usable(profile, &mut self.profiles)?;
+        let (isolation, missing) = doctor::measure(&profile, &self.state)?;
+        Ok(Reply::Measured { isolation, missing, quarantined: quarantine::list() })
     }
 
-    fn run(&mut self, spec: OwnedFd, lifetime: Lifetime) -> Result<Reply, Refusal> {
+    /// Admits a job and hands it to a supervisor. The client is answered when the admission is durable.
+    fn run(&mut self, spec: OwnedFd, lifetime: Option<OwnedFd>) -> Result<(), Refusal> {
         of_type(&spec, FileType::RegularFile, "the spec")?;
         let mut bytes = Vec::new();
         File::from(spec)
             .take(SPEC_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(|e| refuse(Code::JobInvalid, format!("the spec cannot be read: {e}")))?;
-        let (admitted, block) = admission::admit(&bytes, &self.store, self.options.profiles.as_deref())?;
+        let admitted = admission::admit(&bytes, &self.store, &mut self.profiles)?;
         let job = admitted.job.id.clone();
-        let (dir, lock, recorder) =
-            self.make_durable(&admitted, &bytes, block.as_ref()).map_err(|error| {
-                // AlreadyExists: a job of this id was run; its record stands.
-                let code = if error.kind() == std::io::ErrorKind::AlreadyExists {
-                    Code::JobInvalid
-                } else {
-                    Code::Internal
+        let event = Event::Admitted { at: admitted.at, job: job.clone(), spec: admitted.spec_sha256 };
+        let first = FirstJob { job: &job, admitted: &event, spec: &bytes };
+        let kind = Kind {
+            profile: admitted.profile.sha256,
+            host_image: matches!(admitted.job.image, Image::Host),
+            disk_bytes: admitted.limits.disk_bytes,
+            disk_inodes: admitted.limits.disk_inodes,
+        };
+        let slot = match self.pool.take(&kind) {
+            Some(slot) => self.assign(slot, &first, &admitted, lifetime)?,
+            None => {
+                let making = Making {
+                    state: &self.state,
+                    profile: &admitted.profile,
+                    host_image: kind.host_image,
+                    limits: &admitted.limits,
                 };
-                refuse(code, format!("the job's directory cannot be made: {error}"))
-            })?;
-        self.say(&Reply::Admitted { job: job.clone() }).map_err(|e| refuse(Code::Internal, e))?;
-        let (facts, gatherer) = facts::pipe().map_err(|e| refuse(Code::Internal, format!("a pipe: {e}")))?;
-        let image = admitted.job.image.clone();
-        let closed = [self.channel.as_fd(), gatherer.0.as_fd()];
-        let supervisor = start_supervisor(&closed, admitted, &dir, recorder, lifetime, facts)
-            .map_err(|e| refuse(Code::Internal, format!("the supervisor cannot be started: {e}")))?;
-        gatherer.gather(&image);
-        let _ = wait(Which::Pid(supervisor), true);
-        if !dir.has_report() {
-            recovery::abort(&dir);
-        }
-        recovery::quarantine_if_unclean(&dir);
-        if !dir.has_report() {
-            let text = "the job's report cannot be written; the next run tries again";
-            return Err(refuse(Code::Internal, text));
-        }
-        self.held.insert(job.clone(), lock);
-        Ok(Reply::Finished { job })
+                let slot = Slot::make(&making, Some(&first))?;
+                hand_over(&slot, &admitted, lifetime);
+                slot
+            }
+        };
+        let said = self.say(&Reply::Admitted { job: job.clone() });
+        // What it will want to know of the host; by now it is busy.
+        let _ = slot.channel.send_all(&ToSlot::Facts(Facts::gather(&admitted.job.image)), &[]);
+        self.pool.wish(&admitted, kind);
+        self.running.push((job, slot));
+        said.map_err(|e| refuse(Code::Internal, e))
     }
 
-    /// Writes the spec and the intent; durable when this returns.
-    fn make_durable(
-        &self,
+    /// Gives a job to a slot that waits. The supervisor begins at once: what it makes stands in the slot's own intent,
+    /// which is durable, and the client is not told of the job before that is.
+    fn assign(
+        &mut self,
+        mut slot: Slot,
+        first: &FirstJob<'_>,
         admitted: &Admitted,
-        spec: &[u8],
-        block: Option<&UidBlock>,
-    ) -> std::io::Result<(JobDir, JobLock, Recorder)> {
-        let (dir, lock) = self.state.create_job(&admitted.job.id)?;
-        dir.write_spec(spec)?;
-        let mut recorder = Recorder::new(dir.create_events()?);
-        let cgroups = admitted.hierarchies.iter().flat_map(|h| h.job_paths(&admitted.job.id));
-        let intent = Event::Admitted {
-            at: clock::now(),
-            job: admitted.job.id.clone(),
-            spec: admitted.spec_sha256,
-            uid_base: block.map(|b| b.base),
-            cgroups: cgroups.map(|path| path.display().to_string()).collect(),
+        lifetime: Option<OwnedFd>,
+    ) -> Result<Slot, Refusal> {
+        if let Err(error) = self.state.assign(&mut slot.dir, first.job) {
+            self.pool.give_back(slot);
+            let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
+            let code = if exists { Code::JobInvalid } else { Code::Internal };
+            return Err(refuse(code, format!("the job's directory cannot be made: {error}")));
+        }
+        let made = (|| {
+            let mut recorder = slot.recorder.take().ok_or("the slot has no recorder")?;
+            admit(&slot.dir, &mut recorder, first)?;
+            hand_over(&slot, admitted, lifetime);
+            recorder.sync()?;
+            self.state.sync().map_err(|e| format!("the job's name cannot be made durable: {e}"))
+        })();
+        match made {
+            Ok(()) => Ok(slot),
+            Err(message) => {
+                // Nobody was told of the job. After a failed sync nothing is to be believed any more.
+                slot.kill();
+                let _ = recovery::discard(&self.state, &slot.dir);
+                Err(refuse(Code::Internal, message))
+            }
+        }
+    }
+
+    /// Listens to a supervisor that has a job.
+    fn hear(&mut self, job: &JobId) -> Result<(), String> {
+        let Some(at) = self.running.iter().position(|(id, _)| id == job) else { return Ok(()) };
+        let Some((_, slot)) = self.running.get(at) else { return Ok(()) };
+        match slot.receive() {
+            // What it says of its sandbox stands in the report.
+            Ok(FromSlot::Ready | FromSlot::Failed(_)) => return Ok(()),
+            Ok(FromSlot::Done) => {}
+            Err(_) => {
+                slot.reap();
+                recovery::end(&slot.dir);
+            }
+        }
+        let (job, slot) = self.running.remove(at);
+        let reply = if slot.dir.has_report() {
+            Reply::Finished { job: job.clone() }
+        } else {
+            let text = "the job's report cannot be written; the next run tries again";
+            refusal(refuse(Code::Internal, text))
         };
-        recorder.event_durable(&intent).map_err(std::io::Error::other)?;
-        dir.sync_new(&self.state)?;
-        Ok((dir, lock, recorder))
+        self.say(&reply)?;
+        let lock =
+            self.pool.retire(slot, &self.state).map_err(|e| format!("a job's lock cannot be kept: {e}"))?;
+        self.held.insert(job, lock);
+        Ok(())
+    }
+
+    fn fill_pool(&mut self) {
+        while self.pool.wants_more() {
+            if !self.pool.make_one(&self.state, &mut self.profiles) {
+                return;
+            }
+        }
     }
 }
 
-/// Starts the supervisor. Of the launcher's descriptors it has all but `closed`: the client's connection, so
-/// that a client sees the launcher's death, and the launcher's end of the facts; the job's lock and block of ids live as long as it does.
-fn start_supervisor(
-    closed: &[BorrowedFd<'_>],
-    admitted: Admitted,
-    dir: &JobDir,
-    recorder: Recorder,
-    lifetime: Lifetime,
-    facts: FactsReader,
-) -> std::io::Result<i32> {
-    let child = spawn(Namespaces::default(), None, Keep::AllBut(closed), || {
-        // Its own session: a signal to the client's terminal is not for it.
-        let _ = rustix::process::setsid();
-        supervisor::run(admitted, dir, recorder, lifetime, facts)
-    })?;
-    Ok(child.pid)
+/// Something that can be ready to be heard.
+#[derive(Debug, Clone)]
+enum Source {
+    Client,
+    Job(JobId),
+    Pool,
+}
+
+/// Tells a supervisor of its job. One that is gone is noticed by the end of its channel.
+fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<OwnedFd>) {
+    let (layers, trees) = match &admitted.mounts.root {
+        ampoule_sandbox::rootfs::RootPlan::Host => (None, [].as_slice()),
+        ampoule_sandbox::rootfs::RootPlan::Layers(layers) => (Some(layers.len()), layers.as_slice()),
+    };
+    let inputs = &admitted.mounts.inputs;
+    let assignment = Assignment {
+        at: admitted.at,
+        job: admitted.job.id.clone(),
+        spec: admitted.spec_sha256,
+        limits: admitted.limits.clone(),
+        lifetime: lifetime.is_some(),
+        layers,
+        files: inputs.iter().map(|input| input.file).collect(),
+    };
+    let descriptors = lifetime.iter().chain(trees).chain(inputs.iter().map(|input| &input.tree));
+    let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
+    let _ = slot.channel.send_all(&ToSlot::Assign(assignment), &descriptors);
 }

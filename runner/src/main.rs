@@ -9,16 +9,22 @@ mod clock;
 mod doctor;
 mod environment;
 mod facts;
+#[cfg(feature = "faults")]
+mod faults;
 mod import;
 mod jobdir;
 mod launcher;
 mod lifetime;
 mod outputs;
+mod pool;
 mod profiles;
 mod pump;
+mod quarantine;
+mod record;
 mod recorder;
 mod recovery;
 mod report;
+mod slot;
 mod steps;
 mod supervisor;
 
@@ -28,7 +34,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: ampoule-runner serve --state DIR [--profiles DIR]   (a socket as standard input)\n       \
+const USAGE: &str = "usage: ampoule-runner serve --state DIR [--profiles DIR] [--pool N]   (a socket as standard input)\n       \
                      ampoule-runner --version\n";
 
 fn main() -> ExitCode {
@@ -96,17 +102,30 @@ fn parse(args: Vec<String>) -> Result<Option<Options>, String> {
         Some(other) => return Err(format!("{other:?} is not a command")),
         None => return Err("no command".to_owned()),
     }
-    let (mut state, mut profiles) = (None, None);
+    let (mut state, mut profiles, mut pool) = (None, None, 0);
     while let Some(flag) = args.next() {
-        let slot = match flag.as_str() {
-            "--state" => &mut state,
-            "--profiles" => &mut profiles,
+        let mut value = || args.next().ok_or_else(|| format!("{flag} wants a value"));
+        match flag.as_str() {
+            "--state" => state = Some(PathBuf::from(value()?)),
+            "--profiles" => profiles = Some(PathBuf::from(value()?)),
+            "--pool" => pool = pool_of(&value()?)?,
+            #[cfg(feature = "faults")]
+            "--fault" => faults::install(&value()?)?,
             other => return Err(format!("{other:?} is not an option")),
-        };
-        *slot = Some(PathBuf::from(args.next().ok_or_else(|| format!("{flag} wants a directory"))?));
+        }
     }
     let state = state.ok_or("--state is missing")?;
-    Ok(Some(Options { state, profiles }))
+    Ok(Some(Options { state, profiles, pool }))
+}
+
+/// The most sandboxes that are kept ready: each holds namespaces, control groups and a loop device.
+const POOL_MAX: usize = 64;
+
+fn pool_of(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| *count <= POOL_MAX)
+        .ok_or_else(|| format!("--pool wants a number up to {POOL_MAX}, not {text:?}"))
 }
 
 #[cfg(test)]
@@ -121,7 +140,17 @@ mod tests {
     fn parse_refuses_what_it_does_not_know() {
         assert!(args("serve --state /s").unwrap().is_some());
         assert!(args("--version").unwrap().is_none());
-        for text in ["", "serve", "serve --state", "serve --state /s --shell x", "run"] {
+        assert_eq!(args("serve --state /s --pool 3").unwrap().unwrap().pool, 3);
+        for text in [
+            "",
+            "serve",
+            "serve --state",
+            "serve --state /s --shell x",
+            "run",
+            "serve --state /s --pool",
+            "serve --state /s --pool 65",
+            "serve --state /s --pool -1",
+        ] {
             assert!(args(text).is_err(), "{text:?}");
         }
     }

@@ -3,17 +3,20 @@
 use ampoule_spec::{Code, Name, Profile, Sha256};
 use rustix::fs::{Mode, OFlags, openat};
 use sha2::{Digest, Sha256 as Hasher};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// The most bytes of a compiled profile.
 const PROFILE_BYTES_MAX: u64 = 4 << 20;
 
 /// The profiles that come with the runner, compiled from `sandbox-profiles/` by `cargo xtask profiles`.
-const BUILT_IN: [(&str, &[u8]); 2] = [
+const BUILT_IN: [(&str, &[u8]); 3] = [
     ("dev", include_bytes!("../../sandbox-profiles/compiled/dev.json")),
+    ("fetch", include_bytes!("../../sandbox-profiles/compiled/fetch.json")),
     ("hermetic", include_bytes!("../../sandbox-profiles/compiled/hermetic.json")),
 ];
 
@@ -30,6 +33,8 @@ pub(crate) enum ProfileError {
     Malformed(Name, #[source] serde_json::Error),
     #[error("profile {0} names itself {1} or has another format version")]
     Mislabelled(Name, Name),
+    #[error("profile {0} is weaker than a profile may be: {1}")]
+    Weak(Name, String),
 }
 
 impl ProfileError {
@@ -48,22 +53,54 @@ pub(crate) struct Loaded {
     pub(crate) sha256: Sha256,
 }
 
-/// Reads a profile by name.
-pub(crate) fn load(name: &Name, directory: Option<&Path>) -> Result<Loaded, ProfileError> {
-    let bytes = match directory {
-        Some(directory) => from_directory(name, directory)?,
+/// Profiles by name. What was read once is not parsed again while its bytes are the same.
+#[derive(Debug)]
+pub(crate) struct Profiles {
+    directory: Option<PathBuf>,
+    known: BTreeMap<Name, Rc<Loaded>>,
+}
+
+impl Profiles {
+    pub(crate) fn new(directory: Option<PathBuf>) -> Self {
+        Self { directory, known: BTreeMap::new() }
+    }
+
+    /// Reads a profile by name.
+    pub(crate) fn load(&mut self, name: &Name) -> Result<Rc<Loaded>, ProfileError> {
+        let bytes = bytes_of(name, self.directory.as_deref())?;
+        let sha256 = Sha256::new(Hasher::digest(&bytes).into());
+        if let Some(known) = self.known.get(name).filter(|known| known.sha256 == sha256) {
+            return Ok(known.clone());
+        }
+        let loaded = Rc::new(Loaded { profile: parse(name, &bytes)?, sha256 });
+        self.known.insert(name.clone(), loaded.clone());
+        Ok(loaded)
+    }
+}
+
+fn bytes_of(name: &Name, directory: Option<&Path>) -> Result<Vec<u8>, ProfileError> {
+    match directory {
+        Some(directory) => from_directory(name, directory),
         None => BUILT_IN
             .iter()
             .find(|(known, _)| *known == name.as_str())
             .map(|(_, bytes)| bytes.to_vec())
-            .ok_or_else(|| ProfileError::Unknown(name.clone(), "dev and hermetic".to_owned()))?,
-    };
+            .ok_or_else(|| ProfileError::Unknown(name.clone(), "dev, fetch and hermetic".to_owned())),
+    }
+}
+
+fn parse(name: &Name, bytes: &[u8]) -> Result<Profile, ProfileError> {
     let profile: Profile =
-        serde_json::from_slice(&bytes).map_err(|e| ProfileError::Malformed(name.clone(), e))?;
+        serde_json::from_slice(bytes).map_err(|e| ProfileError::Malformed(name.clone(), e))?;
     if profile.name != *name || profile.ampoule != ampoule_spec::FORMAT {
         return Err(ProfileError::Mislabelled(name.clone(), profile.name));
     }
-    Ok(Loaded { profile, sha256: Sha256::new(Hasher::digest(&bytes).into()) })
+    match profile.weaknesses().first() {
+        Some(weakness) if !ampoule_sandbox::fault::weak_profiles_are_allowed() => {
+            Err(ProfileError::Weak(name.clone(), weakness.clone()))
+        }
+        _ => Ok(profile),
+    }
 }
 
 fn from_directory(name: &Name, directory: &Path) -> Result<Vec<u8>, ProfileError> {
@@ -99,18 +136,24 @@ fn check_owner(file: &OwnedFd, shown: &str) -> Result<(), ProfileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ampoule_spec::Network;
     use std::os::unix::fs::PermissionsExt;
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()
     }
 
+    fn load(name: &Name, directory: Option<&Path>) -> Result<Rc<Loaded>, ProfileError> {
+        Profiles::new(directory.map(Path::to_path_buf)).load(name)
+    }
+
     #[test]
     fn built_in_profiles_load_and_others_are_refused() {
         for (known, _) in BUILT_IN {
-            load(&name(known), None).unwrap();
+            let network = load(&name(known), None).unwrap().profile.network;
+            assert_eq!(network == Network::Proxy, known == "fetch", "{known}");
         }
-        assert!(matches!(load(&name("fetch"), None), Err(ProfileError::Unknown(..))));
+        assert!(matches!(load(&name("open"), None), Err(ProfileError::Unknown(..))));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`TAIL_BYTES`] of a stream; a full pipe holds the step back, never the supervisor.
 
 use ampoule_ipc::{Channel, IpcError};
+use ampoule_sandbox::fault;
 use ampoule_spec::{LogReport, Stream};
 use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,22 +42,23 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    /// Starts a pump that reads these streams and keeps up to `kept_bytes` of each.
-    pub(crate) fn start(
-        out: &OwnedFd,
-        err: &OwnedFd,
-        kept_bytes: u64,
-        run_as: Option<u32>,
-    ) -> std::io::Result<Self> {
+    /// Starts a pump for these streams. It waits until it is told how much to keep.
+    pub(crate) fn start(out: &OwnedFd, err: &OwnedFd, run_as: Option<u32>) -> std::io::Result<Self> {
         let (mine, theirs) = Channel::pair().map_err(std::io::Error::other)?;
         let keep = [out.as_fd(), err.as_fd(), theirs.as_fd()];
         let child = spawn(Namespaces::default(), None, Keep::Only(&keep), || {
-            match lower_privilege(run_as).and_then(|()| pump(out, err, kept_bytes, &theirs)) {
-                Ok(()) => 0,
+            fault::role("pump");
+            match lower_privilege(run_as).and_then(|()| wait_and_pump(out, err, &theirs)) {
+                Ok(()) | Err(IpcError::Closed) => 0,
                 Err(_) => 70,
             }
         })?;
         Ok(Self { child, channel: mine })
+    }
+
+    /// Begins to read, and keeps up to `kept_bytes` of each stream.
+    pub(crate) fn begin(&self, kept_bytes: u64) -> Result<(), IpcError> {
+        self.channel.send_bytes(&kept_bytes.to_le_bytes(), &[])
     }
 
     /// Receives what the pump has to say; poll its channel first to not wait.
@@ -76,6 +78,7 @@ impl Drop for Pump {
 
 /// As host root the pump runs as an id of the job's block that nothing in the sandbox has.
 fn lower_privilege(run_as: Option<u32>) -> Result<(), IpcError> {
+    fault::point("pump: lower its privilege").map_err(|_| IpcError::Closed)?;
     let refused = |e: nix::errno::Errno| IpcError::Kernel(Errno::from_raw_os_error(e as i32));
     if let Some(id) = run_as {
         let (uid, gid) = (nix::unistd::Uid::from_raw(id), nix::unistd::Gid::from_raw(id));
@@ -191,6 +194,12 @@ impl Lane {
         let sha256 = ampoule_spec::Sha256::new(self.hash.finalize().into());
         Ok(LogReport { stream: self.stream, bytes: self.bytes, sha256, cut_bytes: self.cut })
     }
+}
+
+fn wait_and_pump(out: &OwnedFd, err: &OwnedFd, channel: &Channel) -> Result<(), IpcError> {
+    let (bytes, _) = channel.receive_bytes()?;
+    let kept_bytes = bytes.first_chunk::<8>().ok_or(IpcError::TooLarge)?;
+    pump(out, err, u64::from_le_bytes(*kept_bytes), channel)
 }
 
 fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Result<(), IpcError> {

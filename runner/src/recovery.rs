@@ -1,72 +1,136 @@
-//! What an earlier run left: found by its intents, destroyed, and reported as aborted.
+//! Jobs and slots whose supervisor is dead: what an intent names is destroyed, and a job that was admitted gets its
+//! report.
 
 use crate::clock;
 use crate::jobdir::{JobDir, JobLock, State};
+use crate::quarantine;
+use crate::record::Record;
+use crate::recorder::Recorder;
 use crate::report;
-use ampoule_sandbox::{identity, teardown};
+use ampoule_sandbox::teardown::{self, Traces};
 use ampoule_spec::wire::Recovered;
 use ampoule_spec::{
-    Code, Event, Failure, JobId, JobSpec, Outcome, REPORT_BYTES_MAX, RunReport, SPEC_BYTES_MAX, Sha256,
-    StepEnd, StepReport, Usage,
+    Code, Event, Failure, JobId, JobSpec, Outcome, RunReport, Sha256, StepEnd, StepReport, TeardownReport,
+    Usage,
 };
 use sha2::{Digest, Sha256 as Hasher};
-use std::path::PathBuf;
 
-/// The most jobs of one greeting, which has to fit a message; the next run gets the rest.
-const RECOVERED_MAX: usize = 64;
+/// How many jobs one start recovers: more would not fit into the greeting. The rest follow at the next start.
+const RECOVERED_MAX: usize = 200;
 
-/// Cleans up every job that nobody holds and returns them with their locks. A job that somebody holds is
-/// alive and not touched.
+/// Cleans up after earlier runs: every directory that nobody holds. Jobs that were admitted are returned, to be
+/// signed, with their locks.
 pub(crate) fn recover(state: &State) -> (Vec<Recovered>, Vec<(JobId, JobLock)>) {
+    for name in state.slots().unwrap_or_default() {
+        if let Ok(Some((dir, _lock))) = state.open_idle(&name) {
+            let _ = discard(state, &dir);
+        }
+    }
     let mut recovered = Vec::new();
     let mut locks = Vec::new();
     for id in state.jobs().unwrap_or_default() {
         if recovered.len() >= RECOVERED_MAX {
             break;
         }
-        let Ok(Some((dir, lock))) = state.open_idle(&id) else { continue };
-        let removed = if dir.has_report() {
-            vec!["its report had not been signed".to_owned()]
-        } else if dir.read_events().unwrap_or_default().is_empty() {
-            // The crash came before the intent: nothing was made and nobody was told of the job.
-            let _ = state.forget(&id);
+        let Ok(Some((dir, lock))) = state.open_idle(id.as_str()) else { continue };
+        let Ok(record) = dir.record() else { continue };
+        if !record.admitted {
+            // The crash came before anybody was told of the job.
+            let _ = discard(state, &dir);
             continue;
-        } else {
-            abort(&dir)
+        }
+        let removed = match record.report {
+            Some(_) => vec!["its report had not been signed".to_owned()],
+            None => abort(&dir, &record),
         };
-        quarantine_if_unclean(&dir);
+        if publish(&dir).is_err() {
+            continue;
+        }
         recovered.push(Recovered { job: id.clone(), removed });
         locks.push((id, lock));
     }
     (recovered, locks)
 }
 
+/// Destroys what the intent of a directory without a job names, and removes the directory.
+pub(crate) fn discard(state: &State, dir: &JobDir) -> std::io::Result<()> {
+    if let Some(intent) = dir.record()?.intent {
+        destroy(&intent, None);
+    }
+    state.forget(dir.name())
+}
+
+/// Ends a job whose supervisor has died, unless it has its report.
+pub(crate) fn end(dir: &JobDir) {
+    if let Ok(record) = dir.record() {
+        if record.report.is_none() {
+            abort(dir, &record);
+        }
+        // What cannot be written now is found again by the next run.
+        let _ = publish(dir);
+    }
+}
+
+fn destroy(intent: &Traces, job: Option<&JobId>) -> TeardownReport {
+    let report = teardown::destroy_named(intent);
+    if !report.is_clean() {
+        quarantine::put(intent.clone(), job, &report);
+    }
+    report
+}
+
+/// Makes sure that readers find what stands in the events.
+fn publish(dir: &JobDir) -> std::io::Result<()> {
+    let record = dir.record()?;
+    if let Some(spec) = &record.spec {
+        dir.publish_again("spec.json", spec)?;
+    }
+    match &record.report {
+        Some(report) => dir.publish_again("report.json", report),
+        None => Err(std::io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// Destroys what a dead supervisor's intent names and writes the report that it could not write. Returns
 /// what was removed, for people.
-pub(crate) fn abort(dir: &JobDir) -> Vec<String> {
-    let events = dir.read_events().unwrap_or_default();
-    let spec = dir.read("spec.json", SPEC_BYTES_MAX).unwrap_or_default();
-    let mut report = report::blank(dir.id.clone(), Sha256::new(Hasher::digest(&spec).into()));
-    let mut cgroups = Vec::new();
-    let mut base = None;
+fn abort(dir: &JobDir, record: &Record) -> Vec<String> {
+    let spec = record.spec.clone().unwrap_or_default();
+    let Ok(job) = JobId::parse(dir.name()) else { return Vec::new() };
+    let mut report = report::blank(job.clone(), Sha256::new(Hasher::digest(&spec).into()));
+    tell_steps(&mut report, record, serde_json::from_slice::<JobSpec>(&spec).ok().as_ref());
+    let mut removed = Vec::new();
+    if let Some(intent) = &record.intent {
+        let there = intent.cgroups.iter().filter(|path| path.exists());
+        removed.extend(there.map(|path| path.display().to_string()));
+        report.teardown = destroy(intent, Some(&job));
+    }
+    report.timeline.destroyed = Some(clock::now());
+    let message = "the supervisor of the job died; its processes died with it".to_owned();
+    report.failure = Some(Failure { code: Code::JobAborted, message, step: None, teardown: None });
+    report.outcome = if report.teardown.is_clean() { Outcome::Aborted } else { Outcome::Quarantined };
+    // What cannot be written now is found again by the next run.
+    if let (Ok(writer), Ok(bytes)) = (dir.resume_events(), serde_json::to_vec_pretty(&report)) {
+        let _ = Recorder::new(writer).report_durable(&bytes);
+    }
+    removed
+}
+
+/// What is known of the steps.
+fn tell_steps(report: &mut RunReport, record: &Record, job: Option<&JobSpec>) {
     let mut started = None;
-    for event in events {
+    for event in &record.events {
         match event {
-            Event::Admitted { at, uid_base, cgroups: named, .. } => {
-                report.timeline.admitted = at;
-                base = uid_base;
-                cgroups = named.into_iter().map(PathBuf::from).collect();
-            }
+            Event::Admitted { at, .. } => report.timeline.admitted = *at,
             Event::StepStarted { at, name, .. } => {
-                report.timeline.started.get_or_insert(at);
-                started = Some((at, name));
+                report.timeline.started.get_or_insert(*at);
+                started = Some((*at, name.clone()));
             }
             Event::StepFinished { at, report: step, .. } => {
-                report.timeline.finished = Some(at);
-                report.steps.push(step);
+                report.timeline.finished = Some(*at);
+                report.steps.push(step.clone());
                 started = None;
             }
-            Event::Phase { .. } | Event::Failed { .. } | Event::Closed { .. } => {}
+            Event::Intent { .. } | Event::Phase { .. } | Event::Failed { .. } | Event::Closed { .. } => {}
         }
     }
     if let Some((at, name)) = started {
@@ -80,34 +144,7 @@ pub(crate) fn abort(dir: &JobDir) -> Vec<String> {
             survivors_killed: 0,
         });
     }
-    if let Ok(job) = serde_json::from_slice::<JobSpec>(&spec) {
+    if let Some(job) = job {
         report.steps.extend(job.steps.iter().skip(report.steps.len()).map(crate::steps::not_run));
-    }
-    let removed =
-        cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
-    report.teardown = teardown::destroy_named(&cgroups, base);
-    report.timeline.destroyed = Some(clock::now());
-    let message = "the supervisor of the job died; its processes died with it".to_owned();
-    report.failure = Some(Failure { code: Code::JobAborted, message, step: None, teardown: None });
-    report.outcome = if report.teardown.is_clean() { Outcome::Aborted } else { Outcome::Quarantined };
-    // What cannot be written now is found again by the next run.
-    let _ = dir.write_report(&report);
-    removed
-}
-
-/// Takes a job's block of ids out of use if its teardown was not clean, or is not known to have been.
-pub(crate) fn quarantine_if_unclean(dir: &JobDir) {
-    let report = dir.read("report.json", REPORT_BYTES_MAX).ok();
-    let report = report.and_then(|bytes| serde_json::from_slice::<RunReport>(&bytes).ok());
-    if report.is_some_and(|report| report.outcome != Outcome::Quarantined) {
-        return;
-    }
-    let base = dir.read_events().unwrap_or_default().into_iter().find_map(|event| match event {
-        Event::Admitted { uid_base, .. } => uid_base,
-        _ => None,
-    });
-    if let Some(base) = base {
-        // The report says the same; the mark keeps the ids from being used again.
-        let _ = identity::quarantine(base);
     }
 }

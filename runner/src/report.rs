@@ -1,12 +1,13 @@
 //! A report in the making.
 
-use crate::admission::Admitted;
 use crate::clock::{self, Moment};
 use crate::recorder::Recorder;
+use crate::slot::Assignment;
 use ampoule_spec::{
     Code, Event, FORMAT, Failure, HostFacts, Isolation, JobId, Outcome, PhaseTime, RunReport, Sha256,
     StepReport, TeardownReport, Timeline,
 };
+use std::time::Duration;
 
 /// The report and what is not known until the end.
 pub(crate) struct Draft {
@@ -43,11 +44,11 @@ pub(crate) fn blank(job: JobId, spec: Sha256) -> RunReport {
 }
 
 impl Draft {
-    pub(crate) fn new(admitted: &Admitted) -> Self {
-        let mut report = blank(admitted.job.id.clone(), admitted.spec_sha256);
-        report.timeline.admitted = admitted.at;
-        report.profile_sha256 = Some(admitted.profile.sha256);
-        report.limits = Some(admitted.limits.clone());
+    pub(crate) fn new(assignment: &Assignment, profile: Sha256) -> Self {
+        let mut report = blank(assignment.job.clone(), assignment.spec);
+        report.timeline.admitted = assignment.at;
+        report.profile_sha256 = Some(profile);
+        report.limits = Some(assignment.limits.clone());
         Self { report }
     }
 
@@ -67,7 +68,12 @@ impl Draft {
 
     /// Ends a phase that began at this moment.
     pub(crate) fn phase(&mut self, phase: &str, begun: Moment) {
-        let micros = u64::try_from(begun.since().as_micros()).unwrap_or(u64::MAX);
+        self.time(phase, begun.since());
+    }
+
+    /// Says how long something took.
+    pub(crate) fn time(&mut self, phase: &str, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.report.phases.push(PhaseTime { phase: phase.to_owned(), micros });
     }
 
@@ -85,8 +91,7 @@ impl Draft {
         let latest = report.timeline.finished.unwrap_or(report.timeline.admitted);
         report.timeline.destroyed = Some(clock::now().max(latest));
         if !teardown.is_clean() {
-            let left: Vec<_> = teardown.checks.iter().filter(|c| !c.gone).map(|c| c.what.clone()).collect();
-            let message = format!("left behind: {}", left.join(", "));
+            let message = format!("left behind: {}", teardown.left_behind());
             match &mut report.failure {
                 Some(failure) => failure.teardown = Some(message),
                 None => {

@@ -4,10 +4,12 @@ use crate::clock::{self, Moment};
 use crate::lifetime::{Lifetime, Wish};
 use crate::pump::{Pump, Pumped};
 use crate::recorder::Recorder;
-use ampoule_sandbox::Sandbox;
+use ampoule_ipc::Channel;
 use ampoule_sandbox::cgroup::Counts;
-use ampoule_sandbox::init::{Answer, Order};
-use ampoule_spec::{Code, Event, Failure, LogChunk, Step, StepEnd, StepReport, Usage};
+use ampoule_sandbox::error::Stage;
+use ampoule_sandbox::protocol::{Answer, Order, PreparePlan, StepPlan};
+use ampoule_sandbox::{Sandbox, StageError};
+use ampoule_spec::{Code, Event, Failure, LogChunk, LogOverflow, PUMP_ID, Step, StepEnd, StepReport, Usage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -20,6 +22,10 @@ const GRACE: Duration = Duration::from_secs(5);
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How often the control groups' counters are looked at while a step runs.
 const TICK: Duration = Duration::from_millis(250);
+/// The same for a while after the kernel has said that memory is short.
+const TICK_IN_ALERT: Duration = Duration::from_millis(5);
+/// That while.
+const ALERT: Duration = Duration::from_secs(1);
 
 /// Why a step was ended from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +35,54 @@ enum Stop {
     Wished(Wish),
 }
 
+/// The process of a step that has not been told yet what it runs, and what reads its streams.
+#[derive(Debug)]
+pub(crate) struct StepProcess {
+    pump: Pump,
+    /// On which it is told, and says why it cannot.
+    plan: Channel,
+}
+
+impl StepProcess {
+    /// Makes it. What it measured, if it did, is with the sandbox.
+    pub(crate) fn prepare(sandbox: &mut Sandbox, plan: PreparePlan) -> Result<Self, StageError> {
+        let authority = sandbox.authority;
+        let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC).stage("step: pipe")?;
+        let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC).stage("step: pipe")?;
+        let (mine, theirs) = Channel::pair().stage("step: channel")?;
+        for stream in [&out_write, &err_write] {
+            // So that /dev/stdout and /dev/stderr can be opened by name.
+            let id = rustix::fs::Uid::from_raw(authority.host_id(plan.user.id()));
+            rustix::fs::fchown(stream, Some(id), None).stage("step: give it its streams")?;
+        }
+        let run_as = authority.is_root().then(|| authority.host_id(PUMP_ID));
+        let pump = Pump::start(&out_read, &err_read, run_as).stage("step: log pump")?;
+        drop((out_read, err_read));
+        sandbox.prepare_step(plan, [out_write.as_fd(), err_write.as_fd(), theirs.as_fd()])?;
+        Ok(Self { pump, plan: mine })
+    }
+
+    /// Why the step's program could not be started, if it could not.
+    fn refusal(&self) -> Option<String> {
+        let mut ready = [PollFd::new(&self.plan, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut ready, Some(&now)).is_ok_and(|n| n > 0).then_some(())?;
+        let (reason, _) = self.plan.receive_bytes().ok()?;
+        Some(String::from_utf8_lossy(reason.get(..REASON_BYTES_MAX).unwrap_or(&reason)).into_owned())
+    }
+}
+
+/// The most of what a process says about why it could not start.
+const REASON_BYTES_MAX: usize = 4 << 10;
+
 /// What every step of a job shares.
 pub(crate) struct StepContext<'a> {
     pub(crate) sandbox: &'a Sandbox,
     pub(crate) lifetime: &'a mut Lifetime,
     pub(crate) recorder: &'a mut Recorder,
     pub(crate) log_bytes: u64,
+    pub(crate) log_overflow: LogOverflow,
     pub(crate) deadline: Moment,
-    pub(crate) pump_as: Option<u32>,
-    pub(crate) build_host_id: u32,
 }
 
 /// A step under way.
@@ -52,12 +97,23 @@ struct Running<'a> {
     /// Its streams have not ended yet.
     pumping: bool,
     oom_kills_before: u64,
+    /// Until when the counters are looked at more often: the kernel has run out of the job's memory, and on version 1 says
+    /// so before it kills.
+    alert: Option<Moment>,
+    /// When its bytes are no longer worth a copy in the host's page cache; none once they have none.
+    outlives_cache: Option<Moment>,
 }
 
-/// Runs a step. The failure, if there is one, ends the job.
-pub(crate) fn run(context: &mut StepContext<'_>, number: u32, step: &Step) -> (StepReport, Option<Failure>) {
+/// Runs a step in its process. The failure, if there is one, ends the job.
+pub(crate) fn run(
+    context: &mut StepContext<'_>,
+    process: StepProcess,
+    number: u32,
+    step: &Step,
+    plan: &StepPlan,
+) -> (StepReport, Option<Failure>) {
     let mut report = not_run(step);
-    let (stop, counted) = match counted_watch(context, number, step, &mut report) {
+    let (stop, counted) = match counted_watch(context, &process, number, (step, plan), &mut report) {
         Ok(ended) => ended,
         Err(message) => {
             report.end = StepEnd::Aborted;
@@ -73,15 +129,16 @@ pub(crate) fn run(context: &mut StepContext<'_>, number: u32, step: &Step) -> (S
 /// Watches a step between two readings of the control groups' counters.
 fn counted_watch(
     context: &mut StepContext<'_>,
+    process: &StepProcess,
     number: u32,
-    step: &Step,
+    step: (&Step, &StepPlan),
     report: &mut StepReport,
 ) -> Result<(Option<Stop>, Counts), String> {
-    if let Some(group) = &context.sandbox.cgroup {
+    if let Some(group) = context.sandbox.cgroup() {
         group.reset_peak();
     }
     let before = counts(context.sandbox)?;
-    let watched = watch(context, number, step, before.oom_kills, report);
+    let watched = watch(context, process, number, step, before.oom_kills, report);
     let counted = since(before, counts(context.sandbox)?);
     match watched {
         Ok(stop) => Ok((stop, counted)),
@@ -96,7 +153,7 @@ fn counted_watch(
 
 /// The counters; zeros where there are no control groups to count.
 fn counts(sandbox: &Sandbox) -> Result<Counts, String> {
-    let counts = sandbox.cgroup.as_ref().map(|group| group.counts()).transpose();
+    let counts = sandbox.cgroup().map(|group| group.counts()).transpose();
     Ok(counts.map_err(|e| format!("the control groups cannot be read: {e}"))?.unwrap_or_default())
 }
 
@@ -134,22 +191,15 @@ fn account(report: &mut StepReport, counted: Counts) {
 
 fn watch(
     context: &mut StepContext<'_>,
+    process: &StepProcess,
     number: u32,
-    step: &Step,
+    (step, plan): (&Step, &StepPlan),
     oom_kills_before: u64,
     report: &mut StepReport,
 ) -> Result<Option<Stop>, String> {
-    let pipes = |e: Errno| format!("the step's streams cannot be made: {e}");
-    let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
-    let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
-    for stream in [&out_write, &err_write] {
-        // So that /dev/stdout and /dev/stderr can be opened by name.
-        let id = context.build_host_id;
-        rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(id)), None).map_err(pipes)?;
-    }
-    let pump = Pump::start(&out_read, &err_read, context.log_bytes, context.pump_as)
-        .map_err(|e| format!("the log pump cannot be started: {e}"))?;
-    drop((out_read, err_read));
+    let lost = |_| INIT_LOST.to_owned();
+    process.pump.begin(context.log_bytes).map_err(|_| PUMP_LOST.to_owned())?;
+    let at = clock::now();
     let mut running = Running {
         report,
         deadline: context.deadline.min(Moment::now().after(Duration::from_millis(step.timeout_ms))),
@@ -159,24 +209,20 @@ fn watch(
         ended: false,
         pumping: true,
         oom_kills_before,
+        alert: None,
+        outlives_cache: Some(Moment::now().after(TICK)),
     };
-    let at = clock::now();
     running.report.started = Some(at);
     context.recorder.event(&Event::StepStarted { at, step: number, name: step.name.clone() })?;
-    let answer = context.sandbox.start_step(number, out_write.as_fd(), err_write.as_fd());
-    drop((out_write, err_write));
-    let watched = match answer {
-        Ok(answer) => {
-            take_answer(&mut running, answer);
-            until_over(context, &pump, &mut running, number)
-        }
-        Err(_) => Err(INIT_LOST.to_owned()),
+    let watched = match plan.send(&process.plan).map_err(lost) {
+        Ok(()) => until_over(context, process, &mut running, number),
+        Err(message) => Err(message),
     };
     if watched.is_err() {
         // Init is gone and every process of the step with it: the pump ends by itself, with its last bytes.
         let end = Moment::now().after(DRAIN_LIMIT);
         while running.pumping && !end.left().is_zero() {
-            if take_log(context.recorder, &pump, &mut running, number).is_err() {
+            if take_log(context.recorder, &process.pump, &mut running, number).is_err() {
                 break;
             }
         }
@@ -187,54 +233,77 @@ fn watch(
 
 /// What is said when process 1 of the sandbox is no longer there.
 const INIT_LOST: &str = "process 1 of the sandbox died while the step ran";
+/// What is said when nobody reads the step's streams any more.
+const PUMP_LOST: &str = "the log pump died while the step ran";
 /// How long the last bytes of a lost step are waited for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 fn until_over(
     context: &mut StepContext<'_>,
-    pump: &Pump,
+    process: &StepProcess,
     running: &mut Running<'_>,
     number: u32,
 ) -> Result<(), String> {
     while !running.ended || running.pumping {
-        wait_once(context, pump, running, number)?;
+        wait_once(context, process, running, number)?;
     }
     Ok(())
 }
 
+/// What can be ready while a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Init,
+    Log,
+    Oom,
+    Wish,
+}
+
 fn wait_once(
     context: &mut StepContext<'_>,
-    pump: &Pump,
+    process: &StepProcess,
     running: &mut Running<'_>,
     number: u32,
 ) -> Result<(), String> {
-    let next = running.kill_at.unwrap_or(running.deadline).left().min(TICK);
-    let (init, log, wish) = {
-        let mut ready = vec![PollFd::from_borrowed_fd(context.sandbox.channel(), PollFlags::IN)];
+    let tick = if running.alert.is_some_and(|until| !until.left().is_zero()) { TICK_IN_ALERT } else { TICK };
+    let next = running.kill_at.unwrap_or(running.deadline).left().min(tick);
+    let (init, log, oom, wish) = {
+        let init = context.sandbox.channel().ok_or_else(|| INIT_LOST.to_owned())?;
+        let mut ready = vec![(Source::Init, PollFd::from_borrowed_fd(init, PollFlags::IN))];
         // A pump that has said everything hangs up, which would wake us again and again.
-        let pumping = running.pumping;
-        if pumping {
-            ready.push(PollFd::new(&pump.channel, PollFlags::IN));
+        if running.pumping {
+            ready.push((Source::Log, PollFd::new(&process.pump.channel, PollFlags::IN)));
         }
         if running.stop.is_none() {
-            ready.extend(context.lifetime.poll_fd());
+            let oom = context.sandbox.cgroup().and_then(|group| group.oom());
+            ready.extend(oom.map(|watch| (Source::Oom, PollFd::new(watch, watch.flags))));
+            ready.extend(context.lifetime.poll_fd().map(|fd| (Source::Wish, fd)));
         }
-        match poll(&mut ready, Some(&timespec(next))) {
+        let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) = ready.into_iter().unzip();
+        match poll(&mut fds, Some(&timespec(next))) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(format!("waiting failed: {errno}")),
         }
-        let mut seen = ready.iter().map(|fd| !fd.revents().is_empty());
-        (seen.next() == Some(true), pumping && seen.next() == Some(true), seen.next() == Some(true))
+        let heard = |source| sources.iter().zip(&fds).any(|(s, fd)| *s == source && !fd.revents().is_empty());
+        (heard(Source::Init), heard(Source::Log), heard(Source::Oom), heard(Source::Wish))
     };
+    if oom && let Some(watch) = context.sandbox.cgroup().and_then(|group| group.oom()) {
+        watch.clear();
+        running.alert = Some(Moment::now().after(ALERT));
+    }
     if log {
-        take_log(context.recorder, pump, running, number)?;
+        take_log(context.recorder, &process.pump, running, number)?;
     }
     if init && !running.ended {
         let answer = context.sandbox.answer().map_err(|_| INIT_LOST.to_owned())?;
-        take_answer(running, answer);
+        take_answer(running, process, answer);
     }
     if wish && running.stop.is_none() {
         running.stop = context.lifetime.wish().map(Stop::Wished);
+    }
+    if running.outlives_cache.is_some_and(|at| at.left().is_zero()) {
+        running.outlives_cache = None;
+        context.sandbox.bypass_host_cache();
     }
     enforce(context, running)
 }
@@ -293,24 +362,23 @@ fn take_log(
             running.pumping = false;
             Ok(())
         }
-        Err(_) => Err("the log pump died while the step ran".to_owned()),
+        Err(_) => Err(PUMP_LOST.to_owned()),
     }
 }
 
-fn take_answer(running: &mut Running<'_>, answer: Answer) {
+fn take_answer(running: &mut Running<'_>, process: &StepProcess, answer: Answer) {
     let end = match answer {
-        Answer::Started => return,
-        Answer::NotStarted { reason } => StepEnd::NotStarted { reason },
         Answer::Ended { status, signal, cpu_micros, memory_peak_bytes, survivors } => {
             running.report.usage = Usage { cpu_micros, memory_peak_bytes };
             running.report.survivors_killed = survivors;
-            match (status, signal) {
-                (Some(code), _) => StepEnd::Exited { code },
-                (None, Some(signal)) => StepEnd::Signalled { signal },
-                (None, None) => StepEnd::Aborted,
+            match (process.refusal(), status, signal) {
+                (Some(reason), ..) => StepEnd::NotStarted { reason },
+                (None, Some(code), _) => StepEnd::Exited { code },
+                (None, None, Some(signal)) => StepEnd::Signalled { signal },
+                (None, None, None) => StepEnd::Aborted,
             }
         }
-        Answer::Made | Answer::Ready { .. } | Answer::Failed(_) => StepEnd::Aborted,
+        _ => StepEnd::Aborted,
     };
     running.report.finished = Some(clock::now());
     running.report.end = end;
@@ -350,7 +418,9 @@ fn judge(
         );
     }
     let (code, message) = match &report.end {
-        StepEnd::Exited { code: 0 } => return None,
+        StepEnd::Exited { code: 0 } => {
+            return log_overflow(context, report).and_then(|m| fail(Code::LimitLog, m));
+        }
         StepEnd::Exited { code } => (Code::StepExitNonzero, format!("it exited with status {code}")),
         StepEnd::Signalled { signal } => (Code::StepSignalled, format!("it was ended by signal {signal}")),
         StepEnd::NotStarted { reason } => return fail(Code::StepNotStarted, reason.clone()),
@@ -367,10 +437,22 @@ fn judge(
     fail(code, message)
 }
 
+/// Whether a step that went well wrote more log than is kept, in a job for which that is a failure.
+fn log_overflow(context: &StepContext<'_>, report: &mut StepReport) -> Option<String> {
+    let cut: u64 = report.logs.iter().map(|log| log.cut_bytes).sum();
+    if cut == 0 || context.log_overflow == LogOverflow::Cut {
+        return None;
+    }
+    report.end = StepEnd::KilledByLimit { code: Code::LimitLog };
+    let kept = context.log_bytes;
+    Some(format!(
+        "it wrote {cut} bytes of log beyond limits.log ({kept} bytes a stream), which this job forbids"
+    ))
+}
+
 /// Whether the writable layer has no room left when a step fails.
 fn full_disk(context: &StepContext<'_>) -> Option<&'static str> {
-    let (bytes, inodes) = context.sandbox.scratch_free()?;
-    match (bytes < 64 << 10, inodes < 2) {
+    match context.sandbox.scratch_is_full()? {
         (true, _) => Some("limits.disk"),
         (_, true) => Some("limits.inodes"),
         _ => None,

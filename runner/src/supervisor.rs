@@ -1,110 +1,259 @@
-//! The supervisor: one process per job, outside the sandbox, from admission to the durable report.
+//! The supervisor: one process per slot, outside the sandbox, from the intent to the durable report.
 
-use crate::admission::Admitted;
 use crate::clock::{self, Moment};
-use crate::facts::FactsReader;
-use crate::jobdir::JobDir;
+use crate::facts::Facts;
+use crate::jobdir::{JobDir, State, slot_name};
 use crate::lifetime::{Lifetime, Wish};
 use crate::outputs;
+use crate::profiles::Loaded;
+use crate::quarantine;
 use crate::recorder::Recorder;
 use crate::report::{Draft, phase};
-use crate::steps::{self, StepContext};
+use crate::slot::{Assignment, FromSlot, ToSlot};
+use crate::steps::{self, StepContext, StepProcess};
+use ampoule_ipc::{Channel, IpcError};
+use ampoule_sandbox::cgroup::Hierarchies;
 use ampoule_sandbox::identity::Authority;
-use ampoule_sandbox::init::StepPlan;
-use ampoule_sandbox::{Sandbox, SandboxPlan, teardown};
-use ampoule_spec::{Code, Event, Failure, Image, Measured, TeardownReport};
-use std::os::fd::AsFd;
+use ampoule_sandbox::protocol::{PreparePlan, StepPlan};
+use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
+use ampoule_sandbox::{PreparePart, Sandbox, StageError, fault, teardown};
+use ampoule_spec::{
+    Code, Event, Failure, Image, JobSpec, Limits, Measured, SPEC_BYTES_MAX, SandboxPath, SlotId, StepUser,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::setpriority_process;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// Runs a job in the calling process, which is the supervisor. Returns its exit status: 0 once the report is
-/// durable.
-pub(crate) fn run(
-    admitted: Admitted,
-    dir: &JobDir,
-    mut recorder: Recorder,
-    mut lifetime: Lifetime,
-    facts: FactsReader,
+/// What a supervisor starts from.
+pub(crate) struct Post<'a> {
+    pub(crate) slot: SlotId,
+    pub(crate) authority: Authority,
+    pub(crate) hierarchies: Option<&'a Hierarchies>,
+    pub(crate) profile: &'a Loaded,
+    pub(crate) limits: &'a Limits,
+    pub(crate) host_image: bool,
+    pub(crate) state: &'a State,
+    pub(crate) dir: &'a JobDir,
+    pub(crate) channel: &'a Channel,
+}
+
+/// A job, as the supervisor has it.
+struct Job {
+    spec: JobSpec,
+    assignment: Assignment,
+    mounts: MountPlan,
+    lifetime: Lifetime,
+}
+
+/// Prepares a sandbox, waits for a job, and runs it. Returns the exit status: 0 once the report is durable, or when
+/// there was no job and nothing is left.
+pub(crate) fn run(post: &Post<'_>) -> i32 {
+    fault::role("supervisor");
+    // Its own session: a signal to the client's terminal is not for it.
+    let _ = rustix::process::setsid();
+    let mut sandbox = Sandbox::new(post.slot.clone(), post.authority);
+    let begun = Moment::now();
+    let prepared = prepare(&mut sandbox, post);
+    let said = match &prepared {
+        Ok(_) => FromSlot::Ready,
+        Err(error) => FromSlot::Failed(error.to_string()),
+    };
+    let micros = begun.since();
+    let heard = post.channel.send_all(&said, &[]).and_then(|()| match prepared {
+        Ok(_) => wait_for_job(post, &sandbox),
+        // The job is to be told.
+        Err(_) => post.channel.receive_all(),
+    });
+    match heard {
+        Ok((ToSlot::Assign(assignment), descriptors)) => {
+            work(post, sandbox, prepared, micros, assignment, descriptors)
+        }
+        _ => {
+            drop(prepared);
+            withdraw(post, sandbox)
+        }
+    }
+}
+
+/// Waits for a job. A sandbox whose init is gone takes none.
+fn wait_for_job(post: &Post<'_>, sandbox: &Sandbox) -> Result<(ToSlot, Vec<OwnedFd>), IpcError> {
+    if let Some(init) = sandbox.channel() {
+        let mut ready =
+            [PollFd::new(post.channel, PollFlags::IN), PollFd::from_borrowed_fd(init, PollFlags::IN)];
+        while let Err(Errno::INTR) = poll(&mut ready, None) {}
+        let [job, init] = &ready;
+        // Init says nothing unasked: it has ended.
+        if job.revents().is_empty() && !init.revents().is_empty() {
+            return Err(IpcError::Closed);
+        }
+    }
+    post.channel.receive_all()
+}
+
+/// No job came.
+fn withdraw(post: &Post<'_>, sandbox: Sandbox) -> i32 {
+    let traces = sandbox.traces();
+    let teardown = teardown::destroy(sandbox);
+    if !teardown.is_clean() {
+        quarantine::put(traces, None, &teardown);
+    }
+    // A directory with a job's name holds the record of one that was admitted and that the launcher could not hand
+    // over any more: whoever recovers it says how it ended.
+    let is_slots = post.dir.name() == slot_name(&post.slot);
+    if is_slots && post.state.forget(post.dir.name()).is_ok() { 0 } else { 70 }
+}
+
+/// Makes what no job decides, and with the host's image the process of a first step.
+fn prepare(sandbox: &mut Sandbox, post: &Post<'_>) -> Result<Option<StepProcess>, StageError> {
+    sandbox.prepare(&PreparePart {
+        profile: &post.profile.profile,
+        hierarchies: post.hierarchies,
+        limits: post.limits,
+        scratch_dir: post.state.scratch.as_fd(),
+        host_image: post.host_image,
+    })?;
+    if !post.host_image || !post.authority.is_root() {
+        return Ok(None);
+    }
+    let plan = PreparePlan { user: StepUser::Build, writable: Vec::new(), measure: true };
+    StepProcess::prepare(sandbox, plan).map(Some)
+}
+
+/// Runs the job and reports it.
+fn work(
+    post: &Post<'_>,
+    mut sandbox: Sandbox,
+    prepared: Result<Option<StepProcess>, StageError>,
+    prepared_in: Duration,
+    assignment: Assignment,
+    descriptors: Vec<OwnedFd>,
 ) -> i32 {
-    let mut draft = Draft::new(&admitted);
-    let teardown = attempt(admitted, dir, &mut recorder, &mut lifetime, facts, &mut draft);
+    let Ok(dir) = post.dir.duplicate() else { return 70 };
+    let Ok(writer) = dir.resume_events() else { return 70 };
+    let mut recorder = Recorder::new(writer);
+    let mut draft = Draft::new(&assignment, post.profile.sha256);
+    draft.time("prepare", prepared_in);
+    let job = match Job::take(&dir, assignment, descriptors) {
+        Ok(job) => Some(job),
+        Err(message) => {
+            draft.fail(&mut recorder, failure(Code::Internal, message));
+            None
+        }
+    };
+    if let Some(job) = job {
+        attempt(post, &dir, &mut sandbox, prepared, job, &mut recorder, &mut draft);
+    }
+    let begun = Moment::now();
+    phase(&mut recorder, "destroy");
+    let traces = sandbox.traces();
+    let teardown = teardown::destroy(sandbox);
+    draft.phase("destroy", begun);
+    if !teardown.is_clean() {
+        quarantine::put(traces, Some(&draft.report.job), &teardown);
+    }
     let report = draft.finish(teardown);
-    let outcome = report.outcome;
-    // The report names digests of logs: their bytes are durable before it is.
-    if recorder.sync_logs().is_err() {
+    let Ok(bytes) = serde_json::to_vec_pretty(&report) else { return 70 };
+    // The journal decides; the file is a copy for readers.
+    if recorder.report_durable(&bytes).is_err() || dir.publish("report.json", &bytes).is_err() {
         return 70;
     }
-    if dir.write_report(&report).is_err() {
-        return 70;
-    }
-    let _ = recorder.event(&Event::Closed { at: clock::now(), outcome });
+    let _ = recorder.event(&Event::Closed { at: clock::now(), outcome: report.outcome });
+    // A launcher that is gone will be told by the report.
+    let _ = post.channel.send_all(&FromSlot::Done, &[]);
     0
 }
 
+impl Job {
+    /// Reads the spec, and gives the descriptors their places.
+    fn take(dir: &JobDir, assignment: Assignment, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+        let bytes = dir.read("spec.json", SPEC_BYTES_MAX).map_err(|e| format!("spec.json: {e}"))?;
+        let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|e| format!("spec.json: {e}"))?;
+        let mut descriptors = descriptors.into_iter();
+        let lifetime = if assignment.lifetime { descriptors.next() } else { None };
+        let root = match assignment.layers {
+            None => RootPlan::Host,
+            Some(count) => RootPlan::Layers(descriptors.by_ref().take(count).collect()),
+        };
+        let inputs = spec.inputs.iter().zip(&assignment.files).zip(descriptors);
+        let inputs: Vec<InputMount> = inputs
+            .map(|((input, file), tree)| InputMount {
+                target: input.mount.clone(),
+                tree,
+                file: *file,
+                writable: input.writable,
+            })
+            .collect();
+        if inputs.len() != spec.inputs.len() {
+            return Err("an input's tree is missing".to_owned());
+        }
+        Ok(Self { spec, assignment, mounts: MountPlan { root, inputs }, lifetime: Lifetime::new(lifetime) })
+    }
+
+    /// Where steps may write besides the profile's directories.
+    fn writable(&self) -> Vec<SandboxPath> {
+        self.mounts.inputs.iter().filter(|i| i.writable).map(|i| i.target.clone()).collect()
+    }
+
+    fn prepare_plan(&self, measure: bool) -> PreparePlan {
+        PreparePlan { user: self.spec.user, writable: self.writable(), measure }
+    }
+}
+
 fn attempt(
-    admitted: Admitted,
+    post: &Post<'_>,
     dir: &JobDir,
+    sandbox: &mut Sandbox,
+    prepared: Result<Option<StepProcess>, StageError>,
+    mut job: Job,
     recorder: &mut Recorder,
-    lifetime: &mut Lifetime,
-    facts: FactsReader,
     draft: &mut Draft,
-) -> TeardownReport {
-    let Admitted { job, profile, limits, authority, hierarchies, mounts, .. } = admitted;
+) {
+    let _ = setpriority_process(None, 0);
     let begun = Moment::now();
     phase(recorder, "sandbox");
-    let plans: Vec<StepPlan> = crate::environment::step_plans(&job);
-    let plan = SandboxPlan {
-        job: &job.id,
-        profile: &profile.profile,
-        limits: &limits,
-        authority,
-        hierarchies: hierarchies.as_ref(),
-        mounts,
-        steps: &plans,
-    };
-    let sandbox = match Sandbox::create(plan) {
-        Ok(sandbox) => sandbox,
-        Err(half) => {
-            let message = half.error.to_string();
-            draft.fail(recorder, failure(half.error.code(), message));
-            draft.phase("sandbox", begun);
-            return teardown::destroy_half(*half, authority);
-        }
-    };
+    let first = prepared.and_then(|process| furnish(sandbox, &job, process));
     draft.phase("sandbox", begun);
     draft.stages(&sandbox.stages);
     draft.report.isolation.layers.extend(sandbox.layers.clone());
-    draft.report.isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup.is_some()));
-    if let Some(failure) = missing_layer(draft, &profile.profile) {
-        draft.fail(recorder, failure);
-    }
-    let begun = Moment::now();
-    phase(recorder, "steps");
-    let mut context = StepContext {
-        sandbox: &sandbox,
-        lifetime,
-        recorder,
-        log_bytes: limits.log_bytes,
-        deadline: begun.after(Duration::from_millis(limits.timeout_ms)),
-        pump_as: pump_id(authority),
-        build_host_id: authority.build_host_id(),
+    draft.report.isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup().is_some()));
+    let first = match first {
+        Ok(process) => {
+            if let Some(failure) = missing_layer(draft, &post.profile.profile) {
+                draft.fail(recorder, failure);
+            }
+            Some(process)
+        }
+        Err(error) => {
+            draft.fail(recorder, failure(error.code(), error.to_string()));
+            None
+        }
     };
-    run_steps(&mut context, &job, draft);
-    draft.phase("steps", begun);
-    tell_facts(facts, &job.image, recorder, draft);
-    take_outputs(&sandbox, &job, dir, recorder, lifetime, draft, limits.disk_bytes);
-    let begun = Moment::now();
-    phase(recorder, "destroy");
-    let report = teardown::destroy(sandbox, authority);
-    draft.phase("destroy", begun);
-    report
+    if first.is_some() {
+        run_steps(sandbox, &mut job, first, recorder, draft);
+    }
+    tell_facts(post.channel, &job.spec.image, recorder, draft);
+    take_outputs(sandbox, &mut job, dir, recorder, draft);
 }
 
-/// The pump's id: one of the job's block that no image has a use for.
-fn pump_id(authority: Authority) -> Option<u32> {
-    match authority {
-        Authority::Root { base } => Some(base + 65_533),
-        Authority::User { .. } => None,
+/// Adds what the job needs. A process that was made before does, if nothing that it measured has changed since.
+fn furnish(
+    sandbox: &mut Sandbox,
+    job: &Job,
+    prepared: Option<StepProcess>,
+) -> Result<StepProcess, StageError> {
+    let other_user = job.spec.user != StepUser::Build;
+    if let Some(process) = prepared {
+        if job.mounts.inputs.is_empty() && !other_user {
+            sandbox.furnish(&job.assignment.limits, &job.mounts)?;
+            return Ok(process);
+        }
+        sandbox.discard_step()?;
+        drop(process);
     }
+    sandbox.furnish(&job.assignment.limits, &job.mounts)?;
+    StepProcess::prepare(sandbox, job.prepare_plan(true))
 }
 
 pub(crate) fn limits_layer(in_force: bool) -> Measured {
@@ -118,14 +267,20 @@ pub(crate) fn limits_layer(in_force: bool) -> Measured {
 
 /// The first layer that is demanded and not in force. Only what a profile says it can do without may be absent.
 fn missing_layer(draft: &Draft, profile: &ampoule_spec::Profile) -> Option<Failure> {
+    if fault::unmeasured_layers_are_allowed() {
+        return None;
+    }
     let missing = crate::admission::missing_layers(&draft.report.isolation, profile);
     let message = missing.first()?.clone();
     Some(Failure { code: Code::SandboxUnsupported, message, step: None, teardown: None })
 }
 
-/// Takes over what the launcher gathered meanwhile.
-fn tell_facts(facts: FactsReader, image: &Image, recorder: &mut Recorder, draft: &mut Draft) {
-    let facts = facts.receive(image);
+/// Takes over what the launcher gathered meanwhile; if it died, the same gathered here.
+fn tell_facts(channel: &Channel, image: &Image, recorder: &mut Recorder, draft: &mut Draft) {
+    let facts = match channel.receive_all() {
+        Ok((ToSlot::Facts(facts), _)) => facts,
+        _ => Facts::gather(image),
+    };
     draft.report.host = facts.host;
     draft.report.runner_sha256 = facts.runner;
     match facts.image {
@@ -147,46 +302,62 @@ fn failure(code: Code, message: impl Into<String>) -> Failure {
     Failure { code, message: message.into(), step: None, teardown: None }
 }
 
-fn run_steps(context: &mut StepContext<'_>, job: &ampoule_spec::JobSpec, draft: &mut Draft) {
-    for (number, step) in (0_u32..).zip(&job.steps) {
+fn run_steps(
+    sandbox: &mut Sandbox,
+    job: &mut Job,
+    mut process: Option<StepProcess>,
+    recorder: &mut Recorder,
+    draft: &mut Draft,
+) {
+    let begun = Moment::now();
+    phase(recorder, "steps");
+    let deadline = begun.after(Duration::from_millis(job.assignment.limits.timeout_ms));
+    let plans: Vec<StepPlan> = crate::environment::step_plans(&job.spec, job.assignment.limits.open_files);
+    let again = job.prepare_plan(false);
+    for ((number, step), plan) in (0_u32..).zip(&job.spec.steps).zip(&plans) {
         if draft.report.failure.is_none()
-            && let Some(wish) = context.lifetime.wish_now()
+            && let Some(wish) = job.lifetime.wish_now()
         {
-            draft.fail(context.recorder, wished(wish));
+            draft.fail(recorder, wished(wish));
         }
         if draft.report.failure.is_some() {
             draft.report.steps.push(steps::not_run(step));
             continue;
         }
-        let (report, failed) = steps::run(context, number, step);
+        let process = match process.take().map_or_else(|| StepProcess::prepare(sandbox, again.clone()), Ok) {
+            Ok(process) => process,
+            Err(error) => {
+                draft.fail(recorder, failure(error.code(), error.to_string()));
+                draft.report.steps.push(steps::not_run(step));
+                continue;
+            }
+        };
+        let mut context = StepContext {
+            sandbox,
+            lifetime: &mut job.lifetime,
+            recorder,
+            log_bytes: job.assignment.limits.log_bytes,
+            log_overflow: job.spec.log_overflow,
+            deadline,
+        };
+        let (report, failed) = steps::run(&mut context, process, number, step, plan);
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
         draft.step(report);
-        if let Err(message) = context.recorder.event(&finished) {
-            draft.fail(
-                context.recorder,
-                Failure { code: Code::Internal, message, step: Some(number), teardown: None },
-            );
+        if let Err(message) = recorder.event(&finished) {
+            let failure = Failure { code: Code::Internal, message, step: Some(number), teardown: None };
+            draft.fail(recorder, failure);
         }
         if let Some(failed) = failed {
-            draft.fail(context.recorder, failed);
+            draft.fail(recorder, failed);
         }
     }
+    draft.phase("steps", begun);
 }
 
-fn take_outputs(
-    sandbox: &Sandbox,
-    job: &ampoule_spec::JobSpec,
-    dir: &JobDir,
-    recorder: &mut Recorder,
-    lifetime: &mut Lifetime,
-    draft: &mut Draft,
-    bytes_max: u64,
-) {
+fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut Recorder, draft: &mut Draft) {
     // Without a living init nobody can say that no process of the sandbox is left.
     let lost = draft.report.failure.as_ref().is_some_and(|f| f.code.fault() != ampoule_spec::Fault::Tenant);
-    if lost {
-        return;
-    }
+    let Some(root) = sandbox.root().filter(|_| !lost) else { return };
     let begun = Moment::now();
     phase(recorder, "quiesce");
     if let Err(message) = sandbox.quiesce() {
@@ -203,19 +374,23 @@ fn take_outputs(
             return;
         }
     };
-    let (taken, failed) =
-        outputs::collect(job, succeeded, sandbox.root(), into.as_fd(), bytes_max, &mut || {
-            if begun.since() > outputs::TIME_LIMIT {
-                return Some(failure(
-                    Code::LimitTimeout,
-                    "taking the outputs out lasted longer than 10 minutes",
-                ));
-            }
-            lifetime.wish_now().map(wished)
-        });
+    let (lifetime, bytes_max) = (&mut job.lifetime, job.assignment.limits.disk_bytes);
+    let mut stop = || {
+        if begun.since() > outputs::TIME_LIMIT {
+            let message = "taking the outputs out lasted longer than 10 minutes";
+            return Some(failure(Code::LimitTimeout, message));
+        }
+        lifetime.wish_now().map(wished)
+    };
+    let (taken, failed) = outputs::collect(&job.spec, succeeded, root, into.as_fd(), bytes_max, &mut stop);
     draft.report.outputs = taken;
     if let Some(failed) = failed {
         draft.fail(recorder, failed);
+    }
+    if let Err(error) = sandbox.sync_scratch() {
+        let message = format!("the host's disk lost bytes of the job: {error}");
+        draft.report.outputs.clear();
+        draft.fail(recorder, failure(Code::Internal, message));
     }
     if !draft.report.outputs.is_empty() {
         // What the report announces is durable before the report is.

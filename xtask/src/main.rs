@@ -6,6 +6,7 @@ mod profiles;
 mod shell;
 mod test;
 mod tidy;
+mod vm;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ enum Command {
     Demo,
     /// Install what the tests need and run all of them.
     Test,
+    /// Run integration tests in a virtual machine with systemd and version 2 control groups.
+    Vm(vm::Options),
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -60,6 +63,7 @@ fn run() -> Result<bool> {
     match Cli::parse().command {
         Command::Demo => demo::run(&root),
         Command::Test => test::run(&root),
+        Command::Vm(options) => vm::run(&root, &options),
         Command::Bench { bench } => bench::run(&root, bench),
         Command::Tidy { bless } => tidy::run(&root, bless),
         Command::Profiles { check } => profiles::run(&root, check),

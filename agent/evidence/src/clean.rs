@@ -1,6 +1,8 @@
 //! The gate before provenance: a run that ended well, left nothing behind and fits the job it is said to run.
 
-use ampoule_spec::{Check, Code, Image, JobSpec, Output, OutputReport, RunReport, Sha256, StepEnd};
+use ampoule_spec::{
+    Check, CheckState, Code, Image, JobSpec, Output, OutputReport, RunReport, Sha256, StepEnd,
+};
 use std::collections::BTreeSet;
 
 /// The rule that keeps a run from having provenance.
@@ -46,9 +48,9 @@ pub enum Unclean {
         /// Its code.
         code: Code,
     },
-    /// Nothing was checked after destruction.
-    #[error("no check was made after destruction")]
-    NothingChecked,
+    /// No check after destruction showed anything to be gone: none was made, or the kernel could confirm none.
+    #[error("no check after destruction showed that something is gone")]
+    NothingConfirmed,
     /// Something was left behind, or a check contradicts itself.
     #[error("after destruction {left} of {what:?} were left")]
     LeftBehind {
@@ -179,12 +181,14 @@ pub(crate) fn check_binding(spec: &JobSpec, spec_sha256: Sha256, report: &RunRep
 }
 
 fn check_teardown(checks: &[Check]) -> Result<(), Unclean> {
-    if checks.is_empty() {
-        return Err(Unclean::NothingChecked);
+    if let Some(check) = checks.iter().find(|check| check.state == CheckState::Left || check.left > 0) {
+        return Err(Unclean::LeftBehind { what: check.what.clone(), left: check.left });
     }
-    match checks.iter().find(|check| !check.gone || check.left > 0) {
-        Some(check) => Err(Unclean::LeftBehind { what: check.what.clone(), left: check.left }),
-        None => Ok(()),
+    // What the kernel cannot confirm is no finding, but it shows nothing either.
+    if checks.iter().any(|check| check.state == CheckState::Gone) {
+        Ok(())
+    } else {
+        Err(Unclean::NothingConfirmed)
     }
 }
 

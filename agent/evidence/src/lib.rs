@@ -49,6 +49,7 @@ pub use seal::{SealError, Sealed, Signer, SignerError, seal};
 pub use slsa::{PROVENANCE_PREDICATE_TYPE, ProvenancePredicate, ProvenanceStatement};
 pub use statement::{Kind, ResourceDescriptor, STATEMENT_TYPE, Statement, UnsignedStatement};
 pub use strict::{StrictError, parse_strict};
+pub use time::format as rfc3339;
 pub use trust::{TrustError, TrustFile, TrustedKey};
 pub use uri::{UriError, check_uris};
 pub use verify::{ATTESTATION_BYTES_MAX, Verified, VerifyError, VerifyRequest, verify};

@@ -8,7 +8,8 @@ use crate::statement::sha256_only;
 use crate::uri::{UriError, image_uri, source_uri};
 use ampoule_spec::{
     ENV_DEFAULTS, EnvName, HOSTNAME, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest,
-    Name, OutputKind, OutputName, OutputWhen, ParamValue, RunReport, SandboxPath, UMASK,
+    LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, RunReport, SandboxPath, StepUser,
+    UMASK,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -36,6 +37,8 @@ pub struct ExternalParameters {
     pub profile: Name,
     /// What the root was asked to be.
     pub image: ImageParameter,
+    /// Who the steps are inside the sandbox: `build` or `root`, also where the job says nothing.
+    pub user: StepUser,
     /// Seconds since 1970.
     pub source_date_epoch: String,
     /// Variables for all steps.
@@ -50,6 +53,8 @@ pub struct ExternalParameters {
     pub outputs: Vec<OutputParameter>,
     /// The limits that the job named, as it asked.
     pub limits: BTreeMap<String, String>,
+    /// What it means that a step writes more log than is kept: `cut` or `fail`, also where the job says nothing.
+    pub log_overflow: LogOverflow,
 }
 
 /// What the root was asked to be.
@@ -145,6 +150,7 @@ impl ExternalParameters {
             name: spec.name.clone(),
             profile: spec.profile.clone(),
             image: ImageParameter::of(&spec.image)?,
+            user: spec.user,
             source_date_epoch: spec.source_date_epoch.to_string(),
             env: spec.env.clone(),
             params: spec.params.iter().map(|(name, value)| (name.clone(), Param::of(value))).collect(),
@@ -152,6 +158,7 @@ impl ExternalParameters {
             steps: spec.steps.iter().map(StepParameter::of).collect(),
             outputs: spec.outputs.iter().map(OutputParameter::of).collect(),
             limits: asked(&spec.limits),
+            log_overflow: spec.log_overflow,
         })
     }
 }

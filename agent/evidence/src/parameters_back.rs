@@ -36,6 +36,7 @@ impl ExternalParameters {
             name: self.name.clone(),
             profile: self.profile.clone(),
             image: image(&self.image)?,
+            user: self.user,
             source_date_epoch: number(&self.source_date_epoch)?,
             env: self.env.clone(),
             params: params(&self.params)?,
@@ -43,6 +44,7 @@ impl ExternalParameters {
             steps: steps.collect::<Option<_>>()?,
             outputs: outputs.collect(),
             limits: limits(&self.limits)?,
+            log_overflow: self.log_overflow,
         })
     }
 }

@@ -8,11 +8,12 @@ pub(crate) use provenance::{check_provenance, external, subject_name as artifact
 pub(crate) use run::{check_run, latest, subject_name as record_name};
 
 use crate::authority::{Authority, BuilderMode};
+use crate::run::TeardownRecord;
 use crate::slsa::Builder;
 use crate::statement::{ResourceDescriptor, SUBJECTS_MAX};
 use crate::time;
 use crate::uri::check_absolute;
-use ampoule_spec::{JobId, Sha256, UnixNanos};
+use ampoule_spec::{CheckState, JobId, Sha256, UnixNanos};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A field that breaks its rule.
@@ -119,6 +120,23 @@ fn check_invocation(field: &str, text: &str) -> Checked {
     match text.strip_prefix("urn:uuid:").map(JobId::parse) {
         Some(Ok(_)) => Ok(()),
         _ => Err(broken(field, "urn:uuid: and a lower-case UUID of version 7")),
+    }
+}
+
+/// The teardown, which both kinds of statement carry.
+fn check_teardown(field: &str, record: &TeardownRecord) -> Checked {
+    check_decimal(format!("{field}.micros"), &record.micros)?;
+    for (at, check) in record.checks.iter().enumerate() {
+        let left = format!("{field}.checks[{at}].left");
+        check_decimal(&left, &check.left)?;
+        if check.state != CheckState::Left && check.left != "0" {
+            return Err(broken(left, "0 unless the state is left"));
+        }
+    }
+    if record.clean == record.checks.iter().all(|check| check.state != CheckState::Left) {
+        Ok(())
+    } else {
+        Err(broken(format!("{field}.clean"), "true when no check says left, else false"))
     }
 }
 

@@ -6,7 +6,9 @@
 use crate::parameters::HostFactsParameter;
 use crate::slsa::Builder;
 use crate::statement::Statement;
-use ampoule_spec::{Code, Fault, Name, Outcome, OutputKind, OutputName, SandboxPath, Stream, TeardownReport};
+use ampoule_spec::{
+    CheckState, Code, Fault, Name, Outcome, OutputKind, OutputName, SandboxPath, Stream, TeardownReport,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -258,7 +260,7 @@ pub struct RunOutput {
 pub struct TeardownRecord {
     /// Who checked.
     pub checked_by: String,
-    /// Whether every check found nothing.
+    /// Whether no check found anything left.
     pub clean: bool,
     /// The checks, in the order in which they were made.
     pub checks: Vec<TeardownCheck>,
@@ -272,11 +274,11 @@ pub struct TeardownRecord {
 pub struct TeardownCheck {
     /// What was looked for.
     pub what: String,
-    /// Whether none of it is left.
-    pub gone: bool,
-    /// How many were left.
+    /// What was found: `gone`, `left` or `unconfirmed`.
+    pub state: CheckState,
+    /// How many were left; 0 unless `state` is `left`.
     pub left: String,
-    /// How it was checked.
+    /// How it was checked, or why it could not be.
     pub how: String,
 }
 
@@ -292,7 +294,7 @@ impl TeardownRecord {
     pub(crate) fn of(report: &TeardownReport) -> Self {
         let checks = report.checks.iter().map(|check| TeardownCheck {
             what: check.what.clone(),
-            gone: check.gone,
+            state: check.state,
             left: check.left.to_string(),
             how: check.how.clone(),
         });
@@ -302,5 +304,10 @@ impl TeardownRecord {
             checks: checks.collect(),
             micros: report.micros.to_string(),
         }
+    }
+
+    /// Whether it shows that something is gone and that nothing was found to be left.
+    pub(crate) fn shows_destruction(&self) -> bool {
+        self.clean && self.checks.iter().any(|check| check.state == CheckState::Gone)
     }
 }

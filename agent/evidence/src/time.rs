@@ -3,7 +3,7 @@
 use ampoule_spec::UnixNanos;
 
 /// Spells a time, with only as many digits of the fraction as it needs, at most nine.
-pub(crate) fn format(at: UnixNanos) -> String {
+pub fn format(at: UnixNanos) -> String {
     // Every u64 of nanoseconds lies before the year 2555, inside jiff's range.
     jiff::Timestamp::from_nanosecond(i128::from(at.0)).unwrap_or_default().to_string()
 }

@@ -6,8 +6,8 @@
 use crate::inputs::parse_url;
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
-    Code, EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, Name, Output, OutputKind,
-    OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, SpecError, Step,
+    Code, EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name, Output,
+    OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, SpecError, Step, StepUser,
 };
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -53,6 +53,7 @@ pub fn job_spec(request: wire::JobRequest, id: JobId) -> Result<JobSpec> {
         let field = format!("params[{name:?}]");
         Ok((parsed(&field, &name, Name::parse)?, param(&field, value)?))
     });
+    let (limits, log_overflow) = limits(request.limits.unwrap_or_default())?;
     let spec = JobSpec {
         ampoule: request.ampoule,
         id,
@@ -60,13 +61,15 @@ pub fn job_spec(request: wire::JobRequest, id: JobId) -> Result<JobSpec> {
         name: parsed("name", &request.name, Name::parse)?,
         profile: parsed("profile", &request.profile, Name::parse)?,
         image: image(request.image)?,
+        user: user(request.user)?,
         source_date_epoch: request.source_date_epoch,
         env: env("env", request.env)?,
         params: params.collect::<Result<_>>()?,
         inputs: each(request.inputs, |at, input| self::input(&format!("inputs[{at}]"), input))?,
         steps: each(request.steps, |at, step| self::step(&format!("steps[{at}]"), step))?,
         outputs: each(request.outputs, |at, output| self::output(&format!("outputs[{at}]"), output))?,
-        limits: limits(request.limits.unwrap_or_default())?,
+        limits,
+        log_overflow,
     };
     spec.validate().map_err(wire_field)?;
     Ok(spec)
@@ -107,6 +110,27 @@ fn image(image: Option<wire::Image>) -> Result<Image> {
         Some(Kind::Tar(tar)) => {
             Ok(Image::Tar { sha256: parsed("image.tar.sha256", &tar.sha256, Sha256::parse)? })
         }
+    }
+}
+
+/// The number of an enumeration that this build does not know: a newer client means something by it.
+fn unknown(field: impl Into<String>, number: i32) -> FieldError {
+    wrong(field, format!("{number} is not known"))
+}
+
+fn user(number: i32) -> Result<StepUser> {
+    match wire::StepUser::try_from(number) {
+        Ok(wire::StepUser::Unspecified | wire::StepUser::Build) => Ok(StepUser::Build),
+        Ok(wire::StepUser::Root) => Ok(StepUser::Root),
+        Err(_) => Err(unknown("user", number)),
+    }
+}
+
+fn log_overflow(number: i32) -> Result<LogOverflow> {
+    match wire::LogOverflow::try_from(number) {
+        Ok(wire::LogOverflow::Unspecified | wire::LogOverflow::Cut) => Ok(LogOverflow::Cut),
+        Ok(wire::LogOverflow::Fail) => Ok(LogOverflow::Fail),
+        Err(_) => Err(unknown("limits.log_overflow", number)),
     }
 }
 
@@ -168,17 +192,15 @@ fn step(field: &str, step: wire::Step) -> Result<Step> {
 }
 
 fn output(field: &str, output: wire::Output) -> Result<Output> {
-    let unknown =
-        |name: &str, number: i32| wrong(format!("{field}.{name}"), format!("{number} is not known"));
     let when = match wire::OutputWhen::try_from(output.when) {
         Ok(wire::OutputWhen::Unspecified | wire::OutputWhen::Success) => OutputWhen::Success,
         Ok(wire::OutputWhen::Always) => OutputWhen::Always,
-        Err(_) => return Err(unknown("when", output.when)),
+        Err(_) => return Err(unknown(format!("{field}.when"), output.when)),
     };
     let kind = match wire::OutputKind::try_from(output.kind) {
         Ok(wire::OutputKind::Unspecified | wire::OutputKind::Artifact) => OutputKind::Artifact,
         Ok(wire::OutputKind::Report) => OutputKind::Report,
-        Err(_) => return Err(unknown("kind", output.kind)),
+        Err(_) => return Err(unknown(format!("{field}.kind"), output.kind)),
     };
     Ok(Output {
         name: parsed(&format!("{field}.name"), &output.name, OutputName::parse)?,
@@ -189,7 +211,7 @@ fn output(field: &str, output: wire::Output) -> Result<Output> {
     })
 }
 
-fn limits(limits: wire::LimitsRequest) -> Result<LimitsRequest> {
+fn limits(limits: wire::LimitsRequest) -> Result<(LimitsRequest, LogOverflow)> {
     let wire::LimitsRequest {
         memory_bytes,
         cpu_millis,
@@ -199,12 +221,13 @@ fn limits(limits: wire::LimitsRequest) -> Result<LimitsRequest> {
         log_bytes,
         timeout_ms,
         open_files,
+        log_overflow,
     } = limits;
     let nonzero = |field: &str, value: Option<u64>| match value {
         Some(0) => Err(wrong(format!("limits.{field}"), "0 is not allowed; leave it out for the default")),
         other => Ok(other),
     };
-    Ok(LimitsRequest {
+    let request = LimitsRequest {
         memory_bytes: nonzero("memory_bytes", memory_bytes)?,
         cpu_millis: nonzero("cpu_millis", cpu_millis)?,
         pids: nonzero("pids", pids)?,
@@ -213,7 +236,8 @@ fn limits(limits: wire::LimitsRequest) -> Result<LimitsRequest> {
         log_bytes: nonzero("log_bytes", log_bytes)?,
         timeout_ms: nonzero("timeout_ms", timeout_ms)?,
         open_files: nonzero("open_files", open_files)?,
-    })
+    };
+    Ok((request, self::log_overflow(log_overflow)?))
 }
 
 /// The request that gives this spec, without its id.
@@ -230,7 +254,8 @@ pub fn job_request(spec: &JobSpec) -> wire::JobRequest {
         inputs: spec.inputs.iter().map(wire_input).collect(),
         steps: spec.steps.iter().map(wire_step).collect(),
         outputs: spec.outputs.iter().map(wire_output).collect(),
-        limits: Some(wire_limits(&spec.limits)),
+        limits: Some(wire_limits(&spec.limits, spec.log_overflow)),
+        user: wire_user(spec.user).into(),
     }
 }
 
@@ -242,6 +267,13 @@ fn wire_image(image: &Image) -> wire::image::Kind {
             Kind::Oci(wire::OciImage { manifest_sha256: manifest.to_string(), reference: reference.clone() })
         }
         Image::Tar { sha256 } => Kind::Tar(wire::TarImage { sha256: sha256.to_string() }),
+    }
+}
+
+fn wire_user(user: StepUser) -> wire::StepUser {
+    match user {
+        StepUser::Build => wire::StepUser::Build,
+        StepUser::Root => wire::StepUser::Root,
     }
 }
 
@@ -309,7 +341,11 @@ fn wire_output(output: &Output) -> wire::Output {
     }
 }
 
-fn wire_limits(limits: &LimitsRequest) -> wire::LimitsRequest {
+fn wire_limits(limits: &LimitsRequest, overflow: LogOverflow) -> wire::LimitsRequest {
+    let overflow = match overflow {
+        LogOverflow::Cut => wire::LogOverflow::Cut,
+        LogOverflow::Fail => wire::LogOverflow::Fail,
+    };
     wire::LimitsRequest {
         memory_bytes: limits.memory_bytes,
         cpu_millis: limits.cpu_millis,
@@ -319,5 +355,6 @@ fn wire_limits(limits: &LimitsRequest) -> wire::LimitsRequest {
         log_bytes: limits.log_bytes,
         timeout_ms: limits.timeout_ms,
         open_files: limits.open_files,
+        log_overflow: overflow.into(),
     }
 }

@@ -4,7 +4,8 @@ use super::error::Position;
 use super::fields::Fields;
 use super::image::ImageRef;
 use ampoule_spec::{
-    EnvName, LimitsRequest, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256,
+    EnvName, LimitsRequest, LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath,
+    Sha256, StepUser,
 };
 use std::collections::BTreeMap;
 
@@ -17,6 +18,8 @@ pub struct JobFile {
     pub profile: Option<Name>,
     /// What the sandbox's root is made of.
     pub image: ImageRef,
+    /// Who the steps are inside the sandbox.
+    pub user: Option<StepUser>,
     /// Seconds since 1970.
     pub source_date_epoch: Option<u64>,
     /// Variables for all steps.
@@ -31,6 +34,8 @@ pub struct JobFile {
     pub outputs: Vec<OutputEntry>,
     /// What the job asks to use.
     pub limits: LimitsRequest,
+    /// What it means that a step writes more log than is kept: `log_overflow` of `[limits]`.
+    pub log_overflow: Option<LogOverflow>,
     pub(crate) fields: Fields,
 }
 

@@ -7,8 +7,8 @@ use super::model::{JobFile, OutputEntry, SourceEntry, StepEntry, Text};
 use super::params;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
 use ampoule_spec::{
-    Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, Name, Output,
-    ParamValue, SPEC_BYTES_MAX, SandboxPath, Sha256, Step,
+    Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name,
+    Output, ParamValue, SPEC_BYTES_MAX, SandboxPath, Sha256, Step, StepUser,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ pub struct JobPlan {
     pub profile: Name,
     /// What the sandbox's root is made of.
     pub image: ImagePlan,
+    /// Who the steps are inside the sandbox.
+    pub user: StepUser,
     /// Seconds since 1970.
     pub source_date_epoch: u64,
     /// Variables for all steps.
@@ -42,6 +44,8 @@ pub struct JobPlan {
     pub outputs: Vec<Output>,
     /// What the job asks to use.
     pub limits: LimitsRequest,
+    /// What it means that a step writes more log than is kept.
+    pub log_overflow: LogOverflow,
     pub(crate) fields: Fields,
 }
 
@@ -142,6 +146,7 @@ impl JobFile {
             name: self.name.clone(),
             profile,
             image: ImagePlan::of(&self.image, base),
+            user: self.user.unwrap_or_default(),
             source_date_epoch: self.source_date_epoch.unwrap_or(SOURCE_DATE_EPOCH_DEFAULT),
             env: values(&self.env, &params),
             inputs: self
@@ -159,6 +164,7 @@ impl JobFile {
                 .collect::<Result<_>>()?,
             outputs: outputs.map(|(at, entry)| output(at, entry, fields)).collect::<Result<_>>()?,
             limits: self.limits.clone(),
+            log_overflow: self.log_overflow.unwrap_or_default(),
             params,
             fields: fields.clone(),
         })
@@ -340,6 +346,7 @@ impl JobPlan {
             name: self.name,
             profile: self.profile,
             image: self.image.for_spec(),
+            user: self.user,
             source_date_epoch: self.source_date_epoch,
             env: self.env,
             params: self.params,
@@ -347,6 +354,7 @@ impl JobPlan {
             steps: self.steps,
             outputs: self.outputs,
             limits: self.limits,
+            log_overflow: self.log_overflow,
         };
         spec.validate().map_err(|e| fields.spec_error(e))?;
         let length = serde_json::to_vec(&spec).map(|json| u64::try_from(json.len()).unwrap_or(u64::MAX));

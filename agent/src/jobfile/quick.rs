@@ -6,7 +6,7 @@ use super::image::ImageRef;
 use super::model::name_of;
 use super::plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use super::{PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
-use ampoule_spec::{Code, LimitsRequest, Name, Output, SandboxPath, Step};
+use ampoule_spec::{Code, LimitsRequest, LogOverflow, Name, Output, SandboxPath, Step, StepUser};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -76,6 +76,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
         name: name(&sanitised(ask.dir))?,
         profile,
         image: ImagePlan::of(&image, ask.dir),
+        user: StepUser::default(),
         source_date_epoch: SOURCE_DATE_EPOCH_DEFAULT,
         env: BTreeMap::new(),
         params: BTreeMap::new(),
@@ -94,6 +95,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
         }],
         outputs,
         limits: LimitsRequest::default(),
+        log_overflow: LogOverflow::default(),
         fields: Fields::without_places(FILE),
     };
     plan.check()?;

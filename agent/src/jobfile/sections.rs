@@ -10,7 +10,8 @@ use super::read::{Reader, Table, Value};
 use super::{suggest, values};
 use crate::inputs::parse_url;
 use ampoule_spec::{
-    EnvName, LimitsRequest, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256,
+    EnvName, LimitsRequest, LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath,
+    Sha256, StepUser,
 };
 use std::collections::BTreeMap;
 use toml::Spanned;
@@ -24,6 +25,7 @@ const JOB_KEYS: &[&str] = &[
     "name",
     "profile",
     "image",
+    "user",
     "source_date_epoch",
     "env",
     "params",
@@ -41,7 +43,8 @@ const HTTP_KEYS: &[&str] = &["url", "sha256", "unpack"];
 const TAR_KEYS: &[&str] = &["path", "sha256"];
 const STEP_KEYS: &[&str] = &["name", "run", "cwd", "env", "timeout", "secrets"];
 const OUTPUT_KEYS: &[&str] = &["name", "path", "when", "kind", "optional"];
-const LIMIT_KEYS: &[&str] = &["memory", "cpus", "pids", "disk", "inodes", "log", "timeout", "open_files"];
+const LIMIT_KEYS: &[&str] =
+    &["memory", "cpus", "pids", "disk", "inodes", "log", "log_overflow", "timeout", "open_files"];
 
 /// Reads the whole document.
 pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>) -> Result<JobFile> {
@@ -55,18 +58,22 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
     let name = root.need("name", "\"my-job\"")?.parsed("a name", "\"my-job\"", Name::parse)?;
     let profile = optional(&root, "profile", |v| v.parsed("a profile's name", "\"hermetic\"", Name::parse))?;
     let image = image(&root.need("image", "\"host\"")?)?;
+    let user = optional(&root, "user", |v| {
+        v.one_of(&[StepUser::Build, StepUser::Root].map(|user| (user.as_str(), user)))
+    })?;
     let source_date_epoch = optional(&root, "source_date_epoch", epoch)?;
     let params = optional(&root, "params", parameters)?.unwrap_or_default();
     let env = optional(&root, "env", |v| environment(v, &params))?.unwrap_or_default();
     let inputs = tables(&root, "input", input)?;
     let steps = tables(&root, "step", |t| step(t, &params))?;
     let outputs = tables(&root, "output", output)?;
-    let limits = optional(&root, "limits", limits)?.unwrap_or_default();
+    let (limits, log_overflow) = optional(&root, "limits", limits)?.unwrap_or_default();
     let fields = reader.fields();
     Ok(JobFile {
         name,
         profile,
         image,
+        user,
         source_date_epoch,
         env,
         params,
@@ -74,6 +81,7 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
         steps,
         outputs,
         limits,
+        log_overflow,
         fields,
     })
 }
@@ -298,7 +306,7 @@ fn size(value: &Value<'_>) -> Result<u64> {
     value.in_units("size", values::SIZE_RULE, values::size)
 }
 
-fn limits(value: &Value<'_>) -> Result<LimitsRequest> {
+fn limits(value: &Value<'_>) -> Result<(LimitsRequest, Option<LogOverflow>)> {
     let table = value.table("[limits]")?;
     table.only(LIMIT_KEYS)?;
     let cpus = |v: &Value<'_>| {
@@ -306,7 +314,7 @@ fn limits(value: &Value<'_>) -> Result<LimitsRequest> {
         values::cpu_millis(number)
             .ok_or_else(|| v.wrong(format!("{number} is not allowed"), values::CPUS_RULE))
     };
-    Ok(LimitsRequest {
+    let request = LimitsRequest {
         memory_bytes: optional(&table, "memory", size)?,
         cpu_millis: optional(&table, "cpus", cpus)?,
         pids: optional(&table, "pids", |v| v.count("512"))?,
@@ -315,5 +323,9 @@ fn limits(value: &Value<'_>) -> Result<LimitsRequest> {
         log_bytes: optional(&table, "log", size)?,
         timeout_ms: optional(&table, "timeout", duration)?,
         open_files: optional(&table, "open_files", |v| v.count("1024"))?,
-    })
+    };
+    let log_overflow = optional(&table, "log_overflow", |v| {
+        v.one_of(&[LogOverflow::Cut, LogOverflow::Fail].map(|overflow| (overflow.as_str(), overflow)))
+    })?;
+    Ok((request, log_overflow))
 }

@@ -82,7 +82,8 @@ pub(super) fn run_job(
     match finished {
         Err(lost @ RunnerError::Lost(_)) => {
             say(Note::LauncherLost);
-            wait_for_orphan(&job_dir, lost)
+            wait_for_orphan(&job_dir);
+            Err(lost.into())
         }
         other => Ok(other?),
     }
@@ -111,22 +112,18 @@ fn follow(runner: &Runner, job_dir: &Path, say: &mut dyn FnMut(Note)) -> Result<
     }
 }
 
-/// The launcher is dead and our end of the lifetime pipe is closed: the supervisor ends the job by itself. If
-/// nobody holds the job any more and there is no report, the supervisor is dead as well.
-fn wait_for_orphan(job_dir: &Path, lost: RunnerError) -> Result<(), LocalError> {
+/// The launcher is dead and our end of the lifetime pipe is closed: the supervisor ends the job by itself, and lets go of
+/// it.
+fn wait_for_orphan(job_dir: &Path) {
     let begun = Instant::now();
     while begun.elapsed() < ORPHAN_LIMIT {
         let held = File::open(job_dir)
             .is_ok_and(|dir| flock(&dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK));
-        if job_dir.join("report.json").exists() {
-            return Ok(());
-        }
         if !held {
-            break;
+            return;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Err(lost.into())
 }
 
 /// The events file from where we stand in it.
@@ -160,5 +157,52 @@ impl Tail {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_journal::Writer;
+    use ampoule_spec::{FRAME_REPORT_END, FRAME_REPORT_PART, FRAME_SPEC, SlotId, Stream, UnixNanos};
+
+    #[test]
+    fn tail_tells_events_and_logs_and_passes_over_every_other_frame() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::options().append(true).create(true).open(dir.path().join("events")).unwrap();
+        let mut journal = Writer::create(file).unwrap();
+        let intent = Event::Intent {
+            at: UnixNanos(1),
+            slot: SlotId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap(),
+            uid_base: Some(1_879_113_728),
+            cgroups: vec!["/sys/fs/cgroup/ampoule-x".to_owned()],
+        };
+        let closed = Event::Closed { at: UnixNanos(9), outcome: Outcome::Succeeded };
+        let chunk = LogChunk {
+            step: 0,
+            stream: Stream::Stdout,
+            at: UnixNanos(5),
+            offset: 0,
+            bytes: b"made\n".to_vec(),
+        };
+        let json = |event: &Event| serde_json::to_vec(event).unwrap();
+        // A spec and a report may hold what looks like an event: kinds tell them apart.
+        let frames: [(u8, Vec<u8>); 8] = [
+            (FRAME_EVENT, json(&intent)),
+            (FRAME_SPEC, json(&closed)),
+            (FRAME_LOG, chunk.encode()),
+            (FRAME_EVENT, b"{\"event\":\"of a later version\"}".to_vec()),
+            (FRAME_REPORT_PART, [&[0][..], &json(&closed)].concat()),
+            (FRAME_REPORT_END, [&[1][..], &json(&closed)].concat()),
+            (200, json(&closed)),
+            (FRAME_EVENT, json(&closed)),
+        ];
+        for (kind, payload) in &frames {
+            journal.append(*kind, payload).unwrap();
+        }
+        let mut told = Vec::new();
+        Tail::open(dir.path()).read(&mut |note| told.push(note));
+        let event = |event: Event| Note::Event(Box::new(event));
+        assert_eq!(told, [event(intent), Note::Log(chunk), event(closed)]);
     }
 }

@@ -1,7 +1,7 @@
 //! The client's end of the runner's socket.
 
 use ampoule_ipc::{Channel, IpcError};
-use ampoule_spec::wire::{Content, Imported, Recovered, Reply, Request};
+use ampoule_spec::wire::{Content, Imported, Quarantined, Recovered, Reply, Request};
 use ampoule_spec::{Code, Isolation, JobId, Name};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -60,6 +60,17 @@ impl RunnerError {
             Self::OutOfTurn => Code::Internal,
         }
     }
+}
+
+/// What the runner measured of this host for a profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measurement {
+    /// The layers.
+    pub isolation: Isolation,
+    /// What the profile demands and the host does not give, with the remedy; empty: it can be met.
+    pub missing: Vec<String>,
+    /// Slots that are or were in quarantine since the last boot, the latest first.
+    pub quarantined: Vec<Quarantined>,
 }
 
 /// A running `ampoule-runner`.
@@ -185,13 +196,15 @@ impl Runner {
         }
     }
 
-    /// Measures what this host can isolate for a profile: the layers, and what is missing.
+    /// Measures what this host can isolate for a profile.
     ///
     /// # Errors
     /// [`RunnerError`].
-    pub fn doctor(&self, profile: Name) -> Result<(Isolation, Vec<String>), RunnerError> {
+    pub fn doctor(&self, profile: Name) -> Result<Measurement, RunnerError> {
         match self.ask(&Request::Doctor { profile }, &[])? {
-            Reply::Measured { isolation, missing } => Ok((isolation, missing)),
+            Reply::Measured { isolation, missing, quarantined } => {
+                Ok(Measurement { isolation, missing, quarantined })
+            }
             _ => Err(RunnerError::OutOfTurn),
         }
     }

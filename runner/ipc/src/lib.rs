@@ -18,6 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub const MESSAGE_BYTES_MAX: usize = ampoule_spec::wire::MESSAGE_BYTES_MAX;
 /// The most descriptors beside one message.
 pub const DESCRIPTORS_MAX: usize = 64;
+/// What a packet says that only brings more descriptors.
+const MORE: &[u8] = b"+";
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,38 @@ impl Channel {
         Ok((message, descriptors))
     }
 
+    /// Sends a message with any number of descriptors: as many packets as they need. The other side has to
+    /// take it with [`Channel::receive_all`].
+    ///
+    /// # Errors
+    /// As [`Channel::send`]; what was sent before an error is of no use to the other side.
+    pub fn send_all(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
+        let count = u16::try_from(descriptors.len()).map_err(|_| IpcError::TooLarge)?;
+        let mut packet = count.to_le_bytes().to_vec();
+        serde_json::to_writer(&mut packet, message).map_err(IpcError::Malformed)?;
+        let mut groups = descriptors.chunks(DESCRIPTORS_MAX);
+        self.send_bytes(&packet, groups.next().unwrap_or_default())?;
+        groups.try_for_each(|group| self.send_bytes(MORE, group))
+    }
+
+    /// Receives a message that was sent with [`Channel::send_all`]; waits for all of it.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub fn receive_all<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), IpcError> {
+        let (bytes, mut descriptors) = self.receive_bytes()?;
+        let (count, text) = bytes.split_first_chunk::<2>().ok_or(IpcError::TooLarge)?;
+        let message = serde_json::from_slice(text).map_err(IpcError::Malformed)?;
+        while descriptors.len() < usize::from(u16::from_le_bytes(*count)) {
+            let (_, mut more) = self.receive_bytes()?;
+            if more.is_empty() {
+                return Err(IpcError::TooLarge);
+            }
+            descriptors.append(&mut more);
+        }
+        Ok((message, descriptors))
+    }
+
     /// Receives one packet as raw bytes.
     ///
     /// # Errors
@@ -170,6 +204,17 @@ mod tests {
     fn too_large_message_is_refused_before_it_is_sent() {
         let (a, _b) = Channel::pair().unwrap();
         assert!(matches!(a.send(&"x".repeat(MESSAGE_BYTES_MAX), &[]), Err(IpcError::TooLarge)));
+    }
+
+    #[test]
+    fn message_with_many_descriptors_crosses_whole() {
+        let (a, b) = Channel::pair().unwrap();
+        for count in [0, 1, 64, 65, 200] {
+            let descriptors = vec![a.as_fd(); count];
+            a.send_all(&count, &descriptors).unwrap();
+            let (said, fds): (usize, _) = b.receive_all().unwrap();
+            assert_eq!((said, fds.len()), (count, count));
+        }
     }
 
     #[test]

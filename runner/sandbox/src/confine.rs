@@ -2,9 +2,9 @@
 
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
-use ampoule_spec::BUILD_ID;
-use ampoule_spec::{Profile, SandboxPath};
-use caps::{CapSet, Capability};
+use crate::protocol::PreparePlan;
+use ampoule_spec::{Profile, StepUser};
+use caps::{CapSet, Capability, CapsHashSet};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -14,12 +14,13 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitiesSecureBits;
 use std::os::fd::OwnedFd;
 
-/// What confines every step of a job, prepared once by init inside the new root.
+/// What confines a step, prepared by init inside the new root.
 pub struct Confinement<'a> {
     profile: &'a Profile,
     authority: Authority,
+    /// Who the step is.
+    pub(crate) user: StepUser,
     landlock: Option<RulesetCreated>,
-    open_files: u64,
 }
 
 /// The Landlock ABI of this library that goes with the kernel's; the rights of newer ones are not known here.
@@ -52,11 +53,10 @@ impl<'a> Confinement<'a> {
     ///
     /// # Errors
     /// [`StageError::unsupported`] below the profile's floor; else the stage that failed.
-    pub fn prepare(
+    pub(crate) fn prepare(
         profile: &'a Profile,
         authority: Authority,
-        open_files: u64,
-        writable: &[SandboxPath],
+        plan: &PreparePlan,
     ) -> Result<Self, StageError> {
         let abi = landlock_abi().stage("landlock: read the kernel's ABI")?;
         if abi < profile.requires.landlock_abi {
@@ -69,9 +69,10 @@ impl<'a> Confinement<'a> {
         }
         let landlock = match abi {
             0 => None,
-            _ => Some(ruleset(abi, profile, writable).map_err(|_| failed("landlock: build the ruleset"))?),
+            _ if !profile.landlock.enforce => None,
+            _ => Some(ruleset(abi, profile, plan).map_err(|_| failed("landlock: build the ruleset"))?),
         };
-        Ok(Self { profile, authority, landlock, open_files })
+        Ok(Self { profile, authority, user: plan.user, landlock })
     }
 
     /// Confines the calling process for good. What follows can only be exec, or the probe.
@@ -79,19 +80,25 @@ impl<'a> Confinement<'a> {
     /// # Errors
     /// The stage that failed; the caller then has to end.
     pub fn apply(&self) -> Result<(), StageError> {
-        limits(self.open_files)?;
-        drop_bounding()?;
+        limits()?;
+        let keep = self.capabilities()?;
+        drop_bounding(&keep)?;
         if self.authority.is_root() {
             nix::unistd::setgroups(&[]).stage("identity: drop groups")?;
-            let gid = nix::unistd::Gid::from_raw(BUILD_ID);
-            let uid = nix::unistd::Uid::from_raw(BUILD_ID);
+            let gid = nix::unistd::Gid::from_raw(self.user.id());
+            let uid = nix::unistd::Uid::from_raw(self.user.id());
             nix::unistd::setresgid(gid, gid, gid).stage("identity: setresgid")?;
             nix::unistd::setresuid(uid, uid, uid).stage("identity: setresuid")?;
         }
-        for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        for set in [CapSet::Ambient, CapSet::Inheritable] {
             caps::clear(None, set).map_err(|_| failed("capabilities: clear a set"))?;
         }
-        rustix::thread::set_no_new_privs(true).stage("no_new_privs")?;
+        for set in [CapSet::Effective, CapSet::Permitted] {
+            caps::set(None, set, &keep).map_err(|_| failed("capabilities: set those of the profile"))?;
+        }
+        if self.profile.no_new_privs {
+            rustix::thread::set_no_new_privs(true).stage("no_new_privs")?;
+        }
         if let Some(ruleset) = &self.landlock {
             let ruleset = ruleset.try_clone().stage("landlock: duplicate the ruleset")?;
             let status = ruleset.restrict_self().map_err(|_| failed("landlock: restrict"))?;
@@ -99,10 +106,32 @@ impl<'a> Confinement<'a> {
                 return Err(failed("landlock: enforced only in part"));
             }
         }
-        for program in &self.profile.seccomp {
+        for program in self.profile.filters(self.user) {
             ampoule_sys::seccomp::load(&program.instructions).stage("seccomp: load a filter")?;
         }
         Ok(())
+    }
+}
+
+impl Confinement<'_> {
+    /// The capabilities of the step.
+    pub(crate) fn capabilities(&self) -> Result<CapsHashSet, StageError> {
+        let names = self.profile.capabilities_of(self.user).iter();
+        names
+            .map(|name| {
+                name.parse().map_err(|_| failed("capabilities: the profile names one that is unknown"))
+            })
+            .collect()
+    }
+
+    /// Under which authority the sandbox was made.
+    pub(crate) fn authority(&self) -> Authority {
+        self.authority
+    }
+
+    /// The profile.
+    pub(crate) fn profile(&self) -> &Profile {
+        self.profile
     }
 }
 
@@ -113,7 +142,7 @@ fn failed(stage: &str) -> StageError {
 fn ruleset(
     abi: u32,
     profile: &Profile,
-    writable: &[SandboxPath],
+    plan: &PreparePlan,
 ) -> Result<RulesetCreated, landlock::RulesetError> {
     let abi = known_abi(abi);
     let mut ruleset = Ruleset::default()
@@ -132,7 +161,7 @@ fn ruleset(
         }
         created = created.add_rule(PathBeneath::new(root, read))?;
     }
-    for path in profile.landlock.write.iter().chain(writable) {
+    for path in profile.writable(plan.user).iter().chain(&plan.writable) {
         // A directory that this image does not have needs no rule.
         let Some(dir) = open_dir(path.as_str()) else { continue };
         let file = rustix::fs::fstat(&dir)
@@ -147,10 +176,9 @@ fn open_dir(path: &str) -> Option<OwnedFd> {
     openat(rustix::fs::CWD, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).ok()
 }
 
-fn limits(open_files: u64) -> Result<(), StageError> {
+fn limits() -> Result<(), StageError> {
     for (resource, most) in [
         (Resource::Core, 0),
-        (Resource::Nofile, open_files),
         (Resource::Memlock, 64 << 10),
         (Resource::Nice, 0),
         (Resource::Rtprio, 0),
@@ -159,16 +187,17 @@ fn limits(open_files: u64) -> Result<(), StageError> {
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
         match setrlimit(resource, limit) {
             // Without CAP_SYS_RESOURCE a hard limit that is lower already stays: it is stricter than ours.
-            Err(rustix::io::Errno::PERM) if resource != Resource::Nofile => {}
+            Err(rustix::io::Errno::PERM) => {}
             other => other.stage("limits: setrlimit")?,
         }
     }
     Ok(())
 }
 
-/// Empties the bounding set and locks the rules by which root would regain capabilities (capabilities(7)).
-fn drop_bounding() -> Result<(), StageError> {
-    for capability in caps::all() {
+/// Empties the bounding set but for what is kept, and locks the rules by which capabilities are regained
+/// (capabilities(7)). With none to keep, uid 0 is an id like any other.
+fn drop_bounding(keep: &CapsHashSet) -> Result<(), StageError> {
+    for capability in caps::all().into_iter().filter(|capability| !keep.contains(capability)) {
         match caps::drop(None, CapSet::Bounding, capability) {
             Ok(()) => {}
             // A capability that this kernel does not have cannot be in the set.
@@ -176,11 +205,13 @@ fn drop_bounding() -> Result<(), StageError> {
             Err(_) => return Err(failed("capabilities: empty the bounding set")),
         }
     }
-    let bits = CapabilitiesSecureBits::NO_ROOT
-        | CapabilitiesSecureBits::NO_ROOT_LOCKED
-        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    let mut bits =
+        CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    if keep.is_empty() {
+        bits |= CapabilitiesSecureBits::NO_ROOT
+            | CapabilitiesSecureBits::NO_ROOT_LOCKED
+            | CapabilitiesSecureBits::KEEP_CAPS_LOCKED;
+    }
     rustix::thread::set_capabilities_secure_bits(bits).stage("capabilities: lock the secure bits")
 }
 

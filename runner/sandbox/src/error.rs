@@ -83,6 +83,9 @@ impl Errno for ampoule_ipc::IpcError {
 
 impl<T, E: Errno> Stage<T> for Result<T, E> {
     fn stage(self, stage: &str) -> Result<T, StageError> {
-        self.map_err(|e| StageError { stage: stage.to_owned(), errno: e.errno(), unsupported: None })
+        match self {
+            Ok(value) => crate::fault::point(stage).map(|()| value),
+            Err(e) => Err(StageError { stage: stage.to_owned(), errno: e.errno(), unsupported: None }),
+        }
     }
 }

@@ -49,17 +49,33 @@ impl Authority {
         }
     }
 
+    /// The line of the map of the user namespace that the steps have inside the job's: every id as it is.
+    pub fn inner_map(self) -> String {
+        match self {
+            Self::Root { .. } => format!("0 0 {BLOCK_IDS}\n"),
+            Self::User { .. } => format!("{BUILD_ID} {BUILD_ID} 1\n"),
+        }
+    }
+
+    /// The host id that stands for an id inside.
+    pub fn host_id(self, inside: u32) -> u32 {
+        match self {
+            Self::Root { base } => base + inside,
+            Self::User { uid, .. } => uid,
+        }
+    }
+
+    /// The first of the block of host ids; none for an ordinary user.
+    pub fn base(self) -> Option<u32> {
+        match self {
+            Self::Root { base } => Some(base),
+            Self::User { .. } => None,
+        }
+    }
+
     /// Whether host root makes the sandbox.
     pub fn is_root(self) -> bool {
         matches!(self, Self::Root { .. })
-    }
-
-    /// The host id that appears as [`BUILD_ID`] inside.
-    pub fn build_host_id(self) -> u32 {
-        match self {
-            Self::Root { base } => base + BUILD_ID,
-            Self::User { uid, .. } => uid,
-        }
     }
 }
 
@@ -72,6 +88,12 @@ pub struct UidBlock {
     /// The first host id of the block.
     pub base: u32,
     _lock: File,
+}
+
+impl AsFd for UidBlock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self._lock.as_fd()
+    }
 }
 
 /// Mark of a block that a teardown left unclean.
@@ -118,6 +140,18 @@ pub fn quarantine(base: u32) -> std::io::Result<()> {
     let mut file = File::from(openat(&dir, number.to_string(), flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(&[QUARANTINED])?;
     file.sync_all()
+}
+
+/// Puts the block that begins at `base` back into use: a later look has found nothing any more.
+///
+/// # Errors
+/// What removing the mark says.
+pub fn release(base: u32) -> std::io::Result<()> {
+    let number = base.saturating_sub(RANGE_FIRST) / BLOCK_IDS;
+    let dir = open_dir_all(BLOCKS_DIR)?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(openat(&dir, number.to_string(), flags, Mode::empty())?);
+    file.set_len(0)
 }
 
 fn open_dir_all(path: &str) -> Result<OwnedFd, Errno> {

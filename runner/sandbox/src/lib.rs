@@ -4,18 +4,26 @@
 //! process with namespaces of its own → id maps → root and mounts as detached descriptors ([`rootfs`]) →
 //! enter ([`enter`]) → confine ([`confine`]) → measure ([`probe`]) → steps → destroy ([`teardown`]).
 
+mod bench;
 pub mod cgroup;
 pub mod confine;
-pub mod enter;
+mod enter;
 pub mod error;
+pub mod ext4;
+pub mod fault;
 pub mod host_image;
 pub mod identity;
-pub mod init;
+mod init;
+mod inner;
+mod overlay;
+mod prepared;
 pub mod probe;
+pub mod protocol;
 pub mod rootfs;
 pub mod sandbox;
+pub mod scratch;
 pub mod teardown;
 pub mod userns;
 
 pub use error::StageError;
-pub use sandbox::{Sandbox, SandboxPlan};
+pub use sandbox::{PreparePart, Sandbox};

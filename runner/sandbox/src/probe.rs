@@ -1,97 +1,81 @@
-//! The self-probe: a process confined exactly like a step tries what a step must not be able to do.
+//! The self-probe: a step's process, once it is confined, tries what a step must not be able to do.
 //!
 //! Its answers, not our intentions, are what the report and `ampoule doctor` say is in force.
 
 use crate::confine::Confinement;
 use crate::rootfs::PROBE_DIR;
-use ampoule_spec::Measured;
-use ampoule_sys::process::{Keep, Namespaces, Which, spawn, wait};
+use ampoule_spec::{Measured, StepUser};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 
 /// Layers by name, as measured.
 pub type Layers = BTreeMap<String, Measured>;
 
-/// The most bytes that the probe may answer.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
-
-/// Runs the probe. A probe that cannot run proves nothing, so its failure is a missing layer too.
-pub fn run(confinement: &Confinement<'_>) -> Layers {
-    let answer = match pipe_with(PipeFlags::CLOEXEC) {
-        Ok((read, write)) => ask(confinement, read, write),
-        Err(_) => None,
-    };
-    answer.unwrap_or_else(|| {
-        let detail = "the self-probe did not answer".to_owned();
-        BTreeMap::from([("probe".to_owned(), Measured { in_force: false, detail })])
-    })
-}
-
-fn ask(confinement: &Confinement<'_>, read: OwnedFd, write: OwnedFd) -> Option<Layers> {
-    let child = spawn(Namespaces::default(), None, Keep::AllBut(&[]), || {
-        let layers = match confinement.apply() {
-            Ok(()) => measure(),
-            Err(error) => BTreeMap::from([(
-                "probe".to_owned(),
-                Measured { in_force: false, detail: error.to_string() },
-            )]),
-        };
-        let Ok(bytes) = serde_json::to_vec(&layers) else { return 1 };
-        let Ok(copy) = write.try_clone() else { return 1 };
-        i32::from(std::fs::File::from(copy).write_all(&bytes).is_err())
-    })
-    .ok()?;
-    drop(write);
-    let mut bytes = Vec::new();
-    let got = std::fs::File::from(read).take(ANSWER_BYTES_MAX).read_to_end(&mut bytes);
-    let _ = wait(Which::Pid(child.pid), true);
-    got.ok()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
-fn measure() -> Layers {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = |key: &str| {
-        let value = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
-        value.map(|v| v.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap_or_default()
-    };
+/// Measures the calling process, which is confined.
+pub(crate) fn measure(confinement: &Confinement<'_>) -> Layers {
     let mut layers = Layers::new();
-    let mut say = |layer: &str, in_force: bool, detail: String| {
-        layers.insert(layer.to_owned(), Measured { in_force, detail });
+    let mut say = |layer: &str, in_force: bool, detail: &str| {
+        layers.insert(layer.to_owned(), Measured { in_force, detail: detail.to_owned() });
     };
-    let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(&field);
-    let none = sets.iter().all(|set| u64::from_str_radix(set, 16) == Ok(0));
-    say(
-        "capabilities",
-        none,
-        "inheritable, permitted, effective, bounding and ambient sets are empty".into(),
-    );
-    say("no_new_privs", field("NoNewPrivs") == "1", "set, and cannot be unset".into());
-    let ids = (field("Uid"), field("Gid"));
-    let groups = field("Groups");
-    say("groups", groups.is_empty() || groups == "1000", "no supplementary group".into());
-    say(
-        "identity",
-        ids.0 == "1000 1000 1000 1000" && ids.1 == "1000 1000 1000 1000",
-        "uid 1000, gid 1000".into(),
-    );
-    say("seccomp", field("Seccomp") == "2" && syscalls_denied(), seccomp_detail());
-    say("landlock", landlock_denies(), "writing outside the writable directories is denied".into());
-    say("network", network_is_empty(), "only a loopback interface, no route".into());
-    say("rootfs", root_is_private(), "a private root; its directories are not writable for a step".into());
-    say("proc", proc_is_private(), "only the sandbox's own processes, without init; no sysctl".into());
+    let status = Status::read();
+    let (none, detail) = capabilities(&status, confinement);
+    say("capabilities", none, &detail);
+    say("no_new_privs", status.field("NoNewPrivs") == "1", "set, and cannot be unset");
+    let id = confinement.user.id();
+    let four = format!("{id} {id} {id} {id}");
+    let groups = status.field("Groups");
+    say("groups", groups.is_empty() || groups == id.to_string(), "no supplementary group");
+    let identity = status.field("Uid") == four && status.field("Gid") == four;
+    say("identity", identity, &format!("uid {id}, gid {id}"));
+    say("seccomp", status.field("Seccomp") == "2" && syscalls_denied(), SECCOMP_DETAIL);
+    say("landlock", landlock_denies(), "writing outside the writable directories is denied");
+    say("network", network_is_empty(), "only a loopback interface, no route");
+    say("rootfs", root_is_private(confinement.user), root_detail(confinement.user));
+    say("proc", proc_is_private(), "only the sandbox's own processes, without init; no sysctl");
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_inner = map.split_whitespace().eq(confinement.authority().inner_map().split_whitespace());
+    say("namespace.steps", is_inner, "a user and a mount namespace of the steps' own inside the job's");
+    let devices = confinement.profile().devices.iter().map(|d| d.node().0).collect::<Vec<_>>();
+    say("devices", devices_are(&devices), &format!("{} and no other device in /dev", devices.join(", ")));
     layers
 }
 
-fn seccomp_detail() -> String {
-    "default deny; mount, unshare and sockets other than unix, inet, inet6 and route netlink are denied"
-        .into()
+/// `/proc/self/status`, field by field.
+struct Status(String);
+
+impl Status {
+    fn read() -> Self {
+        Self(std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+    }
+
+    fn field(&self, key: &str) -> String {
+        let value = self.0.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+        value.map(|v| v.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap_or_default()
+    }
 }
+
+/// Whether the sets hold what the profile says and no more.
+fn capabilities(status: &Status, confinement: &Confinement<'_>) -> (bool, String) {
+    let Ok(kept) = confinement.capabilities() else { return (false, String::new()) };
+    let mask: u64 = kept.iter().map(|capability| capability.bitmask()).sum();
+    let is = |set: &str, mask| u64::from_str_radix(&status.field(set), 16) == Ok(mask);
+    let good = ["CapPrm", "CapEff", "CapBnd"].iter().all(|set| is(set, mask))
+        && ["CapInh", "CapAmb"].iter().all(|set| is(set, 0));
+    let detail = if kept.is_empty() {
+        "inheritable, permitted, effective, bounding and ambient sets are empty".to_owned()
+    } else {
+        let mut names: Vec<_> = kept.iter().map(ToString::to_string).collect();
+        names.sort_unstable();
+        format!("over the sandbox alone: {}", names.join(", "))
+    };
+    (good, detail)
+}
+
+const SECCOMP_DETAIL: &str =
+    "default deny; mount, unshare and sockets other than unix, inet, inet6 and route netlink are denied";
 
 fn syscalls_denied() -> bool {
     let mount = rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE);
@@ -125,7 +109,8 @@ fn network_is_empty() -> bool {
     names == ["lo"] && rustix::net::connect(&socket, &outside) == Err(Errno::NETUNREACH)
 }
 
-fn root_is_private() -> bool {
+/// Who is not root cannot write to the root's own directories; root cannot make new ones beside them.
+fn root_is_private(user: StepUser) -> bool {
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
     let denied = |path: &str| {
         matches!(
@@ -133,7 +118,35 @@ fn root_is_private() -> bool {
             Err(Errno::ACCESS | Errno::ROFS | Errno::PERM)
         )
     };
-    denied("/file") && denied("/usr/file") && denied("/etc/passwd")
+    denied("/file") && (user == StepUser::Root || denied("/usr/file") && denied("/etc/passwd"))
+}
+
+fn root_detail(user: StepUser) -> &'static str {
+    match user {
+        StepUser::Build => "a private root; its directories are not writable for a step",
+        StepUser::Root => {
+            "a private root; a step writes to a layer of the job's own, and makes nothing beside its directories"
+        }
+    }
+}
+
+/// Whether `/dev` has these devices and no other.
+fn devices_are(expected: &[&str]) -> bool {
+    let Ok(entries) = std::fs::read_dir("/dev") else { return false };
+    let mut found = 0;
+    for entry in entries {
+        let Ok(entry) = entry else { return false };
+        // Not what the directory says: a device is mounted over a file.
+        let Ok(kind) = entry.metadata().map(|meta| meta.file_type()) else { return false };
+        if kind.is_char_device() || kind.is_block_device() {
+            let name = entry.file_name();
+            if !expected.iter().any(|expected| name == **expected) {
+                return false;
+            }
+            found += 1;
+        }
+    }
+    found == expected.len()
 }
 
 fn proc_is_private() -> bool {

@@ -1,7 +1,7 @@
 //! The sandbox's root and its mounts, as detached mounts that nobody can see.
 //!
 //! Nothing is attached to the host's mount table: a descriptor that is closed, by us or by the kernel when
-//! the process dies, takes its mount with it. Every directory below is made in a new tmpfs of ours before
+//! the process dies, takes its mount with it. Every directory below is made in a new file system of ours before
 //! any byte of an image or input is there, so no path of a tenant's is ever walked (CVE-2024-23651,
 //! CVE-2026-1386).
 //!
@@ -9,25 +9,27 @@
 //! namespace, so that in-sandbox root could not make them writable. As an ordinary user the same is done
 //! inside the job's user namespace, with `userxattr`.
 
+use crate::bench::Bench;
 use crate::error::{Stage, StageError};
 use crate::host_image;
 use crate::identity::Authority;
-use ampoule_spec::BUILD_ID;
-use ampoule_spec::SandboxPath;
+use crate::overlay::{self, Lower, Upper, id_mapped};
+use crate::scratch::Scratch;
+use ampoule_spec::{BUILD_ID, Device, Profile, SandboxPath, Sealed};
 use ampoule_sys::mount::{Attributes, set_attributes};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
-};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Name of the one entry of a tree that holds a single file.
 pub const FILE_ENTRY: &str = "content";
-/// A directory that the build user may write to but Landlock forbids: how the probe tells the two apart.
+/// A directory that the build user may write to but Landlock forbids: how the probe tells the two apart. It is there
+/// only while a process measures itself.
 pub const PROBE_DIR: &str = ".probe";
+/// The directory of the writable layer that becomes the root, or its upper layer.
+const ROOT: &str = "root";
 
 /// What a sandbox's root is made of.
 #[derive(Debug)]
@@ -58,10 +60,6 @@ pub struct MountPlan {
     pub root: RootPlan,
     /// The inputs.
     pub inputs: Vec<InputMount>,
-    /// Size of the writable layer in bytes.
-    pub disk_bytes: u64,
-    /// Inodes in the writable layer.
-    pub disk_inodes: u64,
 }
 
 /// The user namespaces by which mounts are id-mapped; none as an ordinary user.
@@ -83,12 +81,12 @@ pub struct Assembled {
 }
 
 /// A directory of the writable layer that is still ours alone, and to whom new entries belong.
-struct Scratch<'a> {
+struct Place<'a> {
     dir: BorrowedFd<'a>,
     authority: Authority,
 }
 
-impl Scratch<'_> {
+impl Place<'_> {
     /// The host ids of an in-sandbox id; an ordinary user owns everything.
     fn chown(&self, path: &str, id: u32) -> Result<(), Errno> {
         let Authority::Root { base } = self.authority else { return Ok(()) };
@@ -134,59 +132,192 @@ impl Scratch<'_> {
     }
 }
 
-/// Devices of a sandbox, with their numbers: nothing else in `/dev` is a device.
-pub const DEVICES: [(&str, u32, u32); 5] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
+/// A root in the making: the writable layer, and in it what every root has, whatever the image.
+#[derive(Debug)]
+pub struct Rootfs {
+    pub(crate) scratch: Scratch,
+    skeleton: OwnedFd,
+    authority: Authority,
+    sealed: Sealed,
+    /// Where overlays are made, on kernels before 6.15.
+    bench: Option<Bench>,
+}
 
-/// Makes all mounts of a sandbox.
+impl Rootfs {
+    /// Makes the skeleton in an empty writable layer.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub(crate) fn new(scratch: Scratch, authority: Authority, profile: &Profile) -> Result<Self, StageError> {
+        let skeleton = subdir(scratch.mount(), ROOT, authority).stage("rootfs: make the root")?;
+        populate(&Place { dir: skeleton.as_fd(), authority }, &profile.devices)
+            .stage("rootfs: make the root's directories")?;
+        let bench = match overlay::is_by_descriptor() {
+            true => None,
+            false => Some(Bench::set_up(scratch.mount(), authority)?),
+        };
+        Ok(Self { scratch, skeleton, authority, sealed: profile.mounts.sealed, bench })
+    }
+
+    /// Makes the root, and the mounts of image and inputs.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub(crate) fn assemble(
+        &self,
+        root: &RootPlan,
+        inputs: &[InputMount],
+        maps: &IdMaps,
+    ) -> Result<Assembled, StageError> {
+        // First the inputs: their mount points have to be there before an overlay lies over the skeleton.
+        let inputs = self.inputs(inputs, maps)?;
+        let (root, mut mounts) = match root {
+            RootPlan::Host => self.host(maps)?,
+            RootPlan::Layers(layers) => (self.layers(layers, maps)?, Vec::new()),
+        };
+        mounts.extend(inputs);
+        let attributes = Attributes { no_suid: true, no_dev: true, ..Attributes::default() };
+        set_attributes(root.as_fd(), attributes, None).stage("rootfs: nosuid, nodev on the root")?;
+        Ok(Assembled { root, mounts })
+    }
+
+    /// The root over the host's `/usr`, which is mounted below it.
+    fn host(&self, maps: &IdMaps) -> Result<(OwnedFd, Vec<(SandboxPath, OwnedFd)>), StageError> {
+        let within = self.within();
+        host_image::populate_etc(&within.dir).map_err(etc_error)?;
+        for name in host_image::MERGED {
+            match within.chown(name, 0) {
+                Err(errno) if errno != Errno::NOENT => {
+                    return Err(errno).stage("rootfs: give a link to root");
+                }
+                _ => {}
+            }
+        }
+        chown_tree(&within, "etc").stage("rootfs: give /etc to root")?;
+        let mounts = self.host_mounts(maps.image.as_ref())?;
+        let root = match &self.bench {
+            Some(bench) => bench.bind(ROOT)?,
+            None => bind(self.scratch.mount(), ROOT).stage("rootfs: clone the root")?,
+        };
+        Ok((root, mounts))
+    }
+
+    /// The root as an overlay over an image's layers.
+    fn layers(&self, layers: &[OwnedFd], maps: &IdMaps) -> Result<OwnedFd, StageError> {
+        let work = "root-work";
+        self.subdir(work).stage("rootfs: make a work directory")?;
+        let lowers = layers
+            .iter()
+            .rev()
+            .map(|layer| id_mapped(layer.as_fd(), maps.image.as_ref()).map(Lower::Tree))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.overlay(&lowers, Some(Upper { upper: ROOT, work }), None)
+    }
+
+    /// Makes the mount points of inputs, and their mounts.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub(crate) fn inputs(
+        &self,
+        inputs: &[InputMount],
+        maps: &IdMaps,
+    ) -> Result<Vec<(SandboxPath, OwnedFd)>, StageError> {
+        let within = self.within();
+        let mount = |(at, input): (usize, &InputMount)| {
+            mount_point(&within, input).stage("rootfs: make a mount point")?;
+            Ok((input.target.clone(), self.input(at, input, maps)?))
+        };
+        inputs.iter().enumerate().map(mount).collect()
+    }
+
+    fn input(&self, at: usize, input: &InputMount, maps: &IdMaps) -> Result<OwnedFd, StageError> {
+        let tree = id_mapped(input.tree.as_fd(), maps.inputs.as_ref())?;
+        let entry = input.file.then_some(FILE_ENTRY);
+        if input.writable {
+            let stage = "rootfs: make an input's writable layer";
+            let (upper, work) = (format!("input-{at}-upper"), format!("input-{at}-work"));
+            for name in [&upper, &work] {
+                self.subdir(name).stage(stage)?;
+            }
+            let scratch = Place { dir: self.scratch.mount(), authority: self.authority };
+            scratch.chown(&upper, BUILD_ID).stage(stage)?;
+            self.overlay(&[Lower::Tree(tree)], Some(Upper { upper: &upper, work: &work }), entry)
+        } else {
+            self.sealed(tree, entry)
+        }
+    }
+
+    /// A sealed tree: an overlay of lower layers alone, whose superblock is read-only for good. The kernel wants
+    /// two of them.
+    fn sealed(&self, tree: OwnedFd, entry: Option<&str>) -> Result<OwnedFd, StageError> {
+        if self.sealed == Sealed::Bind {
+            return read_only_bind(tree.as_fd(), entry);
+        }
+        let empty = "empty";
+        self.subdir(empty).stage("rootfs: make an empty layer")?;
+        self.overlay(&[Lower::Tree(tree), Lower::Scratch(empty)], None, entry)
+    }
+
+    /// An overlay, or one entry of it.
+    fn overlay(
+        &self,
+        lowers: &[Lower<'_>],
+        upper: Option<Upper<'_>>,
+        entry: Option<&str>,
+    ) -> Result<OwnedFd, StageError> {
+        if let Some(bench) = &self.bench {
+            return bench.overlay(lowers, upper, entry);
+        }
+        let made = overlay::overlay(self.scratch.mount(), lowers, upper, self.authority)?;
+        match entry {
+            Some(entry) => bind(made.as_fd(), entry).stage("rootfs: take a single file"),
+            None => Ok(made),
+        }
+    }
+
+    /// The host's directories that `image = "host"` shows, each a sealed tree.
+    fn host_mounts(&self, map: Option<&OwnedFd>) -> Result<Vec<(SandboxPath, OwnedFd)>, StageError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let usr = openat(rustix::fs::CWD, "/usr", flags, Mode::empty());
+        let usr = usr.stage("rootfs: open the host's /usr")?;
+        let alternatives = host_image::alternatives().stage("rootfs: open the host's alternatives")?;
+        let mut mounts = Vec::new();
+        for (path, dir) in [("/usr", Some(usr)), (host_image::ALTERNATIVES, alternatives)] {
+            let Some(dir) = dir else { continue };
+            let target = SandboxPath::parse(path).map_err(|_| internal("rootfs: name a mount point"))?;
+            mounts.push((target, self.sealed(id_mapped(dir.as_fd(), map)?, None)?));
+        }
+        Ok(mounts)
+    }
+
+    fn within(&self) -> Place<'_> {
+        Place { dir: self.skeleton.as_fd(), authority: self.authority }
+    }
+
+    fn subdir(&self, name: &str) -> Result<OwnedFd, Errno> {
+        subdir(self.scratch.mount(), name, self.authority)
+    }
+}
+
+/// Makes a root and its mounts as an ordinary user, in the calling process's own mount namespace.
 ///
 /// # Errors
 /// The stage that failed.
-pub fn assemble(plan: &MountPlan, authority: Authority, maps: &IdMaps) -> Result<Assembled, StageError> {
-    let scratch = scratch(plan, authority)?;
-    let skeleton_name = match plan.root {
-        RootPlan::Host => "root",
-        RootPlan::Layers(_) => "root-upper",
-    };
-    let skeleton = subdir(scratch.as_fd(), skeleton_name, authority).stage("rootfs: make the root")?;
-    let within = Scratch { dir: skeleton.as_fd(), authority };
-    populate(&within).stage("rootfs: make the root's directories")?;
-    for input in &plan.inputs {
-        mount_point(&within, input).stage("rootfs: make a mount point")?;
-    }
-    let mut mounts = Vec::new();
-    let root = match &plan.root {
-        RootPlan::Host => {
-            host_image::populate_etc(&within.dir).map_err(etc_error)?;
-            for name in host_image::MERGED {
-                match within.chown(name, 0) {
-                    Err(errno) if errno != Errno::NOENT => {
-                        return Err(errno).stage("rootfs: give a link to root");
-                    }
-                    _ => {}
-                }
-            }
-            chown_tree(&within, "etc").stage("rootfs: give /etc to root")?;
-            mounts = host_mounts(scratch.as_fd(), authority, maps.image.as_ref())?;
-            bind(scratch.as_fd(), skeleton_name).stage("rootfs: clone the root")?
-        }
-        RootPlan::Layers(layers) => {
-            let work =
-                subdir(scratch.as_fd(), "root-work", authority).stage("rootfs: make a work directory")?;
-            let lowers = layers
-                .iter()
-                .rev()
-                .map(|layer| id_mapped(layer.as_fd(), maps.image.as_ref()))
-                .collect::<Result<Vec<_>, _>>()?;
-            overlay(&lowers, Some((skeleton.as_fd(), work.as_fd())), authority)?
-        }
-    };
-    for (at, input) in plan.inputs.iter().enumerate() {
-        mounts.push((input.target.clone(), mount_input(scratch.as_fd(), at, input, authority, maps)?));
-    }
-    let attributes = Attributes { no_suid: true, no_dev: true, ..Attributes::default() };
-    set_attributes(root.as_fd(), attributes, None).stage("rootfs: nosuid, nodev on the root")?;
-    Ok(Assembled { root, mounts })
+pub(crate) fn assemble_as_user(
+    mounts: &MountPlan,
+    (disk_bytes, disk_inodes): (u64, u64),
+    authority: Authority,
+    profile: &Profile,
+) -> Result<Assembled, StageError> {
+    let scratch = Scratch::on_tmpfs(disk_bytes, disk_inodes, BUILD_ID)?;
+    let rootfs = Rootfs::new(scratch, authority, profile)?;
+    rootfs.assemble(&mounts.root, &mounts.inputs, &IdMaps::default())
+}
+
+fn subdir(scratch: BorrowedFd<'_>, name: &str, authority: Authority) -> Result<OwnedFd, Errno> {
+    Place { dir: scratch, authority }.dir(name, 0o755, 0)?;
+    openat(scratch, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn etc_error(errno: Errno) -> StageError {
@@ -201,32 +332,15 @@ fn internal(stage: &str) -> StageError {
     StageError { stage: stage.to_owned(), errno: 0, unsupported: None }
 }
 
-/// The writable layer: a tmpfs of its own, limited in bytes and inodes.
-fn scratch(plan: &MountPlan, authority: Authority) -> Result<OwnedFd, StageError> {
-    let stage = "rootfs: make the writable layer";
-    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).stage(stage)?;
-    let id = match authority {
-        Authority::Root { base } => base,
-        Authority::User { .. } => BUILD_ID,
-    };
-    let options = [
-        ("size", plan.disk_bytes.to_string()),
-        ("nr_inodes", plan.disk_inodes.to_string()),
-        ("mode", "0755".to_owned()),
-        ("uid", id.to_string()),
-        ("gid", id.to_string()),
-    ];
-    for (key, value) in &options {
-        fsconfig_set_string(&fs, *key, value.as_str()).stage(stage)?;
-    }
-    fsconfig_create(&fs).stage(stage)?;
-    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, flags).stage(stage)
-}
-
-fn subdir(scratch: BorrowedFd<'_>, name: &str, authority: Authority) -> Result<OwnedFd, Errno> {
-    Scratch { dir: scratch, authority }.dir(name, 0o755, 0)?;
-    openat(scratch, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+/// A tree as a read-only mount of its own: what no profile has, because whoever has CAP_SYS_ADMIN over it can make it
+/// writable.
+fn read_only_bind(tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = open_tree(tree, entry.unwrap_or_default(), flags).stage("rootfs: clone a tree")?;
+    let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, ..Attributes::default() };
+    set_attributes(clone.as_fd(), attributes, None).stage("rootfs: make a tree read-only")?;
+    Ok(clone)
 }
 
 /// A clone of a subdirectory as a mount of its own.
@@ -235,7 +349,7 @@ fn bind(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// What every root has, whatever the image: our own places, and nothing of the host's.
-fn populate(root: &Scratch<'_>) -> Result<(), Errno> {
+fn populate(root: &Place<'_>, devices: &[Device]) -> Result<(), Errno> {
     for (path, mode, id) in [
         ("build", 0o755, BUILD_ID),
         ("dev/shm", 0o1777, 0),
@@ -246,12 +360,11 @@ fn populate(root: &Scratch<'_>) -> Result<(), Errno> {
         ("tmp", 0o1777, 0),
         ("usr", 0o755, 0),
         ("var/tmp", 0o1777, 0),
-        (PROBE_DIR, 0o755, BUILD_ID),
     ] {
         root.dir(path, mode, id)?;
     }
-    for (name, _, _) in DEVICES {
-        root.file(&format!("dev/{name}"), b"")?;
+    for device in devices {
+        root.file(&format!("dev/{}", device.node().0), b"")?;
     }
     root.link("/proc/self/fd", "dev/fd")?;
     root.link("/proc/self/fd/0", "dev/stdin")?;
@@ -261,7 +374,7 @@ fn populate(root: &Scratch<'_>) -> Result<(), Errno> {
     root.file("etc/hosts", b"127.0.0.1 localhost ampoule\n::1 localhost ampoule\n")
 }
 
-fn mount_point(root: &Scratch<'_>, input: &InputMount) -> Result<(), Errno> {
+fn mount_point(root: &Place<'_>, input: &InputMount) -> Result<(), Errno> {
     let path = input.target.relative();
     if !input.file {
         return root.dir(path, 0o755, BUILD_ID);
@@ -276,7 +389,7 @@ fn mount_point(root: &Scratch<'_>, input: &InputMount) -> Result<(), Errno> {
 }
 
 /// Gives what [`host_image`] made to in-sandbox root.
-fn chown_tree(root: &Scratch<'_>, name: &str) -> Result<(), Errno> {
+fn chown_tree(root: &Place<'_>, name: &str) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = openat(root.dir, name, flags, Mode::empty())?;
     for entry in rustix::fs::Dir::read_from(&dir)? {
@@ -292,111 +405,4 @@ fn chown_tree(root: &Scratch<'_>, name: &str) -> Result<(), Errno> {
         }
     }
     Ok(())
-}
-
-/// The host's directories that `image = "host"` shows, each a sealed tree.
-fn host_mounts(
-    scratch: BorrowedFd<'_>,
-    authority: Authority,
-    map: Option<&OwnedFd>,
-) -> Result<Vec<(SandboxPath, OwnedFd)>, StageError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let usr = openat(rustix::fs::CWD, "/usr", flags, Mode::empty()).stage("rootfs: open the host's /usr")?;
-    let alternatives = host_image::alternatives().stage("rootfs: open the host's alternatives")?;
-    let mut mounts = Vec::new();
-    for (path, dir) in [("/usr", Some(usr)), (host_image::ALTERNATIVES, alternatives)] {
-        let Some(dir) = dir else { continue };
-        let target = SandboxPath::parse(path).map_err(|_| internal("rootfs: name a mount point"))?;
-        let dir = id_mapped(dir.as_fd(), map)?;
-        mounts.push((target, lower_only(scratch, dir.as_fd(), authority)?));
-    }
-    Ok(mounts)
-}
-
-/// A layer as an overlay takes it: as host root a read-only, id-mapped clone; else the directory itself.
-fn id_mapped(dir: BorrowedFd<'_>, map: Option<&OwnedFd>) -> Result<OwnedFd, StageError> {
-    let Some(map) = map else { return dir.try_clone_to_owned().stage("rootfs: duplicate a layer") };
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = open_tree(dir, "", flags).stage("rootfs: clone a layer")?;
-    let attributes = Attributes { read_only: true, ..Attributes::default() };
-    set_attributes(clone.as_fd(), attributes, Some(map.as_fd())).map_err(|error| {
-        if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) {
-            let remedy = "the file system of this layer cannot be id-mapped; keep /usr and the state \
-                          directory on ext4, xfs, btrfs or tmpfs";
-            return StageError::unsupported("rootfs: id-map a layer", remedy);
-        }
-        StageError {
-            stage: "rootfs: id-map a layer".into(),
-            errno: error.raw_os_error().unwrap_or(0),
-            unsupported: None,
-        }
-    })?;
-    Ok(clone)
-}
-
-/// An overlay over these lower layers, the highest first, and an upper and a work directory if it is writable.
-fn overlay(
-    lowers: &[OwnedFd],
-    upper: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
-    authority: Authority,
-) -> Result<OwnedFd, StageError> {
-    let stage = "rootfs: overlay";
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).stage(stage)?;
-    for lower in lowers {
-        fsconfig_set_fd(&fs, "lowerdir+", lower.as_fd()).stage("rootfs: overlay's lower layer")?;
-    }
-    if let Some((upper, work)) = upper {
-        fsconfig_set_fd(&fs, "upperdir", upper).stage("rootfs: overlay's upper layer")?;
-        fsconfig_set_fd(&fs, "workdir", work).stage("rootfs: overlay's work directory")?;
-        // Nothing of it outlives the job, so nothing of it need reach a disk.
-        fsconfig_set_flag(&fs, "volatile").stage(stage)?;
-    }
-    if authority.is_root() {
-        // Renaming a directory of a lower layer is EXDEV without it.
-        fsconfig_set_string(&fs, "redirect_dir", "on").stage(stage)?;
-    } else {
-        fsconfig_set_flag(&fs, "userxattr").stage(stage)?;
-    }
-    fsconfig_create(&fs).stage(stage)?;
-    let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    if upper.is_none() {
-        flags |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-    }
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, flags).stage(stage)
-}
-
-/// A sealed tree: an overlay of lower layers alone, whose superblock is read-only for good. The kernel wants
-/// two of them.
-fn lower_only(
-    scratch: BorrowedFd<'_>,
-    tree: BorrowedFd<'_>,
-    authority: Authority,
-) -> Result<OwnedFd, StageError> {
-    let empty = subdir(scratch, "empty", authority).stage("rootfs: make an empty layer")?;
-    let tree = tree.try_clone_to_owned().stage("rootfs: duplicate a layer")?;
-    overlay(&[tree, empty], None, authority)
-}
-
-fn mount_input(
-    scratch: BorrowedFd<'_>,
-    at: usize,
-    input: &InputMount,
-    authority: Authority,
-    maps: &IdMaps,
-) -> Result<OwnedFd, StageError> {
-    let tree = id_mapped(input.tree.as_fd(), maps.inputs.as_ref())?;
-    let mounted = if input.writable {
-        let stage = "rootfs: make an input's writable layer";
-        let upper = subdir(scratch, &format!("input-{at}-upper"), authority).stage(stage)?;
-        Scratch { dir: scratch, authority }.chown(&format!("input-{at}-upper"), BUILD_ID).stage(stage)?;
-        let work = subdir(scratch, &format!("input-{at}-work"), authority).stage(stage)?;
-        overlay(&[tree], Some((upper.as_fd(), work.as_fd())), authority)?
-    } else {
-        lower_only(scratch, tree.as_fd(), authority)?
-    };
-    if input.file {
-        return bind(mounted.as_fd(), FILE_ENTRY).stage("rootfs: take a single file");
-    }
-    Ok(mounted)
 }

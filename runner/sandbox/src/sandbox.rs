@@ -1,16 +1,22 @@
 //! A sandbox from the outside: made by the supervisor, never entered by it.
+//!
+//! It is made in two parts. [`Sandbox::prepare`] makes what is the same for every job of a profile and can wait in a
+//! pool; [`Sandbox::furnish`] adds what one job needs. Whatever fails, what was made until then is in the
+//! [`Sandbox`] and has to be destroyed ([`crate::teardown::destroy`]).
 
 use crate::cgroup::{Hierarchies, JobCgroup};
-use crate::enter::{AssemblePlan, EnterPlan};
+use crate::enter::StageClock;
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
-use crate::init::{self, Answer, Order, StepPlan};
+use crate::init;
 use crate::probe::Layers;
-use crate::rootfs::{self, IdMaps, MountPlan, RootPlan};
+use crate::protocol::{Answer, AssemblePlan, EnterPlan, Order, PreparePlan};
+use crate::rootfs::{IdMaps, InputMount, MountPlan, RootPlan, Rootfs};
+use crate::scratch::Scratch;
+use crate::teardown::Traces;
 use crate::userns;
 use ampoule_ipc::{Channel, IpcError};
-use ampoule_spec::BUILD_ID;
-use ampoule_spec::{JobId, Limits, Measured, Profile, SandboxPath};
+use ampoule_spec::{BUILD_ID, Limits, Measured, Namespace, Profile, SandboxPath, SlotId};
 use ampoule_sys::namespace::NamespaceHandle;
 use ampoule_sys::process::{Child, Keep, Namespaces, spawn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,88 +30,294 @@ const SETUP_LIMIT: Duration = Duration::from_secs(60);
 /// The namespaces of init that exist from the start.
 const NAMESPACES: [&str; 6] = ["ipc", "mnt", "net", "pid", "user", "uts"];
 
-/// Everything that is needed to make a sandbox.
-pub struct SandboxPlan<'a> {
-    /// The job.
-    pub job: &'a JobId,
-    /// Its profile.
+/// What is the same for every job of a profile.
+pub struct PreparePart<'a> {
+    /// The profile.
     pub profile: &'a Profile,
-    /// Its limits.
-    pub limits: &'a Limits,
-    /// Under which authority.
-    pub authority: Authority,
     /// The host's control groups, if limits are to be set.
     pub hierarchies: Option<&'a Hierarchies>,
-    /// The root and inputs.
-    pub mounts: MountPlan,
-    /// The steps.
-    pub steps: &'a [StepPlan],
+    /// Limits to begin with.
+    pub limits: &'a Limits,
+    /// Where the file behind the writable layer is made; host root only.
+    pub scratch_dir: BorrowedFd<'a>,
+    /// Whether it will be the host's own `/usr`: then the root is entered now.
+    pub host_image: bool,
 }
 
-/// A sandbox with its init process, in which no step has run yet or some have.
+/// A sandbox, whole or in part.
 #[derive(Debug)]
 pub struct Sandbox {
+    /// What everything of it on the host is named after.
+    pub slot: SlotId,
+    /// Under which authority it is made.
+    pub authority: Authority,
     /// Init.
-    pub init: Child,
-    /// Its control groups, if it has any.
-    pub cgroup: Option<JobCgroup>,
+    pub(crate) init: Option<Child>,
+    /// Its control groups.
+    pub(crate) cgroup: Option<JobCgroup>,
+    /// Names of its namespaces that do not keep them alive; empty before Linux 6.18.
+    pub(crate) handles: Vec<(String, NamespaceHandle)>,
+    /// What its root is made of, as host root.
+    pub(crate) rootfs: Option<Rootfs>,
+    pub(crate) maps: IdMaps,
+    channel: Option<Channel>,
+    root: Option<OwnedFd>,
     /// What was measured.
     pub layers: Layers,
     /// Where the time of the set-up went: stage and microseconds.
     pub stages: Vec<(String, u64)>,
-    /// Names of its namespaces that do not keep them alive; empty before Linux 6.18.
-    pub(crate) handles: Vec<(String, NamespaceHandle)>,
-    channel: Channel,
-    root: OwnedFd,
-}
-
-/// A set-up that failed, with what had been made: it has to be destroyed like a whole sandbox.
-#[derive(Debug)]
-pub struct HalfMade {
-    /// Why.
-    pub error: StageError,
-    /// Init, if it was made.
-    pub init: Option<Child>,
-    /// Control groups, if they were made.
-    pub cgroup: Option<JobCgroup>,
 }
 
 impl Sandbox {
-    /// Makes a sandbox. The calling process has to be single-threaded.
-    ///
-    /// # Errors
-    /// The stage that failed and what is left to destroy.
-    pub fn create(plan: SandboxPlan<'_>) -> Result<Self, Box<HalfMade>> {
-        let mut half = HalfMade {
-            error: StageError { stage: String::new(), errno: 0, unsupported: None },
+    /// A sandbox of which nothing is there yet.
+    pub fn new(slot: SlotId, authority: Authority) -> Self {
+        Self {
+            slot,
+            authority,
             init: None,
             cgroup: None,
-        };
-        match build(plan, &mut half) {
-            Ok(parts) => {
-                let HalfMade { init: Some(init), cgroup, .. } = half else { return Err(Box::new(half)) };
-                let Parts { channel, root, layers, stages, handles } = parts;
-                Ok(Self { init, cgroup, layers, stages, handles, channel, root })
-            }
-            Err(error) => {
-                half.error = error;
-                Err(Box::new(half))
-            }
+            handles: Vec::new(),
+            rootfs: None,
+            maps: IdMaps::default(),
+            channel: None,
+            root: None,
+            layers: Layers::new(),
+            stages: Vec::new(),
         }
     }
 
-    /// Starts a step; its streams go to these descriptors.
+    /// Makes control groups, namespaces, the writable layer and init; with the host's image, the root too. The calling
+    /// process has to be single-threaded.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub fn prepare(&mut self, part: &PreparePart<'_>) -> Result<(), StageError> {
+        let mut clock = StageClock::start();
+        own_keyring()?;
+        if let Some(hierarchies) = part.hierarchies {
+            let mut group = JobCgroup::new(hierarchies, &self.slot);
+            let made = group.create(part.limits);
+            self.cgroup = Some(group);
+            made?;
+        }
+        clock.mark("control groups");
+        let cgroup_namespace = self.clone_init(part, &mut clock)?;
+        let ours = rustix::fs::stat("/proc/self/ns/cgroup").stage("namespaces: look at cgroup")?.st_ino;
+        let cgroup = own_namespace("cgroup", ours != cgroup_namespace);
+        self.layers.insert("namespace.cgroup".to_owned(), cgroup);
+        self.check_joined()?;
+        clock.mark("join and names");
+        if let Authority::Root { base } = self.authority {
+            let Limits { disk_bytes, disk_inodes, .. } = *part.limits;
+            let scratch =
+                Scratch::on_loop(part.scratch_dir, self.slot.as_str(), disk_bytes, disk_inodes, base)?;
+            clock.mark("writable layer");
+            self.rootfs = Some(Rootfs::new(scratch, self.authority, part.profile)?);
+            clock.mark("skeleton of the root");
+            if part.host_image {
+                self.enter(&RootPlan::Host, &[], &mut clock)?;
+            }
+        }
+        self.stages.append(&mut clock.stages);
+        Ok(())
+    }
+
+    /// Clones init, maps its ids, looks at its namespaces, and has it join what was made for it.
+    fn clone_init(&mut self, part: &PreparePart<'_>, clock: &mut StageClock) -> Result<u64, StageError> {
+        let (mine, theirs) = Channel::pair().stage("init: channel")?;
+        let own = |namespace| part.profile.has(namespace);
+        let namespaces = Namespaces {
+            user: true,
+            mount: true,
+            pid: true,
+            net: own(Namespace::Net),
+            ipc: own(Namespace::Ipc),
+            uts: own(Namespace::Uts),
+        };
+        let into = self.cgroup.as_ref().and_then(JobCgroup::into).map(AsFd::as_fd);
+        let (profile, authority) = (part.profile, self.authority);
+        let child =
+            spawn(namespaces, into, Keep::Only(&[theirs.as_fd()]), || init::run(&theirs, profile, authority))
+                .map_err(|error| clone_error(&error))?;
+        drop(theirs);
+        let pid = child.pid;
+        self.init = Some(child);
+        self.channel = Some(mine);
+        self.expect(|answer, _| matches!(answer, Answer::Made).then_some(()))?;
+        let (uid_map, gid_map) = self.authority.id_maps();
+        userns::write_maps(pid, &uid_map, &gid_map, !self.authority.is_root())
+            .stage("identity: write id maps")?;
+        self.look_at_namespaces(pid)?;
+        if self.authority.is_root() {
+            self.maps.image = Some(open_namespace(&pid.to_string(), "user")?);
+        }
+        clock.mark("clone and id maps");
+        let tasks = self.cgroup.as_mut().map(JobCgroup::take_tasks).unwrap_or_default();
+        self.send(&Order::Join, &tasks)?;
+        let (inode, stages) = self.expect(|answer, _| match answer {
+            Answer::Joined { cgroup_namespace, stages } => Some((cgroup_namespace, stages)),
+            _ => None,
+        })?;
+        clock.stages.extend(inner_stages(stages));
+        Ok(inode)
+    }
+
+    /// Opens init's namespaces while that is still allowed: holds them against our own and keeps their names.
+    fn look_at_namespaces(&mut self, pid: i32) -> Result<(), StageError> {
+        for name in NAMESPACES {
+            let (own, theirs) = (open_namespace("self", name)?, open_namespace(&pid.to_string(), name)?);
+            let inode =
+                |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| s.st_ino).stage("namespaces: look at one");
+            let in_force = inode(&own)? != inode(&theirs)?;
+            self.layers.insert(format!("namespace.{name}"), own_namespace(name, in_force));
+            // The host's will be there when the job is not.
+            if in_force {
+                self.keep_handle(name, theirs.as_fd());
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_handle(&mut self, name: &str, namespace: BorrowedFd<'_>) {
+        if let Ok(handle) = NamespaceHandle::of(namespace) {
+            self.handles.push((name.to_owned(), handle));
+        }
+    }
+
+    /// Init must be in every group whose limits are claimed.
+    fn check_joined(&self) -> Result<(), StageError> {
+        let (Some(init), Some(cgroup)) = (&self.init, &self.cgroup) else { return Ok(()) };
+        for dir in cgroup.dirs() {
+            let procs =
+                std::fs::read_to_string(dir.join("cgroup.procs")).stage("cgroup: see who is in it")?;
+            if !procs.lines().any(|line| line == init.pid.to_string()) {
+                return Err(Errno::SRCH).stage("cgroup: init is not in it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what one job needs: its limits, its image and its inputs. Returns whether the steps' view of the sandbox
+    /// has changed, so that what was measured before says nothing any more.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub fn furnish(&mut self, limits: &Limits, mounts: &MountPlan) -> Result<bool, StageError> {
+        let mut clock = StageClock::start();
+        if let Some(cgroup) = &mut self.cgroup {
+            cgroup.adjust(limits)?;
+        }
+        if self.root.is_none() {
+            match self.authority {
+                Authority::Root { .. } => self.enter(&mounts.root, &mounts.inputs, &mut clock)?,
+                Authority::User { .. } => self.enter_as_user(limits, mounts, &mut clock)?,
+            }
+            self.stages.append(&mut clock.stages);
+            return Ok(true);
+        }
+        if mounts.inputs.is_empty() {
+            return Ok(false);
+        }
+        self.map_inputs()?;
+        let rootfs = self.rootfs.as_ref().ok_or_else(protocol)?;
+        let (targets, inputs): (Vec<SandboxPath>, Vec<OwnedFd>) =
+            rootfs.inputs(&mounts.inputs, &self.maps)?.into_iter().unzip();
+        self.send(&Order::Attach { targets }, &inputs)?;
+        self.expect(|answer, _| matches!(answer, Answer::Attached).then_some(()))?;
+        clock.mark("attach inputs");
+        self.stages.append(&mut clock.stages);
+        Ok(true)
+    }
+
+    fn map_inputs(&mut self) -> Result<(), StageError> {
+        if let (Authority::Root { base }, None) = (self.authority, &self.maps.inputs) {
+            self.maps.inputs = Some(userns::with_map(&format!("0 {} 1", base + BUILD_ID))?);
+        }
+        Ok(())
+    }
+
+    /// Assembles the root as host root and has init enter it.
+    fn enter(
+        &mut self,
+        root: &RootPlan,
+        inputs: &[InputMount],
+        clock: &mut StageClock,
+    ) -> Result<(), StageError> {
+        if !inputs.is_empty() {
+            self.map_inputs()?;
+        }
+        let rootfs = self.rootfs.as_ref().ok_or_else(protocol)?;
+        let assembled = rootfs.assemble(root, inputs, &self.maps)?;
+        clock.mark("assemble mounts");
+        let (mounts, mut trees): (Vec<SandboxPath>, Vec<OwnedFd>) = assembled.mounts.into_iter().unzip();
+        trees.insert(0, assembled.root);
+        self.send(&Order::Enter(EnterPlan::Mounted { mounts }), &trees)?;
+        self.entered(clock)
+    }
+
+    /// As an ordinary user init makes the mounts, from the same plan.
+    fn enter_as_user(
+        &mut self,
+        limits: &Limits,
+        mounts: &MountPlan,
+        clock: &mut StageClock,
+    ) -> Result<(), StageError> {
+        let (plan, descriptors) = hand_over(limits, mounts).stage("mounts: hand over")?;
+        self.send(&Order::Enter(EnterPlan::Assemble(plan)), &descriptors)?;
+        self.entered(clock)
+    }
+
+    fn entered(&mut self, clock: &mut StageClock) -> Result<(), StageError> {
+        let (root, stages) = self.expect(|answer, descriptors| match (answer, descriptors.pop()) {
+            (Answer::Entered { stages }, Some(root)) => Some((root, stages)),
+            _ => None,
+        })?;
+        self.root = Some(root);
+        clock.mark("enter");
+        clock.stages.extend(inner_stages(stages));
+        Ok(())
+    }
+
+    /// Makes the process of the next step. What it measured, if it did, is in [`Sandbox::layers`].
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub fn prepare_step(
+        &mut self,
+        plan: PreparePlan,
+        streams: [BorrowedFd<'_>; 3],
+    ) -> Result<(), StageError> {
+        let mut clock = StageClock::start();
+        let channel = self.channel.as_ref().ok_or_else(protocol)?;
+        channel.send_all(&Order::Prepare(plan), &streams).stage("init: send an order")?;
+        let (layers, stages, namespaces) = self.expect(|answer, descriptors| match answer {
+            Answer::Prepared { layers, stages } => Some((layers, stages, std::mem::take(descriptors))),
+            _ => None,
+        })?;
+        for (name, namespace) in ["user of the steps", "mnt of the steps"].iter().zip(&namespaces) {
+            self.keep_handle(name, namespace.as_fd());
+        }
+        self.layers.extend(layers);
+        clock.mark("process of a step");
+        clock.stages.extend(inner_stages(stages));
+        self.stages.append(&mut clock.stages);
+        Ok(())
+    }
+
+    /// Ends a process that was made and told nothing.
     ///
     /// # Errors
     /// If init is gone.
-    pub fn start_step(
-        &self,
-        number: u32,
-        out: BorrowedFd<'_>,
-        err: BorrowedFd<'_>,
-    ) -> Result<Answer, IpcError> {
-        self.channel.send(&Order::Step { number }, &[out, err])?;
-        self.answer()
+    pub fn discard_step(&self) -> Result<(), StageError> {
+        self.send(&Order::Discard, &[])?;
+        // It may have ended by itself meanwhile, which init has said then.
+        let discarded = |answer| match answer {
+            Answer::Discarded => Some(true),
+            Answer::Ended { .. } => Some(false),
+            _ => None,
+        };
+        while !self.expect(|answer, _| discarded(answer))? {}
+        Ok(())
     }
 
     /// Asks the step's program to end, or kills every process of the sandbox but init.
@@ -113,7 +325,7 @@ impl Sandbox {
     /// # Errors
     /// If init is gone.
     pub fn order(&self, order: &Order) -> Result<(), IpcError> {
-        self.channel.send(order, &[])
+        self.channel.as_ref().ok_or(IpcError::Closed)?.send_all(order, &[])
     }
 
     /// Receives init's next answer. Poll [`Sandbox::channel`] first to not wait.
@@ -121,17 +333,22 @@ impl Sandbox {
     /// # Errors
     /// If init is gone.
     pub fn answer(&self) -> Result<Answer, IpcError> {
-        self.channel.receive().map(|(answer, _)| answer)
+        self.channel.as_ref().ok_or(IpcError::Closed)?.receive_all().map(|(answer, _)| answer)
     }
 
     /// Readable when init has answered or is gone.
-    pub fn channel(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
+    pub fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
     }
 
     /// The sandbox's root, for outputs. Only to be used when no process but init is left.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+    pub fn root(&self) -> Option<BorrowedFd<'_>> {
+        self.root.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its control groups, if it has any.
+    pub fn cgroup(&self) -> Option<&JobCgroup> {
+        self.cgroup.as_ref()
     }
 
     /// Proves that no process but init is left: every control group lists it alone. (Init has reaped all its
@@ -140,10 +357,11 @@ impl Sandbox {
     /// # Errors
     /// What is left, for people.
     pub fn quiesce(&self) -> Result<(), String> {
-        for dir in self.cgroup.iter().flat_map(|group| group.dirs()) {
+        let init = self.init.as_ref().map(|init| init.pid.to_string());
+        for dir in self.cgroup.iter().flat_map(JobCgroup::dirs) {
             let procs = std::fs::read_to_string(dir.join("cgroup.procs"))
                 .map_err(|e| format!("a control group cannot be read: {e}"))?;
-            let others = procs.lines().filter(|line| *line != self.init.pid.to_string()).count();
+            let others = procs.lines().filter(|line| Some(*line) != init.as_deref()).count();
             if others != 0 {
                 return Err(format!("{others} processes are left after the last step"));
             }
@@ -151,87 +369,90 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Bytes and inodes that are free in the writable layer.
-    pub fn scratch_free(&self) -> Option<(u64, u64)> {
-        let fs = rustix::fs::fstatvfs(&self.root).ok()?;
-        Some((fs.f_bavail.saturating_mul(fs.f_frsize), fs.f_favail))
+    /// Whether the writable layer is out of bytes, and whether out of inodes.
+    pub fn scratch_is_full(&self) -> Option<(bool, bool)> {
+        let fs = rustix::fs::fstatvfs(self.root()?).ok()?;
+        // The kernel takes room for what it holds as one piece of a write, up to 2 MiB, or refuses the write.
+        let piece = (2 << 20).min(fs.f_blocks.saturating_mul(fs.f_frsize) / 8);
+        Some((fs.f_bavail.saturating_mul(fs.f_frsize) < piece, fs.f_favail < 2))
+    }
+
+    /// Has what the job writes go to the host's disk without a stay in the host's page cache, if the disk can do that.
+    pub fn bypass_host_cache(&self) {
+        // Where it cannot, the host's memory is used twice and the job is slower: no reason to end it.
+        let _ = self.rootfs.as_ref().map(|rootfs| rootfs.scratch.bypass_host_cache());
+    }
+
+    /// Says whether bytes of the writable layer were lost, which a job is not told: ask after outputs were read.
+    ///
+    /// # Errors
+    /// That of the lost bytes.
+    pub fn sync_scratch(&self) -> std::io::Result<()> {
+        self.rootfs.as_ref().map_or(Ok(()), |rootfs| rootfs.scratch.sync())
+    }
+
+    /// What it is found by when this process is gone.
+    pub fn traces(&self) -> Traces {
+        let handles = self.handles.iter();
+        Traces {
+            slot: self.slot.clone(),
+            cgroups: self.cgroup.iter().flat_map(JobCgroup::dirs).cloned().collect(),
+            uid_base: self.authority.base(),
+            namespaces: handles.map(|(name, handle)| (name.clone(), handle.to_bytes())).collect(),
+        }
     }
 
     /// Gives everything up that keeps the sandbox alive besides its processes.
-    pub(crate) fn into_remains(self) -> (Child, Option<JobCgroup>, Vec<(String, NamespaceHandle)>) {
-        (self.init, self.cgroup, self.handles)
+    pub(crate) fn let_go(&mut self) {
+        self.channel = None;
+        self.root = None;
+        self.maps = IdMaps::default();
     }
-}
 
-struct Parts {
-    channel: Channel,
-    root: OwnedFd,
-    layers: Layers,
-    stages: Vec<(String, u64)>,
-    handles: Vec<(String, NamespaceHandle)>,
-}
+    fn send(&self, order: &Order, descriptors: &[OwnedFd]) -> Result<(), StageError> {
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let channel = self.channel.as_ref().ok_or_else(protocol)?;
+        channel.send_all(order, &borrowed).stage("init: send an order")
+    }
 
-fn build(plan: SandboxPlan<'_>, half: &mut HalfMade) -> Result<Parts, StageError> {
-    let mut clock = crate::enter::StageClock::start();
-    if let Some(hierarchies) = plan.hierarchies {
-        half.cgroup = Some(JobCgroup::create(hierarchies, plan.job, plan.limits)?);
-    }
-    clock.mark("make control groups");
-    let (mine, theirs) = Channel::pair().stage("init: channel")?;
-    let namespaces = Namespaces { user: true, mount: true, pid: true, net: true, ipc: true, uts: true };
-    let into = half.cgroup.as_ref().and_then(|c| c.into.as_ref()).map(AsFd::as_fd);
-    let (profile, steps) = (plan.profile, plan.steps);
-    let init = spawn(namespaces, into, Keep::Only(&[theirs.as_fd()]), || init::run(&theirs, profile, steps))
-        .map_err(|error| clone_error(&error))?;
-    drop(theirs);
-    let pid = init.pid;
-    half.init = Some(init);
-    match expect(&mine)? {
-        (Answer::Made, _) => {}
-        (Answer::Failed(error), _) => return Err(error),
-        _ => return Err(protocol()),
-    }
-    let (uid_map, gid_map) = plan.authority.id_maps();
-    userns::write_maps(pid, &uid_map, &gid_map, !plan.authority.is_root())
-        .stage("identity: write id maps")?;
-    let (mut layers, handles) = namespaces_of(pid)?;
-    clock.mark("clone and id maps");
-    let (enter, mut descriptors) = prepare(&plan, pid)?;
-    clock.mark("assemble mounts");
-    if let Some(cgroup) = &mut half.cgroup {
-        let mut join: Vec<OwnedFd> = cgroup.join.drain(..).collect();
-        join.append(&mut descriptors);
-        descriptors = join;
-    }
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    mine.send(&Order::Enter(enter), &borrowed).stage("init: send the plan")?;
-    drop(descriptors);
-    let (answer, mut sent) = expect(&mine)?;
-    match (answer, sent.pop()) {
-        (Answer::Ready { layers: measured, cgroup_namespace, stages }, Some(root)) => {
-            joined(half)?;
-            clock.mark("enter and probe");
-            let ours = rustix::fs::stat("/proc/self/ns/cgroup").stage("namespaces: look at cgroup")?.st_ino;
-            layers.insert("namespace.cgroup".to_owned(), own_namespace("cgroup", ours != cgroup_namespace));
-            layers.extend(measured);
-            clock.stages.extend(stages.into_iter().map(|(s, t)| (format!("init: {s}"), t)));
-            Ok(Parts { channel: mine, root, layers, stages: clock.stages, handles })
+    /// Waits for one answer, bounded, and takes of it what was asked for.
+    fn expect<T>(&self, take: impl FnOnce(Answer, &mut Vec<OwnedFd>) -> Option<T>) -> Result<T, StageError> {
+        let channel = self.channel.as_ref().ok_or_else(protocol)?;
+        let limit = Timespec { tv_sec: SETUP_LIMIT.as_secs().try_into().unwrap_or(60), tv_nsec: 0 };
+        let mut ready = [PollFd::new(channel, PollFlags::IN)];
+        loop {
+            match poll(&mut ready, Some(&limit)) {
+                Ok(0) => return Err(Errno::TIMEDOUT).stage("init: no answer"),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).stage("init: wait for an answer"),
+            }
         }
-        (Answer::Failed(error), _) => Err(error),
-        _ => Err(protocol()),
-    }
-}
-
-/// Init must be in every group whose limits are claimed.
-fn joined(half: &HalfMade) -> Result<(), StageError> {
-    let (Some(init), Some(cgroup)) = (&half.init, &half.cgroup) else { return Ok(()) };
-    for dir in cgroup.dirs() {
-        let procs = std::fs::read_to_string(dir.join("cgroup.procs")).stage("cgroup: see who is in it")?;
-        if !procs.lines().any(|line| line == init.pid.to_string()) {
-            return Err(Errno::SRCH).stage("cgroup: init is not in it");
+        match channel.receive_all().stage("init: it died during set-up")? {
+            (Answer::Failed(error), _) => Err(error),
+            (answer, mut descriptors) => take(answer, &mut descriptors).ok_or_else(protocol),
         }
     }
-    Ok(())
+}
+
+/// A session keyring that nobody else has, empty: a job must not find a key of its caller's. It is the supervisor's, and
+/// inherited: one that init had made would belong to the job's ids, and the kernel takes tens of milliseconds to
+/// collect it, for which every teardown would have to wait.
+fn own_keyring() -> Result<(), StageError> {
+    match ampoule_sys::keyring::new_session() {
+        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => Ok(()),
+        other => other.stage("identity: session keyring"),
+    }
+}
+
+fn inner_stages(stages: Vec<(String, u64)>) -> impl Iterator<Item = (String, u64)> {
+    stages.into_iter().map(|(stage, micros)| (format!("init: {stage}"), micros))
+}
+
+fn open_namespace(who: &str, name: &str) -> Result<OwnedFd, StageError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    openat(rustix::fs::CWD, format!("/proc/{who}/ns/{name}"), flags, Mode::empty())
+        .stage("namespaces: open one")
 }
 
 fn clone_error(error: &std::io::Error) -> StageError {
@@ -248,59 +469,7 @@ fn protocol() -> StageError {
     StageError { stage: "init: an answer out of turn".into(), errno: 0, unsupported: None }
 }
 
-/// Waits for one answer, bounded.
-fn expect(channel: &Channel) -> Result<(Answer, Vec<OwnedFd>), StageError> {
-    let limit = Timespec { tv_sec: SETUP_LIMIT.as_secs().try_into().unwrap_or(60), tv_nsec: 0 };
-    let mut ready = [PollFd::new(channel, PollFlags::IN)];
-    loop {
-        match poll(&mut ready, Some(&limit)) {
-            Ok(0) => return Err(Errno::TIMEDOUT).stage("init: no answer"),
-            Ok(_) => return channel.receive().stage("init: it died during set-up"),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno).stage("init: wait for an answer"),
-        }
-    }
-}
-
-/// Makes the mounts, as host root; as an ordinary user init will, from the same plan.
-fn prepare(plan: &SandboxPlan<'_>, pid: i32) -> Result<(EnterPlan, Vec<OwnedFd>), StageError> {
-    let writable = plan.mounts.inputs.iter().filter(|i| i.writable).map(|i| i.target.clone()).collect();
-    let (base, user) = match plan.authority {
-        Authority::Root { base } => (Some(base), (0, 0)),
-        Authority::User { uid, gid } => (None, (uid, gid)),
-    };
-    let mut enter = EnterPlan {
-        base,
-        user,
-        join: plan.hierarchies.map_or(0, |h| h.job_paths(plan.job).len() - usize::from(h.unified.is_some())),
-        cgroup_namespace: true,
-        mounts: Vec::new(),
-        assemble: None,
-        writable,
-        open_files: plan.limits.open_files,
-    };
-    let Some(base) = base else {
-        let (assemble, descriptors) = hand_over(&plan.mounts).stage("mounts: hand over")?;
-        enter.assemble = Some(assemble);
-        return Ok((enter, descriptors));
-    };
-    let path = format!("/proc/{pid}/ns/user");
-    let image = openat(rustix::fs::CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .stage("identity: open the user namespace")?;
-    let inputs = match plan.mounts.inputs.is_empty() {
-        true => None,
-        false => Some(userns::with_map(&format!("0 {} 1", base + BUILD_ID))?),
-    };
-    let maps = IdMaps { image: Some(image), inputs };
-    let assembled = rootfs::assemble(&plan.mounts, plan.authority, &maps)?;
-    let (targets, mounts): (Vec<SandboxPath>, Vec<OwnedFd>) = assembled.mounts.into_iter().unzip();
-    enter.mounts = targets;
-    let mut descriptors = vec![assembled.root];
-    descriptors.extend(mounts);
-    Ok((enter, descriptors))
-}
-
-fn hand_over(mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)> {
+fn hand_over(limits: &Limits, mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)> {
     let (layers, trees): (_, &[OwnedFd]) = match &mounts.root {
         RootPlan::Host => (None, &[]),
         RootPlan::Layers(layers) => (Some(layers.len()), layers),
@@ -313,31 +482,10 @@ fn hand_over(mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)
         .map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())))
         .collect::<Result<_, _>>()?;
     let inputs = inputs.map(|input| (input.target.clone(), input.file, input.writable)).collect();
-    let (disk_bytes, disk_inodes) = (mounts.disk_bytes, mounts.disk_inodes);
+    let (disk_bytes, disk_inodes) = (limits.disk_bytes, limits.disk_inodes);
     Ok((AssemblePlan { layers, inputs, places, disk_bytes, disk_inodes }, descriptors))
 }
 
 fn own_namespace(name: &str, in_force: bool) -> Measured {
     Measured { in_force, detail: format!("a namespace of its own for {name}") }
-}
-
-/// Opens init's namespaces while that is still allowed: holds them against our own and keeps their names.
-fn namespaces_of(pid: i32) -> Result<(Layers, Vec<(String, NamespaceHandle)>), StageError> {
-    let mut layers = Layers::new();
-    let mut handles = Vec::new();
-    for name in NAMESPACES {
-        let stage = format!("namespaces: look at {name}");
-        let open = |who: &str| {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            openat(rustix::fs::CWD, format!("/proc/{who}/ns/{name}"), flags, Mode::empty()).stage(&stage)
-        };
-        let (own, theirs) = (open("self")?, open(&pid.to_string())?);
-        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| s.st_ino).stage(&stage);
-        let in_force = inode(&own)? != inode(&theirs)?;
-        layers.insert(format!("namespace.{name}"), own_namespace(name, in_force));
-        if let Ok(handle) = NamespaceHandle::of(theirs.as_fd()) {
-            handles.push((name.to_owned(), handle));
-        }
-    }
-    Ok((layers, handles))
 }

@@ -129,6 +129,8 @@ codes! {
     LimitPids = "limit.pids", JobFailed, "RESOURCE_EXHAUSTED", Tenant;
     /// The job filled its disk and failed.
     LimitDisk = "limit.disk", JobFailed, "RESOURCE_EXHAUSTED", Tenant;
+    /// A step wrote more log than is kept, and the job says that this is a failure.
+    LimitLog = "limit.log", JobFailed, "RESOURCE_EXHAUSTED", Tenant;
     /// A declared output is not there.
     OutputMissing = "output.missing", JobFailed, "FAILED_PRECONDITION", Tenant;
     /// A declared output is not a plain file, or larger than allowed.

@@ -1,19 +1,36 @@
 //! Events: what a supervisor writes into the job directory's `events` file while the job runs.
 
 use crate::report::{Outcome, StepReport, UnixNanos};
-use crate::{Code, JobId, Name, Sha256};
+use crate::{Code, JobId, Name, Sha256, SlotId};
 use serde::{Deserialize, Serialize};
 
 /// The journal frame kind of a lifecycle event: a JSON [`Event`].
 pub const FRAME_EVENT: u8 = 1;
 /// The journal frame kind of log bytes: a [`LogChunk`].
 pub const FRAME_LOG: u8 = 2;
+/// The journal frame kind of the spec's bytes, as they arrived.
+pub const FRAME_SPEC: u8 = 3;
+/// The journal frame kind of a part of the report's bytes that another part follows.
+pub const FRAME_REPORT_PART: u8 = 4;
+/// The journal frame kind of the last part of the report's bytes: with it the report is whole.
+pub const FRAME_REPORT_END: u8 = 5;
 
 /// A lifecycle event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The intent: what is about to exist on the host. Durable before any of it does.
+    /// The intent: what is about to exist on the host, for whichever job. Durable before any of it does.
+    Intent {
+        /// When.
+        at: UnixNanos,
+        /// The slot: the name of everything below that has a name.
+        slot: SlotId,
+        /// The first host user id of the block that is used, if there is one.
+        uid_base: Option<u32>,
+        /// The control groups that will be made, as absolute paths.
+        cgroups: Vec<String>,
+    },
+    /// The job is admitted: it ends in one record, whatever happens from here on.
     Admitted {
         /// When.
         at: UnixNanos,
@@ -21,10 +38,6 @@ pub enum Event {
         job: JobId,
         /// SHA-256 of `spec.json`.
         spec: Sha256,
-        /// The first host user id of the block that the job uses, if it has one of its own.
-        uid_base: Option<u32>,
-        /// The control groups that will be made, as absolute paths.
-        cgroups: Vec<String>,
     },
     /// The job entered a phase.
     Phase {

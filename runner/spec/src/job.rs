@@ -32,6 +32,9 @@ pub struct JobSpec {
     pub profile: Name,
     /// What the sandbox's root is made of.
     pub image: Image,
+    /// Who the steps are inside the sandbox.
+    #[serde(default, skip_serializing_if = "StepUser::is_default")]
+    pub user: StepUser,
     /// Seconds since 1970: `SOURCE_DATE_EPOCH` and the modification time of every imported file.
     pub source_date_epoch: u64,
     /// Variables for all steps.
@@ -51,6 +54,71 @@ pub struct JobSpec {
     /// What the job asks to use.
     #[serde(default)]
     pub limits: LimitsRequest,
+    /// What it means that a step writes more log than is kept.
+    #[serde(default, skip_serializing_if = "LogOverflow::is_default")]
+    pub log_overflow: LogOverflow,
+}
+
+/// Who the steps of a job are inside its sandbox. On the host they are ids of the job's own, either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepUser {
+    /// Uid and gid 1000, without any capability.
+    #[default]
+    Build,
+    /// Uid and gid 0 with the capabilities that the profile gives it, over the sandbox's files and processes
+    /// alone: for package managers.
+    Root,
+}
+
+impl StepUser {
+    /// Whether it is what a job that says nothing has.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The user's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Root => "root",
+        }
+    }
+
+    /// The user and group id inside the sandbox.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Build => crate::BUILD_ID,
+            Self::Root => 0,
+        }
+    }
+}
+
+/// What it means that a step writes more log than is kept. Either way the middle is cut and counted, and the
+/// digest is of the whole stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogOverflow {
+    /// Nothing else.
+    #[default]
+    Cut,
+    /// The step has failed.
+    Fail,
+}
+
+impl LogOverflow {
+    /// Whether it is what a job that says nothing has.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Its spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Fail => "fail",
+        }
+    }
 }
 
 /// What the sandbox's root is made of.

@@ -17,20 +17,25 @@ mod report;
 pub mod wire;
 
 pub use code::{Code, Exit, Fault};
-pub use defaults::{BUILD_ID, ENV_DEFAULTS, HOSTNAME, UMASK};
+pub use defaults::{BUILD_ID, ENV_DEFAULTS, HOSTNAME, INIT_ID, PUMP_ID, UMASK};
 pub use digest::{Blake3, DigestError, Sha256};
-pub use event::{Event, FRAME_EVENT, FRAME_LOG, LogChunk, Stream};
+pub use event::{
+    Event, FRAME_EVENT, FRAME_LOG, FRAME_REPORT_END, FRAME_REPORT_PART, FRAME_SPEC, LogChunk, Stream,
+};
 pub use job::{
-    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, Output, OutputKind, OutputWhen, ParamValue,
-    STEP_TIMEOUT_MS_MAX, SpecError, Step, TEXT_BYTES_MAX,
+    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, Output, OutputKind, OutputWhen,
+    ParamValue, STEP_TIMEOUT_MS_MAX, SpecError, Step, StepUser, TEXT_BYTES_MAX,
 };
 pub use limits::{LimitRefused, Limits, LimitsRequest};
-pub use name::{EnvName, JobId, Name, NameError, OutputName};
+pub use name::{EnvName, JobId, Name, NameError, OutputName, SlotId};
 pub use path::{PathError, SandboxPath};
-pub use profile::{LandlockRules, Profile, Requirements, SeccompProgram};
+pub use profile::{
+    Capabilities, Device, LandlockRules, Mounts, Namespace, Network, Proc, Profile, Requirements, Sealed,
+    Seccomp, SeccompProgram,
+};
 pub use report::{
-    Check, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, Outcome, OutputReport, PhaseTime,
-    RunReport, StepEnd, StepReport, TeardownReport, Timeline, UnixNanos, Usage,
+    Check, CheckState, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, Outcome,
+    OutputReport, PhaseTime, RunReport, StepEnd, StepReport, TeardownReport, Timeline, UnixNanos, Usage,
 };
 
 /// The largest `spec.json` either side accepts, in bytes.

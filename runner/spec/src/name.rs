@@ -83,6 +83,12 @@ name!(
     "job id",
     check_job_id
 );
+name!(
+    /// A slot's id, which names what a sandbox is made of on the host before it is known for which job: a UUIDv7.
+    SlotId,
+    "slot id",
+    check_job_id
+);
 
 fn check_name(text: &str) -> Result<(), &'static str> {
     let rule = "use 1 to 64 of a-z, 0-9 and '-', beginning with a letter or digit";
@@ -117,7 +123,7 @@ fn check_env(text: &str) -> Result<(), &'static str> {
 }
 
 fn check_job_id(text: &str) -> Result<(), &'static str> {
-    let rule = "a job id is a lower-case UUID of version 7";
+    let rule = "an id is a lower-case UUID of version 7";
     if text.len() != 36 {
         return Err(rule);
     }

@@ -49,7 +49,7 @@ impl Outcome {
     pub fn of(code: Code) -> Self {
         match code {
             Code::LimitTimeout => Self::TimedOut,
-            Code::LimitOom | Code::LimitPids | Code::LimitDisk => Self::KilledByLimit,
+            Code::LimitOom | Code::LimitPids | Code::LimitDisk | Code::LimitLog => Self::KilledByLimit,
             Code::JobCancelled => Self::Cancelled,
             Code::TeardownUnclean => Self::Quarantined,
             Code::JobAborted | Code::SandboxSetupFailed | Code::SandboxUnsupported | Code::Internal => {
@@ -280,7 +280,7 @@ pub struct OutputReport {
     pub executable: bool,
 }
 
-/// What was checked after destruction. Clean = every check found nothing.
+/// What was checked after destruction. Clean = no check found anything left.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeardownReport {
@@ -293,9 +293,15 @@ pub struct TeardownReport {
 }
 
 impl TeardownReport {
-    /// Whether every check found nothing.
+    /// Whether no check found anything left.
     pub fn is_clean(&self) -> bool {
-        self.checks.iter().all(|check| check.gone)
+        self.checks.iter().all(|check| check.state != CheckState::Left)
+    }
+
+    /// What was found to be left, for people: empty if it is clean.
+    pub fn left_behind(&self) -> String {
+        let left = self.checks.iter().filter(|check| check.state == CheckState::Left);
+        left.map(|check| format!("{} {}", check.left, check.what)).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -305,12 +311,35 @@ impl TeardownReport {
 pub struct Check {
     /// What was looked for.
     pub what: String,
-    /// Whether none of it is left.
-    pub gone: bool,
+    /// What was found.
+    pub state: CheckState,
     /// How many were left.
     pub left: u64,
-    /// How it was checked.
+    /// How it was checked, or why it could not be.
     pub how: String,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckState {
+    /// It was looked for, and none of it is there.
+    Gone,
+    /// Some of it is still there.
+    Left,
+    /// This kernel has no way to look for it.
+    Unconfirmed,
+}
+
+impl CheckState {
+    /// The state's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Left => "left",
+            Self::Unconfirmed => "unconfirmed",
+        }
+    }
 }
 
 impl RunReport {

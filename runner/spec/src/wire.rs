@@ -3,7 +3,7 @@
 //! One JSON message a packet, descriptors beside it by `SCM_RIGHTS`. The spec itself, manifests and
 //! archives travel as descriptors, so no message needs more than [`MESSAGE_BYTES_MAX`].
 
-use crate::{Code, Isolation, JobId, Name, Sha256};
+use crate::{Code, Isolation, JobId, Name, Sha256, SlotId, UnixNanos};
 use serde::{Deserialize, Serialize};
 
 /// The largest message, in bytes.
@@ -119,6 +119,8 @@ pub enum Reply {
         isolation: Isolation,
         /// What the profile demands and the host does not give, with the remedy; empty: it can be met.
         missing: Vec<String>,
+        /// Slots that are or were in quarantine since the last boot, the latest first.
+        quarantined: Vec<Quarantined>,
     },
     /// To [`Request::Forget`].
     Forgotten,
@@ -141,6 +143,24 @@ pub struct Imported {
     pub bytes: u64,
     /// Entries in it.
     pub entries: u64,
+}
+
+/// A slot of which something was left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantined {
+    /// The slot.
+    pub slot: SlotId,
+    /// Its job, if it had one.
+    pub job: Option<JobId>,
+    /// What was found to be left, for people.
+    pub left: String,
+    /// When.
+    pub since: UnixNanos,
+    /// How often it was looked at again.
+    pub looks: u32,
+    /// When nothing was found any more, and the slot was released.
+    pub released: Option<UnixNanos>,
 }
 
 /// A job of an earlier run that was cleaned up.
@@ -169,7 +189,7 @@ mod tests {
             Reply::Imported(imported),
             Reply::Admitted { job: job.clone() },
             Reply::Finished { job },
-            Reply::Measured { isolation: Isolation::default(), missing: vec![] },
+            Reply::Measured { isolation: Isolation::default(), missing: vec![], quarantined: vec![] },
             Reply::Forgotten,
             Reply::Refused { code: Code::Internal, message: "m".into() },
         ] {

@@ -5,15 +5,20 @@
 //!
 //! The processes that use this crate are single-threaded; [`process::spawn`] says why that matters.
 
+pub mod ext4;
 pub mod fd;
 pub mod keyring;
 pub mod landlock;
 pub mod loopback;
+pub mod loopdev;
 pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod seccomp;
+#[cfg(feature = "faults")]
+pub mod shared;
 pub mod signal;
+pub mod writeback;
 
 use std::io;
 

@@ -46,6 +46,25 @@ impl NamespaceHandle {
         Ok(Self { raw })
     }
 
+    /// The handle as bytes, to be kept outside of this process; its kind comes first.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let length = usize::try_from(self.raw.bytes).unwrap_or(HANDLE_BYTES).min(HANDLE_BYTES);
+        let data = self.raw.data.iter().take(length);
+        self.raw.kind.to_le_bytes().iter().chain(data).copied().collect()
+    }
+
+    /// What [`NamespaceHandle::to_bytes`] gave; none if these bytes cannot be that.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (kind, data) = bytes.split_first_chunk()?;
+        let mut raw = Raw {
+            bytes: u32::try_from(data.len()).ok()?,
+            kind: i32::from_le_bytes(*kind),
+            data: [0; HANDLE_BYTES],
+        };
+        raw.data.get_mut(..data.len())?.copy_from_slice(data);
+        Some(Self { raw })
+    }
+
     /// Whether no reference to the namespace is left.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Who is measured, and with which command line.
 
+use super::worker::Job;
 use crate::shell::{self, Needed};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -10,8 +11,10 @@ use std::path::{Path, PathBuf};
 /// Something that runs /bin/true in a fresh sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Contender {
-    /// This project's runner.
+    /// This project's runner: from the request to a launcher that runs, to the durable report.
     Ampoule,
+    /// The same for a launcher that is started for one job.
+    AmpouleCold,
     Bubblewrap,
     Crun,
     Runc,
@@ -32,18 +35,20 @@ pub(crate) struct Line {
     pub(crate) around: Vec<String>,
     /// What is measured; `{n}` stands for the number of the run.
     pub(crate) argv: Vec<String>,
-    /// Whether it is the runner, which gets its job through a socket.
-    pub(crate) job: bool,
+    /// How the runner gets its job, if it is the runner.
+    pub(crate) job: Option<Job>,
 }
 
 impl Contender {
-    pub(crate) const ALL: [Self; 5] = [Self::Ampoule, Self::Bubblewrap, Self::Crun, Self::Runc, Self::Plain];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Ampoule, Self::AmpouleCold, Self::Bubblewrap, Self::Crun, Self::Runc, Self::Plain];
     /// The one that ratios refer to.
     pub(crate) const REFERENCE: Self = Self::Bubblewrap;
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ampoule => "ampoule",
+            Self::AmpouleCold => "ampoule cold",
             Self::Bubblewrap => "bwrap",
             Self::Crun => "crun",
             Self::Runc => "runc",
@@ -54,8 +59,9 @@ impl Contender {
     /// The command line, or why there is none on this machine.
     pub(crate) fn line(self, place: &Place) -> Result<Line> {
         let program = match self {
-            Self::Ampoule => return place.ampoule(),
-            Self::Plain => return Ok(Line { around: Vec::new(), argv: words("/bin/true"), job: false }),
+            Self::Ampoule => return place.ampoule(Job::Warm),
+            Self::AmpouleCold => return place.ampoule(Job::Cold),
+            Self::Plain => return Ok(Line { around: Vec::new(), argv: words("/bin/true"), job: None }),
             Self::Bubblewrap => "bwrap",
             Self::Crun => "crun",
             Self::Runc => "runc",
@@ -63,14 +69,14 @@ impl Contender {
         ensure!(shell::has_program(program), "{program} is not installed");
         if self == Self::Bubblewrap {
             let line = "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev /bin/true";
-            return Ok(Line { around: Vec::new(), argv: words(line), job: false });
+            return Ok(Line { around: Vec::new(), argv: words(line), job: None });
         }
         ensure!(shell::is_root(), "needs root");
         let bundle = place.bundle.display();
         let argv =
             words(&format!("{program} run --bundle {bundle} ampoule-bench-{}-{{n}}", std::process::id()));
         let around = if self == Self::Crun { without_second_hierarchy() } else { Vec::new() };
-        Ok(Line { around, argv, job: false })
+        Ok(Line { around, argv, job: None })
     }
 }
 
@@ -116,11 +122,11 @@ impl Place {
         Ok(Self { bundle, programs })
     }
 
-    fn ampoule(&self) -> Result<Line> {
+    fn ampoule(&self, job: Job) -> Result<Line> {
         ensure!(shell::is_root(), "the hermetic profile needs root");
         let program = self.programs.join("ampoule-runner");
         let program = program.to_str().context("a path in UTF-8")?.to_owned();
-        Ok(Line { around: Vec::new(), argv: vec![program], job: true })
+        Ok(Line { around: Vec::new(), argv: vec![program], job: Some(job) })
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) enum Bench {
     Worker {
         /// The first word is `ampoule-runner`: a job is sent to it.
         #[arg(long)]
-        job: bool,
+        job: Option<worker::Job>,
         /// The command; `{n}` stands for the number of the run.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         argv: Vec<String>,

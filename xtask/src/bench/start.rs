@@ -70,8 +70,9 @@ fn lane(contender: Contender, place: &Place, folder: &Path) -> Result<Lane> {
 }
 
 fn report(folder: &Path, lanes: Vec<Lane>, absent: &[(Contender, String)]) -> Result<()> {
+    let ours = lanes.iter().filter(|lane| lane.contender == Contender::Ampoule);
     let phases: Vec<(String, Numbers)> =
-        lanes.iter().flat_map(|lane| lane.phases.clone()).map(|(name, took)| (name, numbers(took))).collect();
+        ours.flat_map(|lane| lane.phases.clone()).map(|(name, took)| (name, numbers(took))).collect();
     let measured: Vec<(Contender, usize, Numbers)> =
         lanes.into_iter().map(|lane| (lane.contender, lane.took.len(), numbers(lane.took))).collect();
     let reference = measured.iter().find(|(c, ..)| *c == Contender::REFERENCE).map(|(_, _, n)| n.median);

@@ -2,19 +2,51 @@
 //! mount namespace, say) is set up once and not measured.
 
 use super::contender::Line;
-use super::launch::{self, Timed};
+use super::launch::{self, Launcher, Timed};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// How many sandboxes the launcher keeps ready.
+const POOL: usize = 2;
+
+/// How a job is sent to the runner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Job {
+    /// To a launcher that runs and has sandboxes ready.
+    Warm,
+    /// To a launcher that is started for it and ends with it.
+    Cold,
+}
+
+impl Job {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Cold => "cold",
+        }
+    }
+}
+
 /// The child's side: one run for every line read, answered with nanoseconds and phases, or with a text.
-pub(crate) fn serve(argv: &[String], job: bool) -> Result<()> {
+pub(crate) fn serve(argv: &[String], job: Option<Job>) -> Result<()> {
     let mut out = std::io::stdout();
+    let mut launcher = match job {
+        Some(Job::Warm) => {
+            let runner = argv.first().context("no runner")?;
+            Some(Launcher::start(Path::new(runner), &std::env::current_dir()?, POOL)?)
+        }
+        _ => None,
+    };
     for (number, line) in std::io::stdin().lock().lines().enumerate() {
         line?;
-        match time_once(argv, job, number) {
+        let timed = match &mut launcher {
+            Some(launcher) => launcher.once(),
+            None => time_once(argv, job, number),
+        };
+        match timed {
             Ok(timed) => {
                 let nanos = u64::try_from(timed.took.as_nanos())?;
                 writeln!(out, "{}", serde_json::to_string(&(nanos, timed.phases))?)?;
@@ -26,10 +58,10 @@ pub(crate) fn serve(argv: &[String], job: bool) -> Result<()> {
     Ok(())
 }
 
-fn time_once(argv: &[String], job: bool, number: usize) -> Result<Timed> {
-    if job {
+fn time_once(argv: &[String], job: Option<Job>, number: usize) -> Result<Timed> {
+    if job.is_some() {
         let runner = argv.first().context("no runner")?;
-        return launch::once(Path::new(runner), &std::env::current_dir()?, number);
+        return launch::cold(Path::new(runner), &std::env::current_dir()?, number);
     }
     let words: Vec<String> = argv.iter().map(|word| word.replace("{n}", &number.to_string())).collect();
     let (program, args) = words.split_first().context("no command")?;
@@ -54,8 +86,8 @@ impl Worker {
     pub(crate) fn start(line: &Line, folder: &Path) -> Result<Self> {
         let own = std::env::current_exe()?.display().to_string();
         let mut serve = vec![own, "bench".into(), "worker".into()];
-        if line.job {
-            serve.push("--job".into());
+        if let Some(job) = line.job {
+            serve.extend(["--job".into(), job.as_str().into()]);
         }
         serve.push("--".into());
         let words: Vec<&String> = line.around.iter().chain(&serve).chain(&line.argv).collect();

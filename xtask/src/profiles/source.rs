@@ -11,6 +11,9 @@ pub(crate) struct Policy {
     pub(crate) format: u32,
     pub(crate) arch: String,
     pub(crate) groups: Vec<Group>,
+    /// What a call gets that no group names. A list that is imported may have another.
+    #[serde(skip, default = "Action::unnamed")]
+    pub(crate) default: Action,
 }
 
 /// Calls that share an answer and a reason.
@@ -20,9 +23,31 @@ pub(crate) struct Group {
     pub(crate) action: Action,
     pub(crate) reason: String,
     pub(crate) names: Vec<String>,
+    /// For steps of which users the group holds; both if the source says nothing.
+    #[serde(default = "User::both")]
+    pub(crate) users: Vec<User>,
     /// Alternatives, each a list of conditions that must all hold; empty = always.
     #[serde(default)]
     pub(crate) when: Vec<Vec<Condition>>,
+}
+
+/// Who a step is in the sandbox. Each has a program of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum User {
+    /// The ordinary build user.
+    Build,
+    /// Uid 0 of the sandbox, which is nobody outside.
+    Root,
+}
+
+impl User {
+    pub(crate) const ALL: [Self; 2] = [Self::Build, Self::Root];
+
+    /// What a group that names nobody is for.
+    pub(crate) fn both() -> Vec<Self> {
+        Self::ALL.into()
+    }
 }
 
 /// The answer to a call.
@@ -36,8 +61,14 @@ pub(crate) enum Action {
     Enosys,
 }
 
+impl Action {
+    fn unnamed() -> Self {
+        Self::Enosys
+    }
+}
+
 /// One comparison of one argument.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Condition {
     pub(crate) arg: u8,
@@ -58,6 +89,9 @@ pub(crate) enum Op {
     Eq,
     Ne,
     MaskedEq,
+    /// Compared without a sign.
+    AtLeast,
+    Below,
 }
 
 impl Policy {
@@ -68,14 +102,21 @@ impl Policy {
         for group in &policy.groups {
             group.check().with_context(|| format!("group {:?}", group.reason))?;
         }
-        policy.check_names()?;
+        for user in User::ALL {
+            policy.check_names(user).with_context(|| format!("for the user {user:?}"))?;
+        }
         Ok(policy)
     }
 
+    /// The groups that hold for steps of this user.
+    pub(crate) fn groups_of(&self, user: User) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(move |group| group.users.contains(&user))
+    }
+
     /// Refuses policies whose answer would depend on how the compiler and the kernel merge rules.
-    fn check_names(&self) -> Result<()> {
+    fn check_names(&self, user: User) -> Result<()> {
         let mut seen: BTreeMap<(&str, Action), Vec<&Group>> = BTreeMap::new();
-        for group in &self.groups {
+        for group in self.groups_of(user) {
             for name in &group.names {
                 seen.entry((name, group.action)).or_default().push(group);
             }
@@ -106,6 +147,10 @@ impl Group {
     fn check(&self) -> Result<()> {
         ensure!(self.reason.len() >= 10, "it needs a reason");
         ensure!(!self.names.is_empty(), "it names no call");
+        ensure!(
+            !self.users.is_empty() && self.users.is_sorted_by(|a, b| a < b),
+            "users names build, root or both, in this order; without it the group is for both"
+        );
         for condition in self.when.iter().flatten() {
             ensure!(condition.arg < 6, "a call has arguments 0 to 5");
             ensure!(matches!(condition.bits, 32 | 64), "bits is 32 or 64");
@@ -173,6 +218,24 @@ mod tests {
         assert!(policy(&group("eperm", "read", WHEN)).is_err());
         assert!(policy(&group("enosys", "read", WHEN)).is_err());
         assert!(policy(&group("eperm", "read", "")).is_ok());
+    }
+
+    #[test]
+    fn policy_groups_hold_for_the_users_that_they_name() {
+        let of = |action: &str, when: &str, users: &str| {
+            let group = group(action, "read", when);
+            if users.is_empty() { group } else { group.replacen('{', &format!(r#"{{"users":{users},"#), 1) }
+        };
+        let parsed = policy(&[of("allow", "", ""), of("eperm", WHEN, r#"["build"]"#)].join(",")).unwrap();
+        assert_eq!(User::ALL.map(|user| parsed.groups_of(user).count()), [2, 1]);
+        for users in ["[]", r#"["root","root"]"#, r#"["root","build"]"#, r#"["nobody"]"#, r#""build""#] {
+            assert!(policy(&of("allow", "", users)).is_err(), "{users}");
+        }
+        // Each user's groups must be a policy by themselves.
+        let half = [of("allow", "", r#"["build"]"#), of("eperm", WHEN, r#"["root"]"#)].join(",");
+        assert!(format!("{:#}", policy(&half).unwrap_err()).contains("Root"));
+        let apart = [of("allow", "", r#"["build"]"#), of("eperm", "", r#"["root"]"#)].join(",");
+        assert!(policy(&apart).is_ok());
     }
 
     #[test]

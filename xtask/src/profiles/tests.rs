@@ -1,10 +1,11 @@
 //! Runs the compiled program on a table of calls, as the kernel would.
 
 mod equivalence;
+mod import;
 
 use super::*;
 use Answer::{Allow, Errno, Kill};
-use ampoule_spec::SeccompProgram;
+use ampoule_spec::{Network, SeccompProgram};
 use std::collections::BTreeSet;
 
 const NATIVE: u32 = 0xc000_003e;
@@ -111,6 +112,7 @@ fn remembered(program: &[u64], nr: u32) -> bool {
     }
 }
 
+/// The programs of both users, of which most tests ask that they answer alike.
 struct Filters {
     profile: Profile,
     numbers: BTreeMap<&'static str, u32>,
@@ -124,19 +126,30 @@ impl Filters {
         Self { profile: serde_json::from_str(&hermetic.text).unwrap(), numbers: compile::numbers().unwrap() }
     }
 
-    fn answer(&self, call: &Call) -> Answer {
-        answer(&self.profile.seccomp, call)
+    fn programs(&self, user: User) -> &[SeccompProgram] {
+        match user {
+            User::Build => &self.profile.seccomp.build,
+            User::Root => &self.profile.seccomp.root,
+        }
     }
 
-    fn of(&self, name: &str, args: &[u64]) -> Answer {
+    fn answers(&self, call: &Call) -> [Answer; 2] {
+        User::ALL.map(|user| answer(self.programs(user), call))
+    }
+
+    fn of(&self, name: &str, args: &[u64]) -> [Answer; 2] {
         let mut all = [0; 6];
         all[..args.len()].copy_from_slice(args);
         let nr = *self.numbers.get(name).unwrap_or_else(|| panic!("{name} is not in the table"));
-        self.answer(&Call { nr, arch: NATIVE, args: all })
+        self.answers(&Call { nr, arch: NATIVE, args: all })
     }
 
     fn expect(&self, name: &str, args: &[u64], want: Answer) {
-        assert_eq!(self.of(name, args), want, "{name} {args:#x?}");
+        self.expect_each(name, args, want, want);
+    }
+
+    fn expect_each(&self, name: &str, args: &[u64], build: Answer, root: Answer) {
+        assert_eq!(self.of(name, args), [build, root], "{name} {args:#x?}");
     }
 }
 
@@ -207,7 +220,7 @@ fn numbers_without_a_name_answer_enosys() {
     let known: BTreeSet<u32> = filters.numbers.values().copied().collect();
     let unknown = (0..1024).filter(|nr| !known.contains(nr)).chain([0x7fff_ffff, u32::MAX, 0x8000_0000]);
     for nr in unknown {
-        assert_eq!(filters.answer(&Call { nr, arch: NATIVE, args: [0; 6] }), NOSYS, "{nr}");
+        assert_eq!(filters.answers(&Call { nr, arch: NATIVE, args: [0; 6] }), [NOSYS; 2], "{nr}");
     }
 }
 
@@ -215,7 +228,7 @@ fn numbers_without_a_name_answer_enosys() {
 fn x32_numbers_answer_enosys() {
     let filters = Filters::compiled();
     for nr in (0..600).map(|nr| nr | X32_BIT) {
-        assert_eq!(filters.answer(&Call { nr, arch: NATIVE, args: [0; 6] }), NOSYS, "{nr:#x}");
+        assert_eq!(filters.answers(&Call { nr, arch: NATIVE, args: [0; 6] }), [NOSYS; 2], "{nr:#x}");
     }
 }
 
@@ -224,7 +237,7 @@ fn foreign_architectures_are_killed() {
     let filters = Filters::compiled();
     for arch in [I386, AARCH64, 0, u32::MAX] {
         for nr in 0..512 {
-            assert_eq!(filters.answer(&Call { nr, arch, args: [0; 6] }), Kill, "{arch:#x} {nr}");
+            assert_eq!(filters.answers(&Call { nr, arch, args: [0; 6] }), [Kill; 2], "{arch:#x} {nr}");
         }
     }
 }
@@ -309,7 +322,7 @@ fn limits_of_other_processes_can_be_read_but_not_set() {
 }
 
 #[test]
-fn set_id_modes_are_denied_however_a_file_is_made() {
+fn set_id_modes_are_denied_to_the_build_user_alone_however_a_file_is_made() {
     let filters = Filters::compiled();
     let cases: [(&str, usize); 5] =
         [("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2), ("creat", 1)];
@@ -317,9 +330,10 @@ fn set_id_modes_are_denied_however_a_file_is_made() {
         for mode in 0..=0o7777u64 {
             let mut args = [0; 6];
             args[index] = mode;
-            filters.expect(name, &args, if mode & 0o6000 != 0 { PERM } else { Allow });
+            let build = if mode & 0o6000 != 0 { PERM } else { Allow };
+            filters.expect_each(name, &args, build, Allow);
             args[index] = mode | HIGH;
-            filters.expect(name, &args, if mode & 0o6000 != 0 { PERM } else { Allow });
+            filters.expect_each(name, &args, build, Allow);
         }
     }
     for (name, index) in [("open", 1), ("openat", 2)] {
@@ -330,7 +344,7 @@ fn set_id_modes_are_denied_however_a_file_is_made() {
                 let mut args = [0; 6];
                 args[index] = flags;
                 args[index + 1] = mode;
-                filters.expect(name, &args, if makes && set_id { PERM } else { Allow });
+                filters.expect_each(name, &args, if makes && set_id { PERM } else { Allow }, Allow);
             }
         }
     }
@@ -350,7 +364,7 @@ fn mknod_makes_files_fifos_and_sockets_only() {
             };
             filters.expect(name, &args, want);
             args[index] |= 0o4000;
-            filters.expect(name, &args, PERM);
+            filters.expect_each(name, &args, PERM, want);
         }
     }
 }
@@ -387,15 +401,18 @@ fn far_jumps_arrive_where_near_ones_do() {
 #[test]
 fn kernel_remembers_every_call_that_is_allowed_whatever_its_arguments() {
     let (filters, policy) = (Filters::compiled(), policy());
-    let program = &filters.profile.seccomp[0].instructions;
-    let mut allowed = 0;
-    for (name, nr) in &filters.numbers {
-        let mut groups = policy.groups.iter().filter(|g| g.names.iter().any(|n| n == name));
-        let always = groups.all(|g| g.action == source::Action::Allow && g.when.is_empty());
-        assert_eq!(remembered(program, *nr), always, "{name}");
-        allowed += usize::from(always);
+    let mut allowed = [0; 2];
+    for (user, allowed) in User::ALL.into_iter().zip(&mut allowed) {
+        let [program] = filters.programs(user) else { panic!("not one program") };
+        for (name, nr) in &filters.numbers {
+            let mut groups = policy.groups_of(user).filter(|g| g.names.iter().any(|n| n == name));
+            let always = groups.all(|g| g.action == source::Action::Allow && g.when.is_empty());
+            assert_eq!(remembered(&program.instructions, *nr), always, "{user:?} {name}");
+            *allowed += usize::from(always);
+        }
     }
-    assert!(allowed >= 240, "{allowed}");
+    // The modes of chmod, fchmod, fchmodat, fchmodat2, creat, open and openat are looked at for one user alone.
+    assert!(allowed[0] >= 240 && allowed[1] == allowed[0] + 7, "{allowed:?}");
 }
 
 #[test]
@@ -403,15 +420,23 @@ fn profiles_differ_in_demands_not_in_filters() {
     let root = &crate::root().unwrap();
     let profiles: Vec<Profile> =
         compile_all(root).unwrap().iter().map(|c| serde_json::from_str(&c.text).unwrap()).collect();
-    let [dev, hermetic] = profiles.as_slice() else { panic!("{}", profiles.len()) };
-    assert_eq!((dev.name.as_str(), hermetic.name.as_str()), ("dev", "hermetic"));
+    let [dev, fetch, hermetic] = profiles.as_slice() else { panic!("{}", profiles.len()) };
+    assert_eq!([dev, fetch, hermetic].map(|p| p.name.as_str()), ["dev", "fetch", "hermetic"]);
+    assert_eq!([dev, fetch, hermetic].map(|p| p.network), [Network::None, Network::Proxy, Network::None]);
+    let sealed = Profile { network: Network::None, ..fetch.clone() };
+    assert_eq!(
+        Profile { name: hermetic.name.clone(), summary: hermetic.summary.clone(), ..sealed },
+        *hermetic
+    );
     assert_eq!((&dev.seccomp, &dev.landlock), (&hermetic.seccomp, &hermetic.landlock));
     assert_eq!(hermetic.requires.landlock_abi, 2);
     assert!(hermetic.requires.cgroup_limits && hermetic.requires.dedicated_uid);
     assert!(!dev.requires.cgroup_limits && !dev.requires.dedicated_uid);
-    let [program] = hermetic.seccomp.as_slice() else { panic!("{}", hermetic.seccomp.len()) };
-    // Loading is paid by every step: what grows the program to many times this needs another look.
-    assert!(program.instructions.len() < 320, "{}", program.instructions.len());
+    for programs in [&hermetic.seccomp.build, &hermetic.seccomp.root] {
+        let [program] = programs.as_slice() else { panic!("{}", programs.len()) };
+        // Loading is paid by every step: what grows the program to many times this needs another look.
+        assert!(program.instructions.len() < 320, "{}", program.instructions.len());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! A suite that cannot run counts as skipped, with the reason; where `CI=true`, a skipped suite that is
 //! required counts as failed. Output goes to the terminal and to `target/test-logs/`.
 
-mod count;
+pub(crate) mod count;
 mod suites;
 
 use crate::shell;

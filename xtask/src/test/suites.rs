@@ -3,6 +3,7 @@
 use super::count::Counting;
 use super::{Machine, Suite};
 use crate::shell::{self, Needed};
+use std::path::Path;
 use std::process::Command;
 
 /// What the suites need beyond Rust and a C compiler's libraries; installed when missing and root.
@@ -14,6 +15,8 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["openssl", "version"], package: "openssl" },
     Needed { probe: &["setpriv", "--version"], package: "util-linux" },
     Needed { probe: &["/usr/bin/python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
+    // An ordinary user's PATH may not lead to it.
+    Needed { probe: &["sh", "-c", "PATH=$PATH:/usr/sbin:/sbin e2fsck -V"], package: "e2fsprogs" },
 ];
 
 /// All suites, in the order in which they run; `None` = nothing of that kind exists in the tree.
@@ -23,11 +26,15 @@ pub(crate) const ALL: &[fn(&Machine) -> Option<Suite>] = &[
     tidy,
     rust_tests,
     doc_tests,
+    scratch,
     schema,
     build_integration,
     integration_root,
     integration_user,
 ];
+
+/// Tests that need root stand behind this feature, so that a plain `cargo test` does without them.
+const ROOT_TESTS: &str = "--features=ampoule-sandbox/root-tests";
 
 /// The user that stands for an ordinary one when this is root.
 const ORDINARY_UID: &str = "65534";
@@ -56,7 +63,7 @@ fn fmt(machine: &Machine) -> Option<Suite> {
 }
 
 fn clippy(machine: &Machine) -> Option<Suite> {
-    let args = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    let args = ["clippy", "--workspace", "--all-targets", "--locked", ROOT_TESTS, "--", "-D", "warnings"];
     suite("clippy", Counting::Status, component(machine, "clippy", &args))
 }
 
@@ -82,6 +89,19 @@ fn rust_tests(machine: &Machine) -> Option<Suite> {
 fn doc_tests(machine: &Machine) -> Option<Suite> {
     let args = ["test", "--doc", "--workspace", "--no-fail-fast", "--locked"];
     suite("doc", Counting::CargoTest, Ok(cargo(machine, &args)))
+}
+
+fn scratch(machine: &Machine) -> Option<Suite> {
+    let args =
+        ["test", "--locked", "--no-fail-fast", "-p", "ampoule-sandbox", ROOT_TESTS, "--test", "scratch"];
+    let plan = if !machine.is_root {
+        Err("needs root".into())
+    } else if !Path::new("/dev/loop-control").exists() {
+        Err("this machine has no loop devices; load the kernel module loop".into())
+    } else {
+        Ok(cargo(machine, &args))
+    };
+    suite("scratch-root", Counting::CargoTest, plan)
 }
 
 fn schema(machine: &Machine) -> Option<Suite> {

@@ -2,7 +2,7 @@
 
 use super::{
     Checked, FieldError, broken, check_builder, check_decimal, check_digest, check_invocation,
-    check_subjects, check_time,
+    check_subjects, check_teardown, check_time,
 };
 use crate::authority::{Authority, BuilderMode, Issuer};
 use crate::canonical::canonical_json;
@@ -20,8 +20,20 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// The keys of the external parameters of the build type.
-const EXTERNAL: [&str; 10] =
-    ["name", "profile", "image", "sourceDateEpoch", "env", "params", "inputs", "steps", "outputs", "limits"];
+const EXTERNAL: [&str; 12] = [
+    "name",
+    "profile",
+    "image",
+    "user",
+    "sourceDateEpoch",
+    "env",
+    "params",
+    "inputs",
+    "steps",
+    "outputs",
+    "limits",
+    "logOverflow",
+];
 
 /// The first external parameter that the build type does not have.
 pub(crate) fn unknown_parameter(parameters: &Map<String, Value>) -> Option<&str> {
@@ -166,7 +178,7 @@ fn check_run_details(run: &RunDetails, spec: &JobSpec) -> Checked {
             return Err(broken(field, "more fields than a byproduct has"));
         }
         if name == "teardown" {
-            check_teardown(&field, byproduct)?;
+            check_content(&field, byproduct)?;
         }
     }
     for name in ["report.json", "teardown"] {
@@ -190,7 +202,8 @@ fn byproduct_name(name: &str, spec: &JobSpec) -> bool {
     matches!(name, "report.json" | "teardown") || name.strip_prefix("output:").is_some_and(report) || log()
 }
 
-fn check_teardown(field: &str, byproduct: &ResourceDescriptor) -> Checked {
+/// The record of the teardown, where it is short enough to stand in the statement itself.
+fn check_content(field: &str, byproduct: &ResourceDescriptor) -> Checked {
     let Some(content) = &byproduct.content else { return Ok(()) };
     let field = format!("{field}.content");
     let bytes = STANDARD.decode(content).map_err(|_| broken(&field, "standard base64"))?;
@@ -200,12 +213,12 @@ fn check_teardown(field: &str, byproduct: &ResourceDescriptor) -> Checked {
     }
     let value = parse_strict(&bytes).map_err(|e| broken(&field, e.to_string()))?;
     let record: TeardownRecord = serde_json::from_value(value).map_err(|e| broken(&field, e.to_string()))?;
+    check_teardown(&field, &record)?;
     let canonical = canonical_json(&record).is_ok_and(|again| again == bytes);
-    let clean = record.clean && !record.checks.is_empty();
-    if canonical && clean && record.checks.iter().all(|check| check.gone && check.left == "0") {
+    if canonical && record.shows_destruction() {
         Ok(())
     } else {
-        Err(broken(field, "the canonical record of a clean teardown"))
+        Err(broken(field, "the canonical record of a clean teardown that shows something to be gone"))
     }
 }
 

@@ -23,9 +23,15 @@ fn check_each_broken_rule_has_its_error() {
         ("Outcome", |_, r| r["outcome"] = json!("quarantined")),
         ("Outcome", |_, r| r["outcome"] = json!("aborted")),
         ("Failure", |_, r| r["failure"] = json!({"code": "teardown.unclean", "message": "m"})),
-        ("NothingChecked", |_, r| r["teardown"]["checks"] = json!([])),
-        ("LeftBehind", |_, r| r["teardown"]["checks"][1]["gone"] = json!(false)),
+        ("NothingConfirmed", |_, r| r["teardown"]["checks"] = json!([])),
+        ("NothingConfirmed", |_, r| {
+            for check in r["teardown"]["checks"].as_array_mut().unwrap() {
+                check["state"] = json!("unconfirmed");
+            }
+        }),
+        ("LeftBehind", |_, r| r["teardown"]["checks"][1]["state"] = json!("left")),
         ("LeftBehind", |_, r| r["teardown"]["checks"][1]["left"] = json!(1)),
+        ("LeftBehind", |_, r| r["teardown"]["checks"][3]["left"] = json!(1)),
         ("Steps", |_, r| drop(r["steps"].as_array_mut().unwrap().pop())),
         ("Steps", |_, r| r["steps"] = json!([])),
         ("Steps", |_, r| r["steps"].as_array_mut().unwrap().reverse()),
@@ -56,6 +62,16 @@ fn check_each_broken_rule_has_its_error() {
     for (expected, change) in cases {
         assert_eq!(refused(*change), *expected);
     }
+}
+
+#[test]
+fn check_one_thing_gone_and_the_rest_unconfirmed_is_clean() {
+    let record = changed(|_, report| {
+        for check in report["teardown"]["checks"].as_array_mut().unwrap().iter_mut().skip(1) {
+            check["state"] = json!("unconfirmed");
+        }
+    });
+    assert!(record.clean().is_ok());
 }
 
 #[test]

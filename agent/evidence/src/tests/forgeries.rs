@@ -28,6 +28,14 @@ fn run(s: &mut Value) -> &mut Value {
     &mut s["predicate"]["runDetails"]
 }
 
+/// Puts another teardown record into the statement, with its digest.
+fn teardown(s: &mut Value, record: &str) {
+    use base64::Engine as _;
+    let byproduct = &mut run(s)["byproducts"][6];
+    byproduct["content"] = json!(base64::engine::general_purpose::STANDARD.encode(record));
+    byproduct["digest"]["sha256"] = json!(crate::statement::sha256(record.as_bytes()).to_string());
+}
+
 pub(super) fn remove(value: &mut Value, key: &str) -> Value {
     value.as_object_mut().unwrap().remove(key).unwrap()
 }
@@ -194,11 +202,49 @@ const RUN: &[(&str, &str, Change)] = &[
         run(s)["byproducts"][6]["content"] = json!("e30=");
     }),
     ("teardown content unclean", "Field(runDetails.byproducts[6].content)", |s| {
-        use base64::Engine as _;
-        let record = br#"{"checkedBy":"s","checks":[{"gone":false,"how":"h","left":"1","what":"w"}],"clean":false,"micros":"1"}"#;
-        let byproduct = &mut run(s)["byproducts"][6];
-        byproduct["content"] = json!(base64::engine::general_purpose::STANDARD.encode(record));
-        byproduct["digest"]["sha256"] = json!(crate::statement::sha256(record).to_string());
+        teardown(
+            s,
+            r#"{"checkedBy":"s","checks":[{"how":"h","left":"1","state":"left","what":"w"}],"clean":false,"micros":"1"}"#,
+        );
+    }),
+    ("teardown content left behind and called clean", "Field(runDetails.byproducts[6].content.clean)", |s| {
+        teardown(
+            s,
+            r#"{"checkedBy":"s","checks":[{"how":"h","left":"1","state":"left","what":"w"}],"clean":true,"micros":"1"}"#,
+        );
+    }),
+    ("teardown content gone with a count", "Field(runDetails.byproducts[6].content.checks[0].left)", |s| {
+        teardown(
+            s,
+            r#"{"checkedBy":"s","checks":[{"how":"h","left":"1","state":"gone","what":"w"}],"clean":true,"micros":"1"}"#,
+        );
+    }),
+    ("teardown content with nothing confirmed", "Field(runDetails.byproducts[6].content)", |s| {
+        teardown(
+            s,
+            r#"{"checkedBy":"s","checks":[{"how":"h","left":"0","state":"unconfirmed","what":"w"}],"clean":true,"micros":"1"}"#,
+        );
+    }),
+    ("teardown content without a check", "Field(runDetails.byproducts[6].content)", |s| {
+        teardown(s, r#"{"checkedBy":"s","checks":[],"clean":true,"micros":"1"}"#);
+    }),
+    ("teardown content with an unknown state", "Field(runDetails.byproducts[6].content)", |s| {
+        teardown(
+            s,
+            r#"{"checkedBy":"s","checks":[{"how":"h","left":"0","state":"lost","what":"w"}],"clean":true,"micros":"1"}"#,
+        );
+    }),
+    ("teardown content of the old form", "Field(runDetails.byproducts[6].content)", |s| {
+        teardown(
+            s,
+            r#"{"checkedBy":"s","checks":[{"gone":true,"how":"h","left":"0","what":"w"}],"clean":true,"micros":"1"}"#,
+        );
+    }),
+    ("teardown content not canonical", "Field(runDetails.byproducts[6].content)", |s| {
+        teardown(
+            s,
+            r#"{"checkedBy": "s","checks":[{"how":"h","left":"0","state":"gone","what":"w"}],"clean":true,"micros":"1"}"#,
+        );
     }),
 ];
 
@@ -226,6 +272,18 @@ const DEFINITION: &[(&str, &str, Change)] = &[
     }),
     ("unknown limit", "Field(buildDefinition.externalParameters)", |s| {
         external(s)["limits"]["gpus"] = json!("1")
+    }),
+    ("user left out", "Field(buildDefinition.externalParameters)", |s| drop(remove(external(s), "user"))),
+    ("user unknown", "Field(buildDefinition.externalParameters)", |s| external(s)["user"] = json!("admin")),
+    ("user as a number", "Field(buildDefinition.externalParameters)", |s| external(s)["user"] = json!(0)),
+    ("log overflow left out", "Field(buildDefinition.externalParameters)", |s| {
+        drop(remove(external(s), "logOverflow"))
+    }),
+    ("log overflow unknown", "Field(buildDefinition.externalParameters)", |s| {
+        external(s)["logOverflow"] = json!("drop")
+    }),
+    ("log overflow in snake_case", "UnknownParameter", |s| {
+        rename(external(s), "logOverflow", "log_overflow")
     }),
     ("image kind unknown", "Field(buildDefinition.externalParameters)", |s| {
         external(s)["image"]["kind"] = json!("vm")

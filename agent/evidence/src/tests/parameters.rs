@@ -19,6 +19,9 @@ fn specs() -> Vec<Value> {
     for limit in ["disk_inodes", "log_bytes", "timeout_ms", "open_files"] {
         tar["limits"][limit] = json!(7);
     }
+    // Both stand in a spec only where they are not the default.
+    tar["user"] = json!("root");
+    tar["log_overflow"] = json!("fail");
     vec![first, host, tar]
 }
 
@@ -60,6 +63,8 @@ fn others(value: &Value) -> Vec<Value> {
                 json!("always"),
                 json!("artifact"),
                 json!("report"),
+                json!("build"),
+                json!("cut"),
                 json!("sh"),
             ]
         }
@@ -114,6 +119,8 @@ fn order_presence_and_kind_change_external_parameters() {
         |s| s["params"]["shared"] = json!("true"),
         |s| s["limits"] = json!({}),
         |s| s["limits"]["open_files"] = json!(4096),
+        |s| s["user"] = json!("root"),
+        |s| s["log_overflow"] = json!("fail"),
         |s| s["image"] = json!({"kind": "host"}),
         |s| s["image"] = json!({"kind": "tar", "sha256": s["image"]["manifest"]}),
         |s| s["inputs"][3]["source"] = json!({"kind": "file", "sha256": s["inputs"][3]["source"]["sha256"]}),
@@ -127,6 +134,19 @@ fn order_presence_and_kind_change_external_parameters() {
         change(&mut flipped);
         assert_ne!(external(&flipped).expect("a good job"), before, "change {at}");
     }
+}
+
+#[test]
+fn user_and_log_overflow_are_written_out_where_the_job_is_silent() {
+    let silent = specs().remove(0);
+    let mut said = silent.clone();
+    said["user"] = json!("build");
+    said["log_overflow"] = json!("cut");
+    assert_eq!(external(&silent), external(&said));
+    let value: Value = serde_json::from_slice(&external(&silent).unwrap()).unwrap();
+    assert_eq!((&value["user"], &value["logOverflow"]), (&json!("build"), &json!("cut")));
+    let other: Value = serde_json::from_slice(&external(&specs()[2]).unwrap()).unwrap();
+    assert_eq!((&other["user"], &other["logOverflow"]), (&json!("root"), &json!("fail")));
 }
 
 #[test]
@@ -186,14 +206,17 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
         any::<u64>(),
         0..8,
     );
+    let choices = (prop::sample::select(vec!["build", "root"]), prop::sample::select(vec!["cut", "fail"]));
     (maps, prop::collection::vec(step, 1..4), image, prop::collection::vec(source, 0..4), limits, 0_u64..253_402_300_799,
-        prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..3)).prop_map(
-        |((env, params), steps, image, inputs, limits, epoch, outputs)| {
+        prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..3), choices).prop_map(
+        |((env, params), steps, image, inputs, limits, epoch, outputs, (user, overflow))| {
             let mut spec: Value = serde_json::from_slice(SPEC).unwrap();
             spec["env"] = json!(env);
             spec["params"] = json!(params);
             spec["image"] = image;
             spec["limits"] = json!(limits);
+            spec["user"] = json!(user);
+            spec["log_overflow"] = json!(overflow);
             spec["source_date_epoch"] = json!(epoch);
             spec["attempt"] = json!(1);
             let steps = steps.into_iter().enumerate().map(|(at, (mut run, timeout))| {

@@ -51,6 +51,12 @@ fn every_outcome() -> Vec<JobRecord> {
             [json!({"end": "killed_by_limit", "code": "limit.oom"}), not_run()],
             keep,
         ),
+        ended(
+            "killed_by_limit",
+            "limit.log",
+            [json!({"end": "killed_by_limit", "code": "limit.log"}), not_run()],
+            keep,
+        ),
         ended("cancelled", "job.cancelled", [json!({"end": "cancelled"}), not_run()], keep),
         ended("aborted", "job.aborted", [json!({"end": "aborted"}), not_run()], keep),
         ended(
@@ -59,7 +65,7 @@ fn every_outcome() -> Vec<JobRecord> {
             [json!({"end": "exited", "code": 0}), not_run()],
             |report| {
                 report["teardown"]["checks"][1] =
-                    json!({"what": "mounts", "gone": false, "left": 2, "how": "mountinfo"});
+                    json!({"what": "mounts", "state": "left", "left": 2, "how": "mountinfo"});
                 report["failure"]["teardown"] = json!("2 mounts");
             },
         ),
@@ -119,6 +125,9 @@ fn schema_refuses_what_it_should() {
         |s| s["subject"][0]["digest"]["sha256"] = json!("AB"),
         |s| s["subject"] = json!([]),
         |s| s["predicate"]["builder"]["id"] = json!("x"),
+        |s| s["predicate"]["teardown"]["checks"][0]["state"] = json!("lost"),
+        |s| s["predicate"]["teardown"]["checks"][0]["gone"] = json!(true),
+        |s| drop(s["predicate"]["teardown"]["checks"][0].as_object_mut().unwrap().remove("state")),
     ];
     for (at, change) in cases.iter().enumerate() {
         let mut value = run_json();
@@ -147,8 +156,16 @@ fn unknown_profile_is_attested_by_the_builder_that_claims_nothing() {
 fn record_that_contradicts_itself_is_refused() {
     let other = changed(|_, report| report["job"] = json!("01890a5d-ac96-774b-bcce-b302099a8058"));
     assert!(matches!(run_of(&other, &issuer()), Err(RunRefused::Binding(_))));
-    let unclean = changed(|_, report| report["teardown"]["checks"] = json!([]));
-    assert!(matches!(run_of(&unclean, &issuer()), Err(RunRefused::Rule(_))));
+    let changes: [fn(&mut Value); 4] = [
+        |checks| *checks = json!([]),
+        |checks| checks.as_array_mut().unwrap().retain(|check| check["state"] == "unconfirmed"),
+        |checks| checks[0]["state"] = json!("left"),
+        |checks| checks[3]["left"] = json!(1),
+    ];
+    for (at, change) in changes.iter().enumerate() {
+        let odd = changed(|_, report| change(&mut report["teardown"]["checks"]));
+        assert!(matches!(run_of(&odd, &issuer()), Err(RunRefused::Rule(_))), "{at}");
+    }
     let silent = changed(|_, report| report["outcome"] = json!("failed"));
     assert!(matches!(run_of(&silent, &issuer()), Err(RunRefused::Rule(_))));
 }
@@ -190,9 +207,28 @@ fn forged_run_attestations_are_refused() {
         }),
         ("Field(subject)", |s| drop(s["subject"].as_array_mut().unwrap().pop())),
         ("Field(teardown.clean)", |s| s["predicate"]["teardown"]["clean"] = json!(false)),
-        ("Field(teardown.clean)", |s| s["predicate"]["teardown"]["checks"][0]["gone"] = json!(false)),
+        ("Field(teardown.clean)", |s| s["predicate"]["teardown"]["checks"][0]["state"] = json!("left")),
+        ("Field(teardown)", |s| {
+            s["predicate"]["teardown"]["checks"][0]["state"] = json!("left");
+            s["predicate"]["teardown"]["clean"] = json!(false);
+        }),
         ("Field(teardown)", |s| s["predicate"]["teardown"]["checks"] = json!([])),
-        ("Field(teardown.checks)", |s| s["predicate"]["teardown"]["checks"][0]["left"] = json!("none")),
+        ("Field(teardown)", |s| {
+            for check in s["predicate"]["teardown"]["checks"].as_array_mut().unwrap() {
+                check["state"] = json!("unconfirmed");
+            }
+        }),
+        ("Shape", |s| s["predicate"]["teardown"]["checks"][0]["state"] = json!("lost")),
+        ("Shape", |s| s["predicate"]["teardown"]["checks"][0]["state"] = json!("GONE")),
+        ("Shape", |s| s["predicate"]["teardown"]["checks"][0]["state"] = json!(true)),
+        ("Shape", |s| s["predicate"]["teardown"]["checks"][0]["gone"] = json!(true)),
+        ("Shape", |s| drop(s["predicate"]["teardown"]["checks"][0].as_object_mut().unwrap().remove("state"))),
+        ("Field(teardown.checks[0].left)", |s| {
+            s["predicate"]["teardown"]["checks"][0]["left"] = json!("none")
+        }),
+        ("Field(teardown.checks[0].left)", |s| s["predicate"]["teardown"]["checks"][0]["left"] = json!("2")),
+        ("Field(teardown.checks[3].left)", |s| s["predicate"]["teardown"]["checks"][3]["left"] = json!("1")),
+        ("Field(teardown.micros)", |s| s["predicate"]["teardown"]["micros"] = json!("1.5")),
         ("Field(subject[0])", |s| s["subject"].as_array_mut().unwrap().swap(0, 1)),
         ("Subject(Name)", |s| s["subject"][1]["name"] = json!("libz.a")),
     ];
@@ -203,4 +239,24 @@ fn forged_run_attestations_are_refused() {
         assert_eq!(variant(&error), *expected, "{}", variant(&error));
     }
     println!("{} forged run attestations", cases.len());
+}
+
+#[test]
+fn quarantined_record_turned_clean_is_refused() {
+    let quarantined =
+        every_outcome().into_iter().find(|r| r.report().outcome == Outcome::Quarantined).unwrap();
+    let good: Value = serde_json::from_slice(run_of(&quarantined, &issuer()).unwrap().bytes()).unwrap();
+    let reader = Reader { artifact: quarantined.report_sha256(), ..Reader::of_run() };
+    assert!(reader.verify(sign_json(&good).envelope_json_line.as_bytes()).is_ok());
+    for (state, field) in
+        [("gone", "Field(teardown.checks[1].left)"), ("unconfirmed", "Field(teardown.checks[1].left)")]
+    {
+        let mut forged = good.clone();
+        forged["predicate"]["teardown"]["checks"][1]["state"] = json!(state);
+        let error = reader.verify(sign_json(&forged).envelope_json_line.as_bytes()).unwrap_err();
+        assert_eq!(variant(&error), field);
+        forged["predicate"]["teardown"]["checks"][1]["left"] = json!("0");
+        let error = reader.verify(sign_json(&forged).envelope_json_line.as_bytes()).unwrap_err();
+        assert_eq!(variant(&error), "Field(teardown.clean)");
+    }
 }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 pub(super) const RUN: &str = include_str!("../../../../docs/schema/run-attestation.schema.json");
 const PROVENANCE_PAGE: &str = include_str!("../../../../docs/provenance.md");
+const RUN_PAGE: &str = include_str!("../../../../docs/run-attestation.md");
 
 /// Every broken rule of a schema, as a path and the keyword.
 pub(super) fn broken(schema: &Value, value: &Value) -> Vec<String> {
@@ -126,10 +127,15 @@ fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
+/// The n-th JSON block of a page.
+fn block_of(page: &str, at: usize) -> Value {
+    let body = page.split("```json\n").nth(at + 1).unwrap().split("```").next().unwrap();
+    serde_json::from_str(body).unwrap()
+}
+
 /// The n-th JSON block of the page on the build type.
 fn block(at: usize) -> Value {
-    let body = PROVENANCE_PAGE.split("```json\n").nth(at + 1).unwrap().split("```").next().unwrap();
-    serde_json::from_str(body).unwrap()
+    block_of(PROVENANCE_PAGE, at)
 }
 
 #[test]
@@ -142,6 +148,15 @@ fn parameters_fit_the_schemas_of_their_page_and_its_example_is_the_golden_one() 
     let mut more = definition["externalParameters"].clone();
     more["privileged"] = Value::Bool(true);
     assert_eq!(broken(&block(0), &more), [": additionalProperties"]);
+}
+
+#[test]
+fn whole_examples_of_the_pages_are_the_golden_statements() {
+    let mut provenance = super::fixture::statement_json();
+    provenance["predicate"]["buildDefinition"] = Value::from("(as above)");
+    assert_eq!(block(3), provenance);
+    let golden: Value = serde_json::from_str(include_str!("../../testdata/golden/run.json")).unwrap();
+    assert_eq!(block_of(RUN_PAGE, 0), golden);
 }
 
 #[test]

@@ -171,6 +171,9 @@ fn verify_one_kind_never_passes_for_the_other() {
     assert_eq!(refused(&reader, &run.bundle_json), "NotInRun");
 }
 
+const PROVENANCE_SHOWN: &[&str] = &["user: build", "logOverflow: cut"];
+const RUN_SHOWN: &[&str] = &["state: gone", "state: unconfirmed", "clean: true"];
+
 #[test]
 fn inspect_shows_both_kinds_in_both_forms_and_checks_nothing() {
     let record = record();
@@ -182,6 +185,10 @@ fn inspect_shows_both_kinds_in_both_forms_and_checks_nothing() {
             assert!(
                 shown.lines.iter().any(|line| line.contains("urn:uuid:01890a5d-ac96-774b-bcce-b302099a8057"))
             );
+            let said = if statement.kind() == Kind::Run { RUN_SHOWN } else { PROVENANCE_SHOWN };
+            for text in said {
+                assert!(shown.lines.iter().any(|line| line.trim() == *text), "{text}");
+            }
             assert_eq!(shown.pae, crate::pae(statement.bytes()));
             assert_eq!(PublicKey::from_pem(KEY_PUB).unwrap().verify(&shown.pae, &shown.signature), Ok(()));
         }

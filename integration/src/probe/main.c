@@ -261,6 +261,16 @@ static int facts(const char *path) {
     return 0;
 }
 
+/* attacks.c */
+int attacks(const char *input, int count, char **calls);
+int threads(int most);
+int descriptors(void);
+int memory_file(long megabytes);
+int spin(int milliseconds, int processes);
+int stopped(int count, const char *marker);
+int room(long megabytes);
+int names(int count, int depth);
+
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *what = argc > 1 ? argv[1] : "", *one = argc > 2 ? argv[2] : "", *two = argc > 3 ? argv[3] : "";
@@ -280,6 +290,14 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "kill")) { raise(atoi(one)); return 0; }
     if (!strcmp(what, "signals")) { signal(SIGTERM, SIG_IGN); printf("deaf=yes\n"); for (;;) pause(); }
     if (!strcmp(what, "cat")) { char b[4096]; int fd = open(one, O_RDONLY); ssize_t n; if (fd < 0) { tried(one, -1); return 1; } while ((n = read(fd, b, sizeof b)) > 0) if (write(1, b, (size_t)n) < 0) return 1; return 0; }
+    if (!strcmp(what, "attacks")) return attacks(one, argc - 3, argv + 3);
+    if (!strcmp(what, "threads")) return threads(atoi(one));
+    if (!strcmp(what, "descriptors")) return descriptors();
+    if (!strcmp(what, "memfd")) return memory_file(atol(one));
+    if (!strcmp(what, "spin")) return spin(atoi(one), atoi(two));
+    if (!strcmp(what, "stopped")) return stopped(atoi(one), two);
+    if (!strcmp(what, "room")) return room(atol(one));
+    if (!strcmp(what, "names")) return names(atoi(one), atoi(two));
     fprintf(stderr, "probe: unknown %s\n", what);
     return 64;
 }

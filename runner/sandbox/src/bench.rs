@@ -1,0 +1,168 @@
+//! Overlays by name, for kernels before 6.15.
+//!
+//! There the layers have to be attached in the mount namespace of whoever makes the overlay, and are given by name. So
+//! the supervisor has a second mount namespace, in which nothing propagates and which it enters for each overlay; layers
+//! and the writable layer are attached there to a tmpfs over `/tmp`. Nothing shows in the host's mount table, and the
+//! namespace is gone with the last descriptor of it. An ordinary user's init has a namespace of its own already,
+//! in which its layers are attached.
+
+use crate::error::{Stage, StageError};
+use crate::identity::Authority;
+use crate::overlay::{self, Lower, Upper};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, mount, mount_change, move_mount,
+    open_tree, unmount,
+};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Where the bench is: a directory that every host has and that the process does not need meanwhile.
+const PLACE: &str = "/tmp";
+/// The writable layer's name on it.
+const SCRATCH: &str = "s";
+
+/// A place to make overlays at, with the writable layer attached to it.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    dir: OwnedFd,
+    /// The supervisor's first namespace and its second; none as an ordinary user.
+    namespaces: Option<(OwnedFd, OwnedFd)>,
+    authority: Authority,
+}
+
+fn this_namespace() -> Result<OwnedFd, StageError> {
+    openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .stage("bench: open a mount namespace")
+}
+
+fn enter(namespace: &OwnedFd) -> Result<(), StageError> {
+    setns(namespace, CloneFlags::CLONE_NEWNS).stage("bench: enter a mount namespace")
+}
+
+impl Bench {
+    /// Sets it up, and attaches the writable layer.
+    ///
+    /// # Errors
+    /// The stage that failed. The calling process is in its first namespace again, or has to end.
+    pub(crate) fn set_up(scratch: BorrowedFd<'_>, authority: Authority) -> Result<Self, StageError> {
+        if !authority.is_root() {
+            return Ok(Self { dir: furnish(scratch)?, namespaces: None, authority });
+        }
+        let first = this_namespace()?;
+        unshare(CloneFlags::CLONE_NEWNS).stage("bench: mount namespace")?;
+        let made = mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+            .stage("bench: make propagation private")
+            .and_then(|()| Ok((this_namespace()?, furnish(scratch)?)));
+        enter(&first)?;
+        let (second, dir) = made?;
+        Ok(Self { dir, namespaces: Some((first, second)), authority })
+    }
+
+    /// Does something where the bench is in sight.
+    fn at_work<T>(&self, work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
+        let Some((first, second)) = &self.namespaces else { return work() };
+        enter(second)?;
+        let done = work();
+        enter(first)?;
+        rustix::process::chdir("/").stage("bench: leave it")?;
+        done
+    }
+
+    /// A clone of a directory of the writable layer as a mount of its own.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub(crate) fn bind(&self, name: &str) -> Result<OwnedFd, StageError> {
+        self.at_work(|| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            open_tree(CWD, format!("{PLACE}/{SCRATCH}/{name}"), flags).stage("bench: clone a directory")
+        })
+    }
+
+    /// An overlay as `overlay::overlay` makes it, or one entry of it.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub(crate) fn overlay(
+        &self,
+        lowers: &[Lower<'_>],
+        upper: Option<Upper<'_>>,
+        entry: Option<&str>,
+    ) -> Result<OwnedFd, StageError> {
+        self.at_work(|| {
+            let made = self.make(lowers, upper, entry);
+            // The overlay has clones of its layers.
+            for at in 0..lowers.len() {
+                let _ = unmount(format!("{PLACE}/{at}"), UnmountFlags::DETACH);
+            }
+            let _ = unmount(format!("{PLACE}/m"), UnmountFlags::DETACH);
+            made
+        })
+    }
+
+    fn make(
+        &self,
+        lowers: &[Lower<'_>],
+        upper: Option<Upper<'_>>,
+        entry: Option<&str>,
+    ) -> Result<OwnedFd, StageError> {
+        let stage = "rootfs: overlay by name";
+        let mut names = Vec::new();
+        for (at, lower) in lowers.iter().enumerate() {
+            names.push(match (lower, self.authority) {
+                (Lower::Scratch(name), _) => format!("{PLACE}/{SCRATCH}/{name}"),
+                (Lower::Tree(tree), Authority::Root { .. }) => {
+                    attach(&self.dir, tree.as_fd(), &at.to_string()).stage("bench: attach a layer")?;
+                    format!("{PLACE}/{at}")
+                }
+                // It was opened in this namespace, where it is attached already.
+                (Lower::Tree(tree), Authority::User { .. }) => format!("/proc/self/fd/{}", tree.as_raw_fd()),
+            });
+        }
+        let mut options = format!("lowerdir={}", names.join(":"));
+        if let Some(Upper { upper, work, .. }) = upper {
+            let within = format!("{PLACE}/{SCRATCH}");
+            options.push_str(&format!(",upperdir={within}/{upper},workdir={within}/{work},volatile"));
+        }
+        options.push_str(if self.authority.is_root() { ",redirect_dir=on" } else { ",userxattr" });
+        let options = CString::new(options).map_err(|_| Errno::INVAL).stage(stage)?;
+        place(&self.dir, "m").stage(stage)?;
+        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+        if overlay::flags(upper).contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
+            flags |= MountFlags::RDONLY;
+        }
+        let target = format!("{PLACE}/m");
+        mount("overlay", &target, "overlay", flags, Some(options.as_c_str())).stage(stage)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let taken = entry.map_or(target.clone(), |entry| format!("{target}/{entry}"));
+        open_tree(CWD, taken, flags).stage("bench: take the overlay")
+    }
+}
+
+/// A tmpfs over [`PLACE`], and on it the writable layer.
+fn furnish(scratch: BorrowedFd<'_>) -> Result<OwnedFd, StageError> {
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).stage("bench: tmpfs")?;
+    fsconfig_create(&fs).stage("bench: tmpfs")?;
+    let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let dir = mounted.stage("bench: tmpfs")?;
+    move_mount(&dir, "", CWD, PLACE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).stage("bench: attach it")?;
+    attach(&dir, scratch, SCRATCH).stage("bench: attach the writable layer")?;
+    Ok(dir)
+}
+
+fn place(bench: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    match mkdirat(bench, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    openat(bench, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn attach(bench: &OwnedFd, mount: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", place(bench, name)?, "", flags)
+}

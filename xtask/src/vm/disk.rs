@@ -1,0 +1,68 @@
+//! The second disk: what is new in each run. Programs, units, the script, and what the tests read of the repository.
+
+use super::{Service, image};
+use crate::shell;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The programs, each named like its package.
+pub(super) const PROGRAMS: [&str; 3] = ["ampoule", "ampoule-runner", "ampoule-integration"];
+/// What tests read (`Lab::repository`).
+const REPOSITORY: [&str; 4] = ["docs", "examples", "integration/python", "sandbox-profiles"];
+/// Debug programs and some text.
+const SIZE: &str = "512M";
+
+/// Makes the disk in a folder; returns its file.
+pub(super) fn make(root: &Path, programs: &Path, place: &Path, environment: &str) -> Result<PathBuf> {
+    let tree = place.join("disk");
+    for folder in ["bin", "units", "repository/integration"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    for name in PROGRAMS {
+        fs::copy(programs.join(name), tree.join("bin").join(name)).with_context(|| name.to_owned())?;
+    }
+    let guest = root.join("integration/vm");
+    fs::copy(guest.join("guest.sh"), tree.join("guest.sh")).context("integration/vm/guest.sh")?;
+    for service in [Service::Plain, Service::Delegated] {
+        let unit = format!("suites-{}.service", service.name());
+        fs::copy(guest.join(&unit), tree.join("units").join(&unit)).with_context(|| unit.clone())?;
+    }
+    for folder in REPOSITORY {
+        let from = root.join(folder);
+        shell::run(Command::new("cp").arg("-r").arg(from).arg(tree.join("repository").join(folder)))?;
+    }
+    fs::write(tree.join("environment"), environment)?;
+    let file = place.join("second.ext4");
+    shell::run(&mut image::file_system(&tree, &file, SIZE))?;
+    fs::remove_dir_all(&tree)?;
+    Ok(file)
+}
+
+/// The file that the guest's units and its script read: for both, blanks stand within quotes.
+pub(super) fn environment(suites: &[String], services: &[Service], patience: u32) -> String {
+    let services: Vec<&str> = services.iter().map(|s| s.name()).collect();
+    format!(
+        "AMPOULE_BIN_DIR=/ampoule/bin\nAMPOULE_REPOSITORY=/ampoule/repository\nAMPOULE_PATIENCE={patience}\n\
+         SERVICES=\"{}\"\nSUITES=\"{}\"\n",
+        services.join(" "),
+        suites.join(" ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_is_read_by_a_shell() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("environment");
+        let suites = ["isolation".to_owned(), "run/a".to_owned()];
+        fs::write(&file, environment(&suites, &[Service::Plain, Service::Delegated], 10)).unwrap();
+        let script = ". \"$0\"; for s in $SERVICES $SUITES; do echo $s; done; echo $AMPOULE_PATIENCE";
+        let said = Command::new("sh").args(["-euc", script]).arg(&file).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "plain\ndelegated\nisolation\nrun/a\n10\n");
+    }
+}

@@ -1,0 +1,210 @@
+//! `cargo xtask vm`: suites of `ampoule-integration` in a virtual machine, where systemd is process 1 and
+//! control groups are of version 2 alone.
+//!
+//! The machine is Debian's kernel and systemd, made from packages by the host's own apt. It has no network and
+//! its disk forgets: nothing of a run is in the next one. Everything is kept below `target/vm/`.
+
+mod disk;
+mod image;
+mod machine;
+mod report;
+
+use crate::shell::{self, Needed};
+use crate::test::count::Counts;
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+use machine::Machine;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const NEEDED: &[Needed] = &[
+    Needed { probe: &["cc", "--version"], package: "gcc" },
+    Needed { probe: &["qemu-system-x86_64", "--version"], package: "qemu-system-x86" },
+    Needed { probe: &["mmdebstrap", "--version"], package: "mmdebstrap" },
+    Needed { probe: &["test", "-r", image::KEYRING], package: "debian-archive-keyring" },
+    Needed { probe: &["mkfs.ext4", "-V"], package: "e2fsprogs" },
+    Needed { probe: &["setpriv", "--version"], package: "util-linux" },
+    Needed { probe: &["timeout", "--version"], package: "coreutils" },
+];
+
+/// How many times longer than natively the tests may take on an emulated processor.
+const EMULATED_PATIENCE: u32 = 10;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The Debian release that gives kernel and systemd; may be given again.
+    #[arg(long = "kernel", value_enum, default_values_t = [Release::Bookworm])]
+    releases: Vec<Release>,
+    /// How the suites are started inside; may be given again.
+    #[arg(long = "service", value_enum, default_values_t = [Service::Plain])]
+    services: Vec<Service>,
+    /// What runs the machine's instructions.
+    #[arg(long, value_enum, default_value_t = Accelerator::Tcg)]
+    accel: Accelerator,
+    /// After how many minutes a machine is ended.
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    minutes: u64,
+    /// Names of suites, or SUITE/TEST; none means all.
+    #[arg(value_parser = suite_name)]
+    suites: Vec<String>,
+}
+
+/// A Debian release.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Release {
+    /// Linux 6.1, systemd 252.
+    Bookworm,
+    /// Linux 6.12, systemd 257.
+    Trixie,
+}
+
+/// A unit `suites-*.service` of `integration/vm/`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Service {
+    /// As root, in a control group like any service's.
+    Plain,
+    /// As root, with a delegated subtree of control groups.
+    Delegated,
+}
+
+/// A way of QEMU to run the guest's instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Accelerator {
+    /// Emulation, which needs nothing of the host.
+    Tcg,
+    /// The host's processor, through /dev/kvm.
+    Kvm,
+}
+
+impl Release {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+}
+
+impl Service {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Delegated => "delegated",
+        }
+    }
+}
+
+impl Accelerator {
+    fn patience(self) -> u32 {
+        match self {
+            Self::Tcg => EMULATED_PATIENCE,
+            Self::Kvm => 1,
+        }
+    }
+}
+
+/// A line of the table.
+struct Row {
+    what: String,
+    counts: Counts,
+    note: String,
+}
+
+/// Runs the suites in each machine. False if anything failed.
+pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
+    ensure!(shell::is_root(), "an image has files of root and of other users; run this as root");
+    let missing = shell::install(NEEDED);
+    ensure!(missing.is_empty(), "missing: {0}; install it (apt-get install {0})", missing.join(" "));
+    let folder = root.join("target/vm");
+    fs::create_dir_all(&folder)?;
+    let programs = build(root)?;
+    let mut rows = Vec::new();
+    for release in &options.releases {
+        rows.extend(run_machine(root, &programs, &folder, *release, options)?);
+    }
+    println!("\n{:<20} {:>7} {:>7} {:>8}", "machine/service", "passed", "failed", "skipped");
+    let mut total = Counts::default();
+    for Row { what, counts, note } in rows {
+        let line =
+            format!("{what:<20} {:>7} {:>7} {:>8}  {note}", counts.passed, counts.failed, counts.skipped);
+        println!("{}", line.trim_end());
+        total = total + counts;
+    }
+    println!("\n{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    Ok(total.failed == 0)
+}
+
+/// Builds the programs; returns their folder.
+fn build(root: &Path) -> Result<std::path::PathBuf> {
+    let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--locked"]).current_dir(root);
+    shell::run(cargo.args(disk::PROGRAMS.iter().flat_map(|name| ["-p", name])))?;
+    Ok(metadata.target_directory.join("debug").into_std_path_buf())
+}
+
+fn run_machine(
+    root: &Path,
+    programs: &Path,
+    folder: &Path,
+    release: Release,
+    options: &Options,
+) -> Result<Vec<Row>> {
+    let base = image::base(root, folder, release)?;
+    let place = folder.join(release.name());
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
+    }
+    fs::create_dir_all(&place)?;
+    let environment = disk::environment(&options.suites, &options.services, options.accel.patience());
+    let second = disk::make(root, programs, &place, &environment)?;
+    let console = place.join("console.log");
+    let machine = Machine {
+        base: &base,
+        second: &second,
+        console: &console,
+        accel: options.accel,
+        limit: Duration::from_secs(options.minutes.saturating_mul(60)),
+    };
+    println!("\n=== {}: kernel and systemd write to {}", release.name(), console.display());
+    let begun = Instant::now();
+    let (status, output) = shell::stream(machine.command(), &place.join("tests.log"))?;
+    let took = begun.elapsed().as_secs_f64();
+    let mut rows = Vec::new();
+    for service in &options.services {
+        let said = report::section(&output, service.name());
+        let counts = report::counts(said.as_ref());
+        let note =
+            if said.is_some() { format!("in {took:.0} s") } else { machine::why_silent(status, &console) };
+        rows.push(Row { what: format!("{}/{}", release.name(), service.name()), counts, note });
+    }
+    Ok(rows)
+}
+
+/// Names go into a file that a shell reads.
+fn suite_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '/');
+    if !text.is_empty() && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("no name of a suite".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suite_name_with_a_blank_or_a_quote_is_refused() {
+        assert_eq!(
+            suite_name("outcomes/full_disk_is_limit_disk").unwrap(),
+            "outcomes/full_disk_is_limit_disk"
+        );
+        for bad in ["", "a b", "a'b", "a\"b", "$a"] {
+            assert!(suite_name(bad).is_err(), "{bad}");
+        }
+    }
+}
