@@ -93,9 +93,11 @@ impl State {
     /// Makes a directory. Its name must be new.
     pub(crate) fn create(&self, name: &str) -> io::Result<(JobDir, JobLock)> {
         fault::point("job directory: create").map_err(io::Error::other)?;
+        let unlocked = self.gate(FlockOperation::LockShared)?;
         mkdirat(&self.jobs, name, Mode::RWXU)?;
         let dir = openat(&self.jobs, name, DIR, Mode::empty())?;
         let lock = lock(&self.jobs, name)?.ok_or(Errno::AGAIN)?;
+        drop(unlocked);
         mkdirat(&dir, "outputs", Mode::RWXU)?;
         Ok((JobDir { name: name.to_owned(), dir }, lock))
     }
@@ -113,9 +115,20 @@ impl State {
         Ok(rustix::fs::fsync(&self.jobs)?)
     }
 
+    /// Lets nobody look for idle directories while there is one that has no lock yet, and the other way round.
+    fn gate(&self, operation: FlockOperation) -> io::Result<OwnedFd> {
+        // A description of its own: the lock belongs to that, and ours is every child's too.
+        let gate = openat(&self.jobs, ".", DIR, Mode::empty())?;
+        flock(&gate, operation)?;
+        Ok(gate)
+    }
+
     /// Opens a directory if nobody holds it.
     pub(crate) fn open_idle(&self, name: &str) -> io::Result<Option<(JobDir, JobLock)>> {
-        match lock(&self.jobs, name)? {
+        let gate = self.gate(FlockOperation::LockExclusive)?;
+        let lock = lock(&self.jobs, name)?;
+        drop(gate);
+        match lock {
             None => Ok(None),
             Some(lock) => {
                 let dir = openat(&self.jobs, name, DIR, Mode::empty())?;
@@ -157,7 +170,14 @@ impl State {
 
     /// Removes what a crash left of directories that were being forgotten.
     pub(crate) fn sweep(&self) -> io::Result<()> {
-        self.names()?.iter().filter(|name| name.starts_with(GONE)).try_for_each(|name| self.remove(name))
+        for name in self.names()?.iter().filter(|name| name.starts_with(GONE)) {
+            match self.remove(name) {
+                // Whoever forgets it was quicker.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

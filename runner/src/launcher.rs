@@ -63,13 +63,17 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
         held: BTreeMap::new(),
     };
     launcher.greet()?;
-    launcher.fill_pool();
     while !launcher.is_closing || !launcher.running.is_empty() {
         launcher.turn()?;
     }
     launcher.pool.close(&launcher.state);
     Ok(())
 }
+
+/// Not at all.
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// How long nothing may be heard of running jobs before the next sandbox is made.
+const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// The most bytes of a refusal's text: some of it may be the client's own.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
@@ -114,13 +118,18 @@ impl Launcher {
         }
     }
 
-    /// Waits for whatever comes next, and sees to it. The pool is filled when nothing else is to be done.
+    /// Waits for whatever comes next, and sees to it. The pool is filled when nothing else is to be done: making a
+    /// sandbox takes a processor and locks of the kernel's that a job which has just begun wants too.
     fn turn(&mut self) -> Result<(), String> {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if !self.is_closing && self.pool.wants_more() && self.wait(Some(&now))?.is_empty() {
-            self.fill_pool();
+        let limit = if self.running.is_empty() { NOW } else { QUIET };
+        let sources = match !self.is_closing && self.pool.wants_more() {
+            true => self.wait(Some(&limit))?,
+            false => self.wait(None)?,
+        };
+        if sources.is_empty() {
+            self.pool.make_one(&self.state, &mut self.profiles);
         }
-        for source in self.wait(None)? {
+        for source in sources {
             match source {
                 Source::Client => self.request()?,
                 Source::Job(job) => self.hear(&job)?,
@@ -235,20 +244,8 @@ impl Launcher {
             disk_bytes: admitted.limits.disk_bytes,
             disk_inodes: admitted.limits.disk_inodes,
         };
-        let slot = match self.pool.take(&kind) {
-            Some(slot) => self.assign(slot, &first, &admitted, lifetime)?,
-            None => {
-                let making = Making {
-                    state: &self.state,
-                    profile: &admitted.profile,
-                    host_image: kind.host_image,
-                    limits: &admitted.limits,
-                };
-                let slot = Slot::make(&making, Some(&first))?;
-                hand_over(&slot, &admitted, lifetime);
-                slot
-            }
-        };
+        let slot = self.slot_for(&kind, &first, &admitted, lifetime.as_ref())?;
+        drop(lifetime);
         let said = self.say(&Reply::Admitted { job: job.clone() });
         // What it will want to know of the host; by now it is busy.
         let _ = slot.channel.send_all(&ToSlot::Facts(Facts::gather(&admitted.job.image)), &[]);
@@ -257,16 +254,44 @@ impl Launcher {
         said.map_err(|e| refuse(Code::Internal, e))
     }
 
-    /// Gives a job to a slot that waits. The supervisor begins at once: what it makes stands in the slot's own intent,
+    /// A slot that has the job: one that waits, or a new one.
+    fn slot_for(
+        &mut self,
+        kind: &Kind,
+        first: &FirstJob<'_>,
+        admitted: &Admitted,
+        lifetime: Option<&OwnedFd>,
+    ) -> Result<Slot, Refusal> {
+        while let Some(slot) = self.pool.take(kind) {
+            if let Some(slot) = self.assign(slot, first, admitted, lifetime)? {
+                return Ok(slot);
+            }
+        }
+        let making = Making {
+            state: &self.state,
+            profile: &admitted.profile,
+            host_image: kind.host_image,
+            limits: &admitted.limits,
+        };
+        let slot = Slot::make(&making, Some(first))?;
+        hand_over(&slot, admitted, lifetime);
+        Ok(slot)
+    }
+
+    /// Gives a job to a slot that waits; none if it is gone, which it had no time to say. The supervisor begins at once: what it makes stands in the slot's own intent,
     /// which is durable, and the client is not told of the job before that is.
     fn assign(
         &mut self,
         mut slot: Slot,
         first: &FirstJob<'_>,
         admitted: &Admitted,
-        lifetime: Option<OwnedFd>,
-    ) -> Result<Slot, Refusal> {
+        lifetime: Option<&OwnedFd>,
+    ) -> Result<Option<Slot>, Refusal> {
         if let Err(error) = self.state.assign(&mut slot.dir, first.job) {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                self.pool.dismiss(slot);
+                return Ok(None);
+            }
             self.pool.give_back(slot);
             let exists = error.kind() == std::io::ErrorKind::AlreadyExists;
             let code = if exists { Code::JobInvalid } else { Code::Internal };
@@ -280,7 +305,7 @@ impl Launcher {
             self.state.sync().map_err(|e| format!("the job's name cannot be made durable: {e}"))
         })();
         match made {
-            Ok(()) => Ok(slot),
+            Ok(()) => Ok(Some(slot)),
             Err(message) => {
                 // Nobody was told of the job. After a failed sync nothing is to be believed any more.
                 slot.kill();
@@ -316,14 +341,6 @@ impl Launcher {
         self.held.insert(job, lock);
         Ok(())
     }
-
-    fn fill_pool(&mut self) {
-        while self.pool.wants_more() {
-            if !self.pool.make_one(&self.state, &mut self.profiles) {
-                return;
-            }
-        }
-    }
 }
 
 /// Something that can be ready to be heard.
@@ -335,7 +352,7 @@ enum Source {
 }
 
 /// Tells a supervisor of its job. One that is gone is noticed by the end of its channel.
-fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<OwnedFd>) {
+fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<&OwnedFd>) {
     let (layers, trees) = match &admitted.mounts.root {
         ampoule_sandbox::rootfs::RootPlan::Host => (None, [].as_slice()),
         ampoule_sandbox::rootfs::RootPlan::Layers(layers) => (Some(layers.len()), layers.as_slice()),
@@ -350,7 +367,7 @@ fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<OwnedFd>) {
         layers,
         files: inputs.iter().map(|input| input.file).collect(),
     };
-    let descriptors = lifetime.iter().chain(trees).chain(inputs.iter().map(|input| &input.tree));
+    let descriptors = lifetime.into_iter().chain(trees).chain(inputs.iter().map(|input| &input.tree));
     let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
     let _ = slot.channel.send_all(&ToSlot::Assign(assignment), &descriptors);
 }

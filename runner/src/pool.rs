@@ -78,8 +78,8 @@ impl Pool {
         }
     }
 
-    /// Makes one slot of the kind that is wanted. False if that failed.
-    pub(crate) fn make_one(&mut self, state: &State, profiles: &mut Profiles) -> bool {
+    /// Makes one slot of the kind that is wanted.
+    pub(crate) fn make_one(&mut self, state: &State, profiles: &mut Profiles) {
         self.reap(state);
         let made = self.wanted(profiles).and_then(|wanted| {
             let Wanted { kind, profile, limits } = wanted;
@@ -88,7 +88,7 @@ impl Pool {
         });
         let Some(slot) = made else {
             self.failures += 1;
-            return false;
+            return;
         };
         self.waiting.push(slot);
         // What nobody has asked for lately gives way.
@@ -98,7 +98,6 @@ impl Pool {
             let other = self.waiting.remove(other);
             self.dismiss(other);
         }
-        true
     }
 
     fn wanted(&mut self, profiles: &mut Profiles) -> Option<&Wanted> {
@@ -141,7 +140,7 @@ impl Pool {
     }
 
     /// Lets a slot go that has no job: its supervisor destroys what it has made.
-    fn dismiss(&mut self, slot: Slot) {
+    pub(crate) fn dismiss(&mut self, slot: Slot) {
         slot.close();
         self.leaving.push(slot);
     }

@@ -56,9 +56,12 @@ pub(crate) fn put(traces: Traces, job: Option<&JobId>, teardown: &TeardownReport
 
 /// Looks again at every slot in quarantine. One of which nothing is left is released.
 pub(crate) fn recheck() {
+    if entries(State::Held).is_empty() {
+        return;
+    }
     let Ok(_lock) = lock() else { return };
-    for mut entry in entries() {
-        if entry.released.is_some() || entry.looks >= LOOKS_MAX {
+    for mut entry in entries(State::Held) {
+        if entry.looks >= LOOKS_MAX {
             continue;
         }
         entry.looks += 1;
@@ -66,20 +69,24 @@ pub(crate) fn recheck() {
         if found.is_clean() && entry.traces.uid_base.is_none_or(|base| identity::release(base).is_ok()) {
             entry.released = Some(clock::now().0);
         }
-        let _ = write(&entry);
+        if write(&entry).is_ok() && entry.released.is_some() {
+            let _ = fs::remove_file(path(&entry.traces.slot, State::Held));
+        }
     }
-    let mut released: Vec<Entry> = entries().into_iter().filter(|e| e.released.is_some()).collect();
+    let mut released = entries(State::Released);
     released.sort_by_key(|entry| entry.released);
     let surplus = released.len().saturating_sub(RELEASED_MAX);
     for entry in released.iter().take(surplus) {
-        let _ = fs::remove_file(path(&entry.traces.slot));
+        let _ = fs::remove_file(path(&entry.traces.slot, State::Released));
     }
 }
 
 /// What is and was in quarantine since the last boot, for whoever asks.
 pub(crate) fn list() -> Vec<Quarantined> {
-    let mut entries = entries();
+    let mut entries = entries(State::Released);
     entries.sort_by_key(|entry| entry.since);
+    // What is still held comes first, whatever its age.
+    entries.extend(self::entries(State::Held));
     let said = |entry: Entry| Quarantined {
         slot: entry.traces.slot,
         job: entry.job,
@@ -92,8 +99,31 @@ pub(crate) fn list() -> Vec<Quarantined> {
     entries.into_iter().rev().take(RELEASED_MAX).map(said).collect()
 }
 
-fn path(slot: &SlotId) -> PathBuf {
-    Path::new(DIR).join(format!("{slot}.json"))
+/// Whether a slot is in quarantine or was: its entry's name says so, so that a start reads only what it has to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Held,
+    Released,
+}
+
+impl State {
+    /// What the entry's name has after the slot's.
+    fn ending(self) -> &'static str {
+        match self {
+            Self::Held => ".json",
+            Self::Released => ".released.json",
+        }
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        // A slot's name has no dot.
+        let at = name.find('.')?;
+        [Self::Held, Self::Released].into_iter().find(|state| name.get(at..) == Some(state.ending()))
+    }
+}
+
+fn path(slot: &SlotId, state: State) -> PathBuf {
+    Path::new(DIR).join(format!("{slot}{}", state.ending()))
 }
 
 fn lock() -> io::Result<OwnedFd> {
@@ -104,14 +134,16 @@ fn lock() -> io::Result<OwnedFd> {
     Ok(dir)
 }
 
-fn entries() -> Vec<Entry> {
+fn entries(state: State) -> Vec<Entry> {
     let files = fs::read_dir(DIR).into_iter().flatten().flatten();
-    let read = |file: fs::DirEntry| serde_json::from_slice(&fs::read(file.path()).ok()?).ok();
-    files.filter(|f| f.path().extension().is_some_and(|e| e == "json")).filter_map(read).collect()
+    let wanted = files.filter(|file| file.file_name().to_str().and_then(State::of) == Some(state));
+    wanted.filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok()).collect()
 }
 
 fn write(entry: &Entry) -> io::Result<()> {
-    let aside = path(&entry.traces.slot).with_extension("tmp");
+    let state = if entry.released.is_some() { State::Released } else { State::Held };
+    let place = path(&entry.traces.slot, state);
+    let aside = place.with_extension("tmp");
     fs::write(&aside, serde_json::to_vec(entry)?)?;
-    fs::rename(&aside, path(&entry.traces.slot))
+    fs::rename(&aside, place)
 }

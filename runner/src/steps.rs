@@ -41,6 +41,8 @@ pub(crate) struct StepProcess {
     pump: Pump,
     /// On which it is told, and says why it cannot.
     plan: Channel,
+    /// What was counted when it was there.
+    before: Counts,
 }
 
 impl StepProcess {
@@ -59,7 +61,11 @@ impl StepProcess {
         let pump = Pump::start(&out_read, &err_read, run_as).stage("step: log pump")?;
         drop((out_read, err_read));
         sandbox.prepare_step(plan, [out_write.as_fd(), err_write.as_fd(), theirs.as_fd()])?;
-        Ok(Self { pump, plan: mine })
+        if let Some(group) = sandbox.cgroup() {
+            group.reset_peak();
+        }
+        let before = counts(sandbox).stage("step: read the control groups")?;
+        Ok(Self { pump, plan: mine, before })
     }
 
     /// Why the step's program could not be started, if it could not.
@@ -83,6 +89,8 @@ pub(crate) struct StepContext<'a> {
     pub(crate) log_bytes: u64,
     pub(crate) log_overflow: LogOverflow,
     pub(crate) deadline: Moment,
+    /// Whether nothing comes after this step but the end of the sandbox.
+    pub(crate) is_last: bool,
 }
 
 /// A step under way.
@@ -134,12 +142,9 @@ fn counted_watch(
     step: (&Step, &StepPlan),
     report: &mut StepReport,
 ) -> Result<(Option<Stop>, Counts), String> {
-    if let Some(group) = context.sandbox.cgroup() {
-        group.reset_peak();
-    }
-    let before = counts(context.sandbox)?;
+    let before = process.before;
     let watched = watch(context, process, number, step, before.oom_kills, report);
-    let counted = since(before, counts(context.sandbox)?);
+    let counted = since(before, counts(context.sandbox).map_err(|e| unreadable(&e))?);
     match watched {
         Ok(stop) => Ok((stop, counted)),
         // The kernel may have killed init with the step: that explains it.
@@ -152,9 +157,12 @@ fn counted_watch(
 }
 
 /// The counters; zeros where there are no control groups to count.
-fn counts(sandbox: &Sandbox) -> Result<Counts, String> {
-    let counts = sandbox.cgroup().map(|group| group.counts()).transpose();
-    Ok(counts.map_err(|e| format!("the control groups cannot be read: {e}"))?.unwrap_or_default())
+fn counts(sandbox: &Sandbox) -> std::io::Result<Counts> {
+    Ok(sandbox.cgroup().map(|group| group.counts()).transpose()?.unwrap_or_default())
+}
+
+fn unreadable(error: &std::io::Error) -> String {
+    format!("the control groups cannot be read: {error}")
 }
 
 /// The report of a step that an earlier failure kept from running.
@@ -214,6 +222,9 @@ fn watch(
     };
     running.report.started = Some(at);
     context.recorder.event(&Event::StepStarted { at, step: number, name: step.name.clone() })?;
+    if context.is_last {
+        context.sandbox.order(&Order::Leave).map_err(lost)?;
+    }
     let watched = match plan.send(&process.plan).map_err(lost) {
         Ok(()) => until_over(context, process, &mut running, number),
         Err(message) => Err(message),
@@ -268,8 +279,11 @@ fn wait_once(
     let tick = if running.alert.is_some_and(|until| !until.left().is_zero()) { TICK_IN_ALERT } else { TICK };
     let next = running.kill_at.unwrap_or(running.deadline).left().min(tick);
     let (init, log, oom, wish) = {
-        let init = context.sandbox.channel().ok_or_else(|| INIT_LOST.to_owned())?;
-        let mut ready = vec![(Source::Init, PollFd::from_borrowed_fd(init, PollFlags::IN))];
+        let mut ready = Vec::new();
+        if !running.ended {
+            let init = context.sandbox.channel().ok_or_else(|| INIT_LOST.to_owned())?;
+            ready.push((Source::Init, PollFd::from_borrowed_fd(init, PollFlags::IN)));
+        }
         // A pump that has said everything hangs up, which would wake us again and again.
         if running.pumping {
             ready.push((Source::Log, PollFd::new(&process.pump.channel, PollFlags::IN)));
@@ -294,7 +308,7 @@ fn wait_once(
     if log {
         take_log(context.recorder, &process.pump, running, number)?;
     }
-    if init && !running.ended {
+    if init {
         let answer = context.sandbox.answer().map_err(|_| INIT_LOST.to_owned())?;
         take_answer(running, process, answer);
     }
@@ -318,7 +332,7 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
         return Ok(());
     }
     if running.stop.is_none() {
-        if counts(context.sandbox)?.oom_kills > running.oom_kills_before {
+        if counts(context.sandbox).map_err(|e| unreadable(&e))?.oom_kills > running.oom_kills_before {
             running.stop = Some(Stop::OutOfMemory);
         } else if running.deadline.left().is_zero() {
             running.stop = Some(Stop::TimedOut);

@@ -155,11 +155,11 @@ fn work(
     }
     let report = draft.finish(teardown);
     let Ok(bytes) = serde_json::to_vec_pretty(&report) else { return 70 };
+    let _ = recorder.event(&Event::Closed { at: clock::now(), outcome: report.outcome });
     // The journal decides; the file is a copy for readers.
     if recorder.report_durable(&bytes).is_err() || dir.publish("report.json", &bytes).is_err() {
         return 70;
     }
-    let _ = recorder.event(&Event::Closed { at: clock::now(), outcome: report.outcome });
     // A launcher that is gone will be told by the report.
     let _ = post.channel.send_all(&FromSlot::Done, &[]);
     0
@@ -235,6 +235,14 @@ fn attempt(
     }
     tell_facts(post.channel, &job.spec.image, recorder, draft);
     take_outputs(sandbox, &mut job, dir, recorder, draft);
+    if let Err(error) = sandbox.lost_bytes() {
+        draft.report.outputs.clear();
+        draft.fail(recorder, lost_bytes(&error));
+    }
+}
+
+fn lost_bytes(error: &std::io::Error) -> Failure {
+    failure(Code::Internal, format!("the host's disk lost bytes of the job: {error}"))
 }
 
 /// Adds what the job needs. A process that was made before does, if nothing that it measured has changed since.
@@ -314,6 +322,7 @@ fn run_steps(
     let deadline = begun.after(Duration::from_millis(job.assignment.limits.timeout_ms));
     let plans: Vec<StepPlan> = crate::environment::step_plans(&job.spec, job.assignment.limits.open_files);
     let again = job.prepare_plan(false);
+    let last = u32::try_from(job.spec.steps.len()).unwrap_or(u32::MAX);
     for ((number, step), plan) in (0_u32..).zip(&job.spec.steps).zip(&plans) {
         if draft.report.failure.is_none()
             && let Some(wish) = job.lifetime.wish_now()
@@ -339,6 +348,7 @@ fn run_steps(
             log_bytes: job.assignment.limits.log_bytes,
             log_overflow: job.spec.log_overflow,
             deadline,
+            is_last: job.spec.outputs.is_empty() && number + 1 == last,
         };
         let (report, failed) = steps::run(&mut context, process, number, step, plan);
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
@@ -358,6 +368,9 @@ fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut R
     // Without a living init nobody can say that no process of the sandbox is left.
     let lost = draft.report.failure.as_ref().is_some_and(|f| f.code.fault() != ampoule_spec::Fault::Tenant);
     let Some(root) = sandbox.root().filter(|_| !lost) else { return };
+    if job.spec.outputs.is_empty() {
+        return;
+    }
     let begun = Moment::now();
     phase(recorder, "quiesce");
     if let Err(message) = sandbox.quiesce() {
@@ -387,12 +400,11 @@ fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut R
     if let Some(failed) = failed {
         draft.fail(recorder, failed);
     }
-    if let Err(error) = sandbox.sync_scratch() {
-        let message = format!("the host's disk lost bytes of the job: {error}");
-        draft.report.outputs.clear();
-        draft.fail(recorder, failure(Code::Internal, message));
-    }
     if !draft.report.outputs.is_empty() {
+        if let Err(error) = sandbox.sync_scratch() {
+            draft.report.outputs.clear();
+            draft.fail(recorder, lost_bytes(&error));
+        }
         // What the report announces is durable before the report is.
         if let Err(errno) = rustix::fs::fsync(&into) {
             draft.fail(recorder, failure(Code::Internal, format!("outputs cannot be made durable: {errno}")));

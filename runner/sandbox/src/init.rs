@@ -28,8 +28,16 @@ const REAP_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// Runs as process 1 until the channel closes. Returns the exit status.
 pub(crate) fn run(channel: &Channel, profile: &Profile, authority: Authority) -> i32 {
     fault::role("init");
-    let mut init =
-        Init { channel, profile, authority, entered: None, inner: None, step: None, tally: Tally::default() };
+    let mut init = Init {
+        channel,
+        profile,
+        authority,
+        entered: None,
+        inner: None,
+        step: None,
+        tally: Tally::default(),
+        is_leaving: false,
+    };
     match init.serve() {
         Ok(()) => 0,
         Err(Ended::Gone) => 70,
@@ -82,6 +90,8 @@ struct Init<'a> {
     /// The process of the step.
     step: Option<Child>,
     tally: Tally,
+    /// Whether to end with the step.
+    is_leaving: bool,
 }
 
 impl Init<'_> {
@@ -98,6 +108,9 @@ impl Init<'_> {
                 }
             }
             self.reap()?;
+            if self.is_leaving && self.step.is_none() {
+                return Ok(());
+            }
         }
     }
 
@@ -151,6 +164,10 @@ impl Init<'_> {
             }
             Order::Kill => {
                 signal_all();
+                Ok(())
+            }
+            Order::Leave => {
+                self.is_leaving = true;
                 Ok(())
             }
         }

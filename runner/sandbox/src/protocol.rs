@@ -1,7 +1,7 @@
 //! What a supervisor and the init of its sandbox say to each other.
 //!
-//! Orders and answers take turns, but for [`Answer::Ended`], which comes by itself, and [`Order::Terminate`] and
-//! [`Order::Kill`], which have no answer. Messages with descriptors are sent with `Channel::send_all`.
+//! Orders and answers take turns, but for [`Answer::Ended`], which comes by itself, and [`Order::Terminate`],
+//! [`Order::Kill`] and [`Order::Leave`], which have no answer. Messages with descriptors are sent with `Channel::send_all`.
 
 use crate::error::StageError;
 use crate::probe::Layers;
@@ -37,6 +37,8 @@ pub enum Order {
     Terminate,
     /// Kill every process of the sandbox but init.
     Kill,
+    /// End with the step that runs now: it is the last, and nothing will be taken out.
+    Leave,
 }
 
 /// What init answers.

@@ -12,7 +12,7 @@ use crate::init;
 use crate::probe::Layers;
 use crate::protocol::{Answer, AssemblePlan, EnterPlan, Order, PreparePlan};
 use crate::rootfs::{IdMaps, InputMount, MountPlan, RootPlan, Rootfs};
-use crate::scratch::Scratch;
+use crate::scratch::{Remains, Scratch};
 use crate::teardown::Traces;
 use crate::userns;
 use ampoule_ipc::{Channel, IpcError};
@@ -383,7 +383,15 @@ impl Sandbox {
         let _ = self.rootfs.as_ref().map(|rootfs| rootfs.scratch.bypass_host_cache());
     }
 
-    /// Says whether bytes of the writable layer were lost, which a job is not told: ask after outputs were read.
+    /// Says whether bytes of the writable layer were lost that the kernel has tried to write, which a job is not told.
+    ///
+    /// # Errors
+    /// That of the lost bytes.
+    pub fn lost_bytes(&self) -> std::io::Result<()> {
+        self.rootfs.as_ref().map_or(Ok(()), |rootfs| rootfs.scratch.lost())
+    }
+
+    /// The same after everything was written: ask when outputs were read.
     ///
     /// # Errors
     /// That of the lost bytes.
@@ -402,11 +410,10 @@ impl Sandbox {
         }
     }
 
-    /// Gives everything up that keeps the sandbox alive besides its processes.
-    pub(crate) fn let_go(&mut self) {
+    /// Gives away what keeps the sandbox's mounts and namespaces besides its processes.
+    pub(crate) fn let_go(&mut self) -> Held {
         self.channel = None;
-        self.root = None;
-        self.maps = IdMaps::default();
+        Held { root: self.root.take(), maps: std::mem::take(&mut self.maps), rootfs: self.rootfs.take() }
     }
 
     fn send(&self, order: &Order, descriptors: &[OwnedFd]) -> Result<(), StageError> {
@@ -431,6 +438,28 @@ impl Sandbox {
         match channel.receive_all().stage("init: it died during set-up")? {
             (Answer::Failed(error), _) => Err(error),
             (answer, mut descriptors) => take(answer, &mut descriptors).ok_or_else(protocol),
+        }
+    }
+}
+
+/// What keeps a sandbox's mounts when its processes are gone.
+pub(crate) struct Held {
+    root: Option<OwnedFd>,
+    maps: IdMaps,
+    rootfs: Option<Rootfs>,
+}
+
+impl Held {
+    /// By what the writable layer is found.
+    pub(crate) fn remains(&self) -> Option<Remains> {
+        self.rootfs.as_ref().map(|rootfs| rootfs.scratch.remains())
+    }
+
+    /// Lets go of all of it. What was written is of no use to anybody any more, and need not reach a disk.
+    pub(crate) fn discard(self) {
+        drop((self.root, self.maps));
+        if let Some(rootfs) = self.rootfs {
+            rootfs.scratch.discard();
         }
     }
 }

@@ -64,7 +64,7 @@ struct Backing {
 }
 
 /// What a loop device is found by.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Device {
     number: u32,
     name: String,
@@ -154,6 +154,14 @@ impl Scratch {
     /// That of the lost bytes, once: `EIO`, `ENOSPC`, `EDQUOT`.
     pub fn sync(&self) -> io::Result<()> {
         rustix::fs::syncfs(&self.root)?;
+        self.lost()
+    }
+
+    /// Says whether bytes were lost on the way from the backing file to the host's disk, as far as that was gone already.
+    ///
+    /// # Errors
+    /// That of the lost bytes, once: `EIO`, `ENOSPC`, `EDQUOT`.
+    pub fn lost(&self) -> io::Result<()> {
         self.backing.as_ref().map_or(Ok(()), |backing| writeback::check(backing.file.as_fd()))
     }
 
@@ -171,18 +179,22 @@ impl Scratch {
         loopdev::set_direct_io(open_device(device.number, OFlags::RDONLY)?.as_fd())
     }
 
+    /// By what the layer is found when it was thrown away.
+    pub fn remains(&self) -> Remains {
+        Remains { device: self.backing.as_ref().map(|backing| backing.device.clone()) }
+    }
+
     /// Throws the layer away. It is gone when nobody else has a mount or a descriptor of it.
     ///
     /// Whoever has, is answered `EIO` from now on if more than a few megabytes were in use: what is dirty is dropped
     /// and not written out.
-    pub fn discard(self) -> Remains {
+    pub fn discard(self) {
         let used = fstatvfs(&self.root)
             .map_or(0, |stat| stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize));
         if self.backing.is_some() && used > SHUTDOWN_BYTES {
             // Without it the end takes longer and is the same.
             let _ = ampoule_sys::ext4::shutdown(self.root.as_fd());
         }
-        Remains { device: self.backing.map(|backing| backing.device) }
     }
 }
 

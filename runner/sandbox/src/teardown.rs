@@ -27,20 +27,21 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
     if let Some(cgroup) = &sandbox.cgroup {
         cgroup.kill();
     }
-    sandbox.let_go();
-    // What was written is of no use to anybody any more: it need not reach a disk, and the last process need not
-    // wait for it.
-    let remains = sandbox.rootfs.take().map(|rootfs| rootfs.scratch.discard());
     if let Some(init) = sandbox.init.take() {
         checks.push(init_check(&init));
     }
-    if let Some(mut cgroup) = sandbox.cgroup.take() {
-        checks.push(remove_groups(&mut cgroup));
-    }
-    if let Authority::Root { base } = sandbox.authority {
-        checks.push(processes_check(base, REMOVE_LIMIT));
-        checks.push(keys_check(base, REMOVE_LIMIT));
-    }
+    // The last that keeps the mounts is ours. Unmounting is work for another processor than looking around.
+    let held = sandbox.let_go();
+    let remains = held.remains();
+    beside(move || held.discard(), || {
+        if let Some(mut cgroup) = sandbox.cgroup.take() {
+            checks.push(remove_groups(&mut cgroup));
+        }
+        if let Authority::Root { base } = sandbox.authority {
+            checks.push(processes_check(base, REMOVE_LIMIT));
+            checks.push(keys_check(base, REMOVE_LIMIT));
+        }
+    });
     if let Some(remains) = remains {
         let how = "its loop device is free again: no mount and no descriptor refers to it, nor to any overlay over it";
         checks.push(until_gone("writable layer and mounts", how, REMOVE_LIMIT, || remains.is_gone()));
@@ -50,6 +51,15 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
     }
     checks.extend(namespace_checks(&sandbox.handles, REMOVE_LIMIT));
     report("supervisor", checks, begun)
+}
+
+/// Does one thing in a thread and another here. No process is forked meanwhile.
+fn beside(first: impl FnOnce() + Send, second: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        // Without a thread what the first holds is dropped all the same, which is what counts of it.
+        let _ = std::thread::Builder::new().spawn_scoped(scope, first);
+        second();
+    });
 }
 
 /// What a sandbox is found by on the host when nobody holds it any more.

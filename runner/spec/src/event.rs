@@ -73,7 +73,7 @@ pub enum Event {
         /// For people.
         message: String,
     },
-    /// `report.json` is durable; nothing follows.
+    /// The sandbox is destroyed. The report follows, and nothing after it.
     Closed {
         /// When.
         at: UnixNanos,

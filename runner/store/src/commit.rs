@@ -60,12 +60,13 @@ impl Store {
     /// When the directory cannot be made.
     pub fn begin(&self, content: &Content) -> Result<Staging, StoreError> {
         let name = random_name()?;
+        let no_sweep = self.gate(FlockOperation::LockShared)?;
         rustix::fs::mkdirat(&self.staging, &name, Mode::RWXU)
             .map_err(StoreError::io("make a directory", &name))?;
         let dir = beneath::open_dir(&self.staging, name.as_bytes()).map_err(StoreError::io("open", &name))?;
-        // A sweep that came between waits for nobody: this fails then, and the import with it.
         rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)
             .map_err(StoreError::io("lock", &name))?;
+        drop(no_sweep);
         rustix::fs::mkdirat(&dir, TREE, Mode::RWXU).map_err(StoreError::io("make a directory", &name))?;
         let tree = beneath::open_dir(&dir, TREE.as_bytes()).map_err(StoreError::io("open", &name))?;
         if let Owner::Mapped { base } = self.owner
@@ -264,7 +265,9 @@ impl Store {
         });
         let key = record::key(content).unwrap_or_default();
         let name = random_name()?;
+        let no_sweep = self.gate(FlockOperation::LockShared)?;
         let file = write_new(&self.staging, &name, &bytes)?;
+        drop(no_sweep);
         rustix::fs::fsync(&file).map_err(StoreError::io("sync", &key))?;
         match rustix::fs::renameat_with(&self.staging, &name, &self.index, &key, RenameFlags::NOREPLACE) {
             Ok(()) => {}

@@ -142,6 +142,7 @@ impl Store {
     /// When something cannot be removed.
     pub fn sweep_staging(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
+        let _gate = self.gate(FlockOperation::LockExclusive)?;
         let failed = |errno| StoreError::io("sweep", "staging")(errno);
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.staging).map_err(failed)? {
@@ -173,6 +174,14 @@ impl Store {
             }
         }
         Ok(swept)
+    }
+
+    /// Keeps sweeps out while something is made in staging that has no lock of its own yet, and the other way round.
+    pub(crate) fn gate(&self, operation: FlockOperation) -> Result<OwnedFd, StoreError> {
+        // Its own open file description: a lock belongs to that, and ours is every launcher's child's too.
+        let gate = beneath::open_dir(&self.staging, b".").map_err(StoreError::io("open", "staging"))?;
+        rustix::fs::flock(&gate, operation).map_err(StoreError::io("lock", "staging"))?;
+        Ok(gate)
     }
 
     pub(crate) fn record(&self, content: &Content) -> Result<Option<Record>, StoreError> {
