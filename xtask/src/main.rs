@@ -26,6 +26,11 @@ enum Command {
     Demo,
     /// Install what the tests need and run all of them.
     Test,
+    /// Run integration tests on this machine, as root and as an ordinary user.
+    Integration {
+        /// Suites, or single tests as SUITE/TEST; all if none is named.
+        tests: Vec<String>,
+    },
     /// Run integration tests in a virtual machine with systemd and version 2 control groups.
     Vm(vm::Options),
     /// Measure.
@@ -63,6 +68,7 @@ fn run() -> Result<bool> {
     match Cli::parse().command {
         Command::Demo => demo::run(&root),
         Command::Test => test::run(&root),
+        Command::Integration { tests } => test::integration(&root, tests),
         Command::Vm(options) => vm::run(&root, &options),
         Command::Bench { bench } => bench::run(&root, bench),
         Command::Tidy { bless } => tidy::run(&root, bless),

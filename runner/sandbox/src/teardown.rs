@@ -33,15 +33,18 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
     // The last that keeps the mounts is ours. Unmounting is work for another processor than looking around.
     let held = sandbox.let_go();
     let remains = held.remains();
-    beside(move || held.discard(), || {
-        if let Some(mut cgroup) = sandbox.cgroup.take() {
-            checks.push(remove_groups(&mut cgroup));
-        }
-        if let Authority::Root { base } = sandbox.authority {
-            checks.push(processes_check(base, REMOVE_LIMIT));
-            checks.push(keys_check(base, REMOVE_LIMIT));
-        }
-    });
+    beside(
+        move || held.discard(),
+        || {
+            if let Some(mut cgroup) = sandbox.cgroup.take() {
+                checks.push(remove_groups(&mut cgroup));
+            }
+            if let Authority::Root { base } = sandbox.authority {
+                checks.push(processes_check(base, REMOVE_LIMIT));
+                checks.push(keys_check(base, REMOVE_LIMIT));
+            }
+        },
+    );
     if let Some(remains) = remains {
         let how = "its loop device is free again: no mount and no descriptor refers to it, nor to any overlay over it";
         checks.push(until_gone("writable layer and mounts", how, REMOVE_LIMIT, || remains.is_gone()));

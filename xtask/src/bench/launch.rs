@@ -64,6 +64,8 @@ impl Launcher {
         let id =
             format!("01890a5d-ac96-774b-bcce-{:012x}", (u64::from(self.pid()) << 24) + self.number as u64);
         let job = JobId::parse(&id)?;
+        // A new file each time: the launcher may not have read the one before.
+        let _ = fs::remove_file(&self.spec);
         fs::write(&self.spec, serde_json::to_vec(&spec_of(&id))?)?;
         let file = File::open(&self.spec)?;
         let start = Instant::now();
@@ -71,22 +73,34 @@ impl Launcher {
         Ok((job, start))
     }
 
-    /// Waits until some job's report is readable.
-    pub(crate) fn finished(&self) -> Result<JobId> {
+    /// Waits until some job's report is readable; says which, and when that was. What parsing the answer takes here is not
+    /// the launcher's time.
+    pub(crate) fn finished(&self) -> Result<(JobId, Instant)> {
         loop {
-            match self.channel.receive()?.0 {
-                Reply::Admitted { .. } => {}
-                Reply::Finished { job } => return Ok(job),
+            let (bytes, _) = self.channel.receive_bytes()?;
+            let at = Instant::now();
+            match serde_json::from_slice(&bytes)? {
+                Reply::Admitted { .. } | Reply::Forgotten => {}
+                Reply::Finished { job } => return Ok((job, at)),
                 other => bail!("the launcher said {other:?}"),
             }
         }
     }
 
-    /// Reads a job's report, checks that the job went well, and has it forgotten.
+    /// Has a job forgotten, without waiting for the answer.
+    pub(crate) fn forget(&self, job: JobId) -> Result<()> {
+        Ok(self.channel.send(&Request::Forget { job }, &[])?)
+    }
+
+    /// Reads a job's report and checks that the job went well.
+    pub(crate) fn succeeded(&self, job: &JobId) -> Result<Vec<(String, u64)>> {
+        phases_of(&self.state.join("jobs").join(job.as_str()).join("report.json"))
+    }
+
+    /// The same, and has it forgotten.
     pub(crate) fn settle(&self, job: &JobId) -> Result<Vec<(String, u64)>> {
-        let report = self.state.join("jobs").join(job.as_str()).join("report.json");
-        let phases = phases_of(&report)?;
-        self.channel.send(&Request::Forget { job: job.clone() }, &[])?;
+        let phases = self.succeeded(job)?;
+        self.forget(job.clone())?;
         match self.channel.receive()?.0 {
             Reply::Forgotten => Ok(phases),
             other => bail!("the launcher said {other:?}"),
@@ -96,12 +110,10 @@ impl Launcher {
     /// One job from request to report.
     pub(crate) fn once(&mut self) -> Result<Timed> {
         let (job, start) = self.send()?;
-        ensure!(self.finished()? == job, "another job finished");
-        let took = start.elapsed();
+        let (finished, at) = self.finished()?;
+        ensure!(finished == job, "another job finished");
         let phases = self.settle(&job)?;
-        // Between two jobs a launcher has time to make the next sandbox, as between two builds.
-        std::thread::sleep(Duration::from_millis(15));
-        Ok(Timed { took, phases })
+        Ok(Timed { took: at - start, phases })
     }
 }
 

@@ -1,7 +1,10 @@
 //! `cargo xtask bench`: how long things take, beside others that do the same.
 
 mod contender;
+mod cpu;
 mod launch;
+mod rate;
+mod soak;
 mod start;
 mod worker;
 
@@ -21,6 +24,24 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 10)]
         warm_up: usize,
     },
+    /// Many sandboxes in a row through one launcher: what the slow ones take, and whether anything grows.
+    Soak {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        jobs: usize,
+    },
+    /// Sandboxes a second with two in flight, beside crun.
+    Rate {
+        /// Rounds of three seconds each.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Processor time of a real build in a sandbox and without one. Needs the sources of `cargo xtask demo`.
+    Cpu {
+        /// Measured builds of each kind.
+        #[arg(long, default_value_t = 7)]
+        runs: usize,
+    },
     /// Times one command again and again, at the word of the parent.
     #[command(hide = true)]
     Worker {
@@ -36,6 +57,21 @@ pub(crate) enum Bench {
 pub(crate) fn run(root: &Path, bench: Bench) -> Result<bool> {
     match bench {
         Bench::Start { runs, warm_up } => start::run(root, runs, warm_up).map(|()| true),
+        Bench::Soak { jobs } => soak::run(root, jobs),
+        Bench::Rate { rounds } => rate::run(root, rounds).map(|()| true),
+        Bench::Cpu { runs } => cpu::run(root, runs).map(|()| true),
         Bench::Worker { job, argv } => worker::serve(&argv, job).map(|()| true),
     }
+}
+
+/// Programs as they would be shipped.
+fn build_release(root: &Path, packages: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = std::process::Command::new(cargo);
+    command.args(["build", "--release", "--locked"]).current_dir(root);
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    anyhow::ensure!(command.status()?.success(), "{} cannot be built", packages.join(" and "));
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Time to start, run and end /bin/true: contenders take turns, so that a busy moment hits all alike.
 
+use super::build_release;
 use super::contender::{Contender, NEEDED, Place};
 use super::worker::Worker;
 use crate::shell;
@@ -29,7 +30,7 @@ pub(crate) fn run(root: &Path, runs: usize, warm_up: usize) -> Result<()> {
     let folder = root.join("target/bench");
     fs::create_dir_all(&folder)?;
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
-    build_runner(root)?;
+    build_release(root, &["ampoule-runner"])?;
     let place = Place::make(&folder, metadata.target_directory.join("release").into_std_path_buf())?;
     let (mut lanes, mut absent) = (Vec::new(), Vec::new());
     for contender in Contender::ALL {
@@ -50,15 +51,6 @@ pub(crate) fn run(root: &Path, runs: usize, warm_up: usize) -> Result<()> {
         }
     }
     report(&folder, lanes, &absent)
-}
-
-/// The runner as it would be shipped.
-fn build_runner(root: &Path) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let args = ["build", "--release", "--locked", "-p", "ampoule-runner"];
-    let status = std::process::Command::new(cargo).args(args).current_dir(root).status()?;
-    ensure!(status.success(), "ampoule-runner cannot be built");
-    Ok(())
 }
 
 /// Sets a contender up and lets it run once, to see that it can.

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// How many sandboxes the launcher keeps ready.
 const POOL: usize = 2;
 
+/// Between two jobs of a launcher that runs.
+const PAUSE: Duration = Duration::from_millis(15);
+
 /// How a job is sent to the runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Job {
@@ -43,7 +46,11 @@ pub(crate) fn serve(argv: &[String], job: Option<Job>) -> Result<()> {
     for (number, line) in std::io::stdin().lock().lines().enumerate() {
         line?;
         let timed = match &mut launcher {
-            Some(launcher) => launcher.once(),
+            Some(launcher) => {
+                // Between two jobs a launcher has time to make the next sandbox, as between two builds.
+                std::thread::sleep(PAUSE);
+                launcher.once()
+            }
             None => time_once(argv, job, number),
         };
         match timed {

@@ -37,6 +37,8 @@ pub(crate) struct Machine {
     /// Packages that could not be installed.
     pub(crate) missing: Vec<&'static str>,
     pub(crate) has_integration: bool,
+    /// Which integration tests to run; all if it is empty.
+    pub(crate) integration: Vec<String>,
 }
 
 struct Finished {
@@ -48,13 +50,26 @@ struct Finished {
 
 /// Runs everything. False if anything failed.
 pub(crate) fn run(root: &Path) -> Result<bool> {
+    run_suites(root, suites::ALL, Vec::new())
+}
+
+/// Builds and runs integration tests: these suites or single tests, or all. False if anything failed.
+pub(crate) fn integration(root: &Path, tests: Vec<String>) -> Result<bool> {
+    run_suites(root, suites::INTEGRATION, tests)
+}
+
+fn run_suites(
+    root: &Path,
+    makers: &[fn(&Machine) -> Option<Suite>],
+    integration: Vec<String>,
+) -> Result<bool> {
     let logs = root.join("target/test-logs");
     fs::create_dir_all(&logs)?;
     let must_run = std::env::var_os("CI").is_some_and(|v| v == "true");
-    let machine = prepare(root)?;
+    let machine = Machine { integration, ..prepare(root)? };
     // Suites are made one at a time: a later one may need what an earlier one built.
     let mut finished = Vec::new();
-    for make in suites::ALL {
+    for make in makers {
         if let Some(suite) = make(&machine) {
             finished.push(run_suite(suite, &logs, must_run)?);
         }
@@ -78,6 +93,7 @@ fn prepare(root: &Path) -> Result<Machine> {
         python: python(root).map_err(|error| format!("{error:#}")),
         missing,
         has_integration: integration.is_some_and(|p| p.targets.iter().any(cargo_metadata::Target::is_bin)),
+        integration: Vec::new(),
     })
 }
 

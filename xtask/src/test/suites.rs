@@ -13,6 +13,7 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["make", "--version"], package: "make" },
     Needed { probe: &["git", "--version"], package: "git" },
     Needed { probe: &["openssl", "version"], package: "openssl" },
+    Needed { probe: &["strace", "-V"], package: "strace" },
     Needed { probe: &["setpriv", "--version"], package: "util-linux" },
     Needed { probe: &["/usr/bin/python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
     // An ordinary user's PATH may not lead to it.
@@ -29,9 +30,14 @@ pub(crate) const ALL: &[fn(&Machine) -> Option<Suite>] = &[
     scratch,
     schema,
     build_integration,
+    build_faulty,
     integration_root,
     integration_user,
 ];
+
+/// Those of `cargo xtask integration`.
+pub(crate) const INTEGRATION: &[fn(&Machine) -> Option<Suite>] =
+    &[build_integration, build_faulty, integration_root, integration_user];
 
 /// Tests that need root stand behind this feature, so that a plain `cargo test` does without them.
 const ROOT_TESTS: &str = "--features=ampoule-sandbox/root-tests";
@@ -121,6 +127,16 @@ fn build_integration(machine: &Machine) -> Option<Suite> {
     suite("build", Counting::Status, Ok(cargo(machine, &args)))
 }
 
+/// The runner that fails, dies and looks away where a test asks for it: a build of its own, never installed.
+fn build_faulty(machine: &Machine) -> Option<Suite> {
+    machine.has_integration.then_some(())?;
+    let place = machine.programs.parent()?.join("faults");
+    let args = ["build", "--locked", "-p", "ampoule-runner", "--features", "faults", "--target-dir"];
+    let mut command = cargo(machine, &args);
+    command.arg(place);
+    suite("build-faulty", Counting::Status, Ok(command))
+}
+
 /// Why the integration tests cannot run at all, if so.
 fn integration_program(machine: &Machine) -> Result<String, String> {
     if !machine.has_integration {
@@ -139,7 +155,7 @@ fn integration_root(machine: &Machine) -> Option<Suite> {
             return Err("needs root".into());
         }
         let mut command = Command::new(program);
-        command.current_dir(&machine.root);
+        command.args(&machine.integration).current_dir(&machine.root);
         Ok(command)
     });
     suite("integration-root", Counting::Summary, plan)
@@ -149,7 +165,7 @@ fn integration_user(machine: &Machine) -> Option<Suite> {
     let plan = integration_program(machine).and_then(|program| {
         if !machine.is_root {
             let mut command = Command::new(program);
-            command.current_dir(&machine.root);
+            command.args(&machine.integration).current_dir(&machine.root);
             return Ok(command);
         }
         let uid = format!("--reuid={ORDINARY_UID}");
@@ -161,7 +177,8 @@ fn integration_user(machine: &Machine) -> Option<Suite> {
             ));
         }
         let mut command = Command::new("setpriv");
-        command.args(become_user.iter().skip(1)).arg(program).current_dir(&machine.root).env("HOME", "/tmp");
+        command.args(become_user.iter().skip(1)).arg(program).args(&machine.integration);
+        command.current_dir(&machine.root).env("HOME", "/tmp");
         Ok(command)
     });
     suite("integration-user", Counting::Summary, plan)
