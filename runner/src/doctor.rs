@@ -3,6 +3,7 @@
 use crate::admission::{self, Refusal};
 use crate::jobdir::State;
 use crate::profiles::Loaded;
+use crate::quarantine;
 use crate::slot;
 use crate::steps::StepProcess;
 use crate::supervisor::limits_layer;
@@ -24,7 +25,9 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
         None
     });
     let (authority, _block) = admission::identity()?;
-    let mut sandbox = Sandbox::new(slot::new_id()?, authority);
+    let id = slot::new_id()?;
+    let (dir, _lock, _) = slot::intend(state, &id, authority.base(), hierarchies.as_ref(), None)?;
+    let mut sandbox = Sandbox::new(id, authority);
     let made = make(&mut sandbox, demands, hierarchies.as_ref(), state);
     if let Err(error) = &made {
         missing.push(error.to_string());
@@ -32,7 +35,12 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
     isolation.layers.extend(sandbox.layers.clone());
     isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup().is_some()));
     drop(made);
-    for check in &teardown::destroy(sandbox).checks {
+    let traces = sandbox.traces();
+    let destroyed = teardown::destroy(sandbox);
+    if !destroyed.is_clean() {
+        quarantine::put(traces, None, &destroyed);
+    }
+    for check in &destroyed.checks {
         let (in_force, detail) = (check.state != CheckState::Left, check.how.clone());
         isolation.layers.insert(format!("teardown.{}", check.what), Measured { in_force, detail });
     }
@@ -41,6 +49,8 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
         landlock.detail = format!("ABI {abi} used; {}", landlock.detail);
     }
     missing.extend(admission::missing_layers(&isolation, demands));
+    // What cannot be removed now, the next start does.
+    let _ = state.forget(dir.name());
     Ok((isolation, missing))
 }
 

@@ -115,15 +115,7 @@ impl Slot {
         let hierarchies = admission::demand(&profile.profile)?;
         let (authority, block) = admission::identity()?;
         let id = new_id()?;
-        let name = first.map_or_else(|| slot_name(&id), |first| first.job.to_string());
-        let (dir, lock) = state.create(&name).map_err(|e| cannot_be_made(&e))?;
-        let intent = Event::Intent {
-            at: clock::now(),
-            slot: id.clone(),
-            uid_base: block.as_ref().map(|b| b.base),
-            cgroups: paths(hierarchies.as_ref(), &id),
-        };
-        let recorder = record(state, &dir, &intent, first).map_err(|e| refuse(Code::Internal, e))?;
+        let (dir, lock, recorder) = intend(state, &id, authority.base(), hierarchies.as_ref(), first)?;
         let (mine, theirs) = Channel::pair().map_err(|e| refuse(Code::Internal, admission::chain(&e)))?;
         let started = {
             let post = Post {
@@ -188,6 +180,22 @@ impl Slot {
         let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
         self.reap();
     }
+}
+
+/// Makes the directory of a slot, or of its first job, with the intent in it; durable when this returns.
+pub(crate) fn intend(
+    state: &State,
+    id: &SlotId,
+    uid_base: Option<u32>,
+    hierarchies: Option<&Hierarchies>,
+    first: Option<&FirstJob<'_>>,
+) -> Result<(JobDir, JobLock, Recorder), Refusal> {
+    let name = first.map_or_else(|| slot_name(id), |first| first.job.to_string());
+    let (dir, lock) = state.create(&name).map_err(|e| cannot_be_made(&e))?;
+    let intent =
+        Event::Intent { at: clock::now(), slot: id.clone(), uid_base, cgroups: paths(hierarchies, id) };
+    let recorder = record(state, &dir, &intent, first).map_err(|e| refuse(Code::Internal, e))?;
+    Ok((dir, lock, recorder))
 }
 
 fn cannot_be_made(error: &std::io::Error) -> Refusal {

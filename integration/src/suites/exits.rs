@@ -21,6 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("2_verification_refused", refused),
     Test::both("3_cancelled", cancelled),
     Test::both("64_usage", usage),
+    Test::both("64_runner_that_is_told_to_fail_or_be_weak", no_faults),
     Test::both("64_bad_job_file_with_its_place", bad_job),
     Test::both("64_bad_out_directory", bad_out),
     Test::both("64_key_that_cannot_sign", bad_key),
@@ -49,6 +50,15 @@ fn help(lab: &Lab) -> Result<()> {
         ensure!(!ran.stdout.is_empty() && ran.stderr.is_empty(), "{args:?}: {ran:?}");
     }
     lab.run_job(&sh("a", "true"))?.ended(&Ending("succeeded", "", 0)).map(drop)
+}
+
+/// What tests ask of a runner that is built for them does not exist in one that is installed.
+fn no_faults(lab: &Lab) -> Result<()> {
+    for fault in ["weak", "unmeasured", "by-name", "supervisor:1:fail:/tmp/x"] {
+        let runner = lab.call(lab.program("ampoule-runner")).args(["serve", "--state"]).arg(lab.state());
+        runner.args(["--fault", fault]).end()?.exits(64)?.says(&["\"--fault\" is not an option"])?;
+    }
+    Ok(())
 }
 
 fn failed(lab: &Lab) -> Result<()> {

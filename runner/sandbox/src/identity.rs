@@ -105,7 +105,11 @@ impl UidBlock {
     /// # Errors
     /// `EAGAIN` when every block is held or quarantined.
     pub fn take() -> Result<Self, StageError> {
-        let dir = open_dir_all(BLOCKS_DIR).stage("identity: open the directory of user id blocks")?;
+        Self::take_in(BLOCKS_DIR)
+    }
+
+    fn take_in(blocks: &str) -> Result<Self, StageError> {
+        let dir = open_dir_all(blocks).stage("identity: open the directory of user id blocks")?;
         let pool = openat(&dir, ".lock", OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR)
             .stage("identity: open the pool's lock")?;
         flock(&pool, FlockOperation::LockExclusive).stage("identity: lock the pool")?;
@@ -129,13 +133,17 @@ impl UidBlock {
     }
 }
 
-/// Takes the block that begins at `base` out of use until the next boot: something of its job may be left.
+/// Takes the block that begins at `base` out of use until it is released: something of its job may be left.
 ///
 /// # Errors
 /// What writing the mark says.
 pub fn quarantine(base: u32) -> std::io::Result<()> {
+    quarantine_in(BLOCKS_DIR, base)
+}
+
+fn quarantine_in(blocks: &str, base: u32) -> std::io::Result<()> {
     let number = base.saturating_sub(RANGE_FIRST) / BLOCK_IDS;
-    let dir = open_dir_all(BLOCKS_DIR)?;
+    let dir = open_dir_all(blocks)?;
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mut file = File::from(openat(&dir, number.to_string(), flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(&[QUARANTINED])?;
@@ -147,8 +155,12 @@ pub fn quarantine(base: u32) -> std::io::Result<()> {
 /// # Errors
 /// What removing the mark says.
 pub fn release(base: u32) -> std::io::Result<()> {
+    release_in(BLOCKS_DIR, base)
+}
+
+fn release_in(blocks: &str, base: u32) -> std::io::Result<()> {
     let number = base.saturating_sub(RANGE_FIRST) / BLOCK_IDS;
-    let dir = open_dir_all(BLOCKS_DIR)?;
+    let dir = open_dir_all(blocks)?;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = File::from(openat(&dir, number.to_string(), flags, Mode::empty())?);
     file.set_len(0)
@@ -206,6 +218,25 @@ fn try_block(dir: BorrowedFd<'_>, number: u32) -> Result<Option<UidBlock>, Errno
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn block_that_is_held_or_in_quarantine_is_not_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().to_str().unwrap();
+        let held = UidBlock::take_in(place).unwrap();
+        let bad = UidBlock::take_in(place).unwrap().base;
+        quarantine_in(place, bad).unwrap();
+        // Enough of them that free ones are used again.
+        let mut again = 0;
+        for _ in 0..300 {
+            let block = UidBlock::take_in(place).unwrap();
+            assert!(block.base != held.base && block.base != bad, "{}", block.base);
+            again += u32::from(block.base == held.base + 2 * BLOCK_IDS);
+        }
+        assert!(again > 1);
+        release_in(place, bad).unwrap();
+        assert!((0..300).any(|_| UidBlock::take_in(place).unwrap().base == bad));
+    }
 
     #[test]
     fn host_root_is_mapped_nowhere_and_the_range_ends_below_systemds_foreign_ids() {

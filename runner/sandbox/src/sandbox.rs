@@ -172,7 +172,7 @@ impl Sandbox {
             self.layers.insert(format!("namespace.{name}"), own_namespace(name, in_force));
             // The host's will be there when the job is not.
             if in_force {
-                self.keep_handle(name, theirs.as_fd());
+                self.keep_handle(&format!("{name} namespace"), theirs.as_fd());
             }
         }
         Ok(())
@@ -294,7 +294,7 @@ impl Sandbox {
             Answer::Prepared { layers, stages } => Some((layers, stages, std::mem::take(descriptors))),
             _ => None,
         })?;
-        for (name, namespace) in ["user of the steps", "mnt of the steps"].iter().zip(&namespaces) {
+        for (name, namespace) in ["user namespace of the steps", "mnt namespace of the steps"].iter().zip(&namespaces) {
             self.keep_handle(name, namespace.as_fd());
         }
         self.layers.extend(layers);

@@ -30,21 +30,17 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
     if let Some(init) = sandbox.init.take() {
         checks.push(init_check(&init));
     }
-    // The last that keeps the mounts is ours. Unmounting is work for another processor than looking around.
+    // The last that keeps the mounts is ours.
     let held = sandbox.let_go();
     let remains = held.remains();
-    beside(
-        move || held.discard(),
-        || {
-            if let Some(mut cgroup) = sandbox.cgroup.take() {
-                checks.push(remove_groups(&mut cgroup));
-            }
-            if let Authority::Root { base } = sandbox.authority {
-                checks.push(processes_check(base, REMOVE_LIMIT));
-                checks.push(keys_check(base, REMOVE_LIMIT));
-            }
-        },
-    );
+    held.discard();
+    if let Some(mut cgroup) = sandbox.cgroup.take() {
+        checks.push(remove_groups(&mut cgroup));
+    }
+    if let Authority::Root { base } = sandbox.authority {
+        checks.push(processes_check(base, REMOVE_LIMIT));
+        checks.push(keys_check(base, REMOVE_LIMIT));
+    }
     if let Some(remains) = remains {
         let how = "its loop device is free again: no mount and no descriptor refers to it, nor to any overlay over it";
         checks.push(until_gone("writable layer and mounts", how, REMOVE_LIMIT, || remains.is_gone()));
@@ -54,15 +50,6 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
     }
     checks.extend(namespace_checks(&sandbox.handles, REMOVE_LIMIT));
     report("supervisor", checks, begun)
-}
-
-/// Does one thing in a thread and another here. No process is forked meanwhile.
-fn beside(first: impl FnOnce() + Send, second: impl FnOnce()) {
-    std::thread::scope(|scope| {
-        // Without a thread what the first holds is dropped all the same, which is what counts of it.
-        let _ = std::thread::Builder::new().spawn_scoped(scope, first);
-        second();
-    });
 }
 
 /// What a sandbox is found by on the host when nobody holds it any more.
@@ -225,10 +212,10 @@ fn namespace_checks(handles: &[(String, NamespaceHandle)], limit: Duration) -> V
     // Three are not waited for. A user namespace is freed in the background and holds nothing. The pid namespace goes
     // with the last of its ids, an RCU grace period (tens of milliseconds) after the last process; that it is
     // empty was shown when init could be reaped.
-    let waited = handles.iter().filter(|(name, _)| !name.starts_with("user") && name != "pid");
+    let waited = handles.iter().filter(|(name, _)| !name.starts_with("user ") && !name.starts_with("pid "));
     let how = "its handle answers ESTALE: no process, descriptor or mount refers to it";
     let gone = |(name, handle): &(String, NamespaceHandle)| {
-        until_gone(&format!("{name} namespace"), how, limit, || handle.is_gone())
+        until_gone(name, how, limit, || handle.is_gone())
     };
     waited.map(gone).collect()
 }
