@@ -27,7 +27,8 @@ impl<'l> Faulty<'l> {
         };
         let Ok(runner) = runner.canonicalize() else {
             return skip(format!(
-                "{} is missing; run cargo xtask integration, or cargo build -p ampoule-runner --features faults",
+                "{} is missing; cargo xtask test builds it (cargo build -p ampoule-runner --features faults \
+                 --target-dir target/faults)",
                 runner.display()
             ));
         };

@@ -274,6 +274,22 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// Has it begun by another program, which is given it as its last arguments.
+    pub(crate) fn through(mut self, program: &str, args: &[&str]) -> Self {
+        let inner = std::mem::replace(&mut self.command, Command::new(program));
+        self.command.args(args).arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => self.command.env(name, value),
+                None => self.command.env_remove(name),
+            };
+        }
+        if let Some(dir) = inner.get_current_dir() {
+            self.command.current_dir(dir);
+        }
+        self
+    }
+
     /// Starts it with its streams in files, so that it never waits for us.
     pub(crate) fn start(mut self) -> Result<Live<'a>> {
         let number = self.lab.number.fetch_add(1, Ordering::SeqCst);

@@ -107,9 +107,17 @@ pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
 /// `AMPOULE_PATIENCE` is a factor for machines that are emulated. What a job file limits is not meant: that
 /// is the product's own clock.
 pub(crate) fn patience(limit: Duration) -> Duration {
+    limit.saturating_mul(factor())
+}
+
+/// Of how many places of a fault one is tried: all, but where the processor is emulated every third.
+pub(crate) fn stride() -> u32 {
+    if factor() > 1 { 3 } else { 1 }
+}
+
+fn factor() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
-    let factor = || factor_of(std::env::var("AMPOULE_PATIENCE").ok().as_deref());
-    limit.saturating_mul(*FACTOR.get_or_init(factor))
+    *FACTOR.get_or_init(|| factor_of(std::env::var("AMPOULE_PATIENCE").ok().as_deref()))
 }
 
 fn factor_of(text: Option<&str>) -> u32 {

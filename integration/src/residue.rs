@@ -81,11 +81,18 @@ fn look(base: Option<&Path>) -> Seen {
     }
     let mut groups = Vec::new();
     control_groups(Path::new("/sys/fs/cgroup"), 6, &mut groups);
-    for group in groups {
+    for group in &groups {
         let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         let mut members = members.lines().filter_map(|l| l.parse::<i32>().ok());
         if !members.any(|pid| theirs.contains(&pid)) {
             things.insert(format!("control group {}", group.display()));
+        }
+    }
+    // The group above the jobs' goes with the last of them; one with jobs in it may be there for somebody else's.
+    let shared = ["/sys/fs/cgroup/ampoule", "/sys/fs/cgroup/unified/ampoule"].map(Path::new);
+    for group in shared.into_iter().filter(|group| group.is_dir()) {
+        if !groups.iter().any(|job| job.starts_with(group)) {
+            things.insert(format!("control group {} without a job", group.display()));
         }
     }
     let ours = processes.iter().filter(|p| !theirs.contains(&p.pid));

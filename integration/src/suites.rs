@@ -1,7 +1,9 @@
 //! The suites, and how they write job files.
 
 mod attacks;
+mod by_name;
 mod cancel;
+mod cgroups;
 mod crash;
 mod evidence;
 mod exits;
@@ -35,13 +37,14 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "limits", groups: &[limits::TESTS] },
     Suite { name: "outcomes", groups: &[outcomes::TESTS] },
     Suite { name: "cancel", groups: &[cancel::TESTS] },
+    Suite { name: "cgroups", groups: &[cgroups::TESTS] },
     Suite { name: "pool", groups: &[pool::TESTS] },
     Suite { name: "outputs", groups: &[outputs::TESTS] },
     Suite { name: "run", groups: &[run::TESTS] },
     Suite { name: "step", groups: &[step::TESTS] },
     Suite { name: "logs", groups: &[logs::TESTS] },
     Suite { name: "inputs", groups: &[inputs::TESTS] },
-    Suite { name: "images", groups: &[images::TESTS] },
+    Suite { name: "images", groups: &[images::TESTS, by_name::TESTS] },
     Suite { name: "root", groups: &[root::TESTS] },
     Suite { name: "isolation", groups: &[isolation::TESTS] },
     Suite { name: "attacks", groups: &[attacks::TESTS] },

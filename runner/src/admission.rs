@@ -133,7 +133,8 @@ pub(crate) fn demand(profile: &Profile) -> Result<Option<Hierarchies>, Refusal> 
     let missing = hierarchies.missing();
     if !missing.is_empty() && profile.requires.cgroup_limits {
         return unsupported(format!(
-            "profile {name} demands limits, but this host has no {} controller; mount cgroup2 with it",
+            "profile {name} demands limits, but there is no {} controller here; mount cgroup2 with it, or, in a \
+             delegated subtree, have it delegated (Delegate=yes)",
             missing.join(" or ")
         ));
     }

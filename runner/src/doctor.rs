@@ -33,7 +33,7 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
         missing.push(error.to_string());
     }
     isolation.layers.extend(sandbox.layers.clone());
-    isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup().is_some()));
+    isolation.layers.insert("limits".to_owned(), limits_layer(&sandbox));
     drop(made);
     let traces = sandbox.traces();
     let destroyed = teardown::destroy(sandbox);

@@ -3,8 +3,8 @@
 use ampoule_sandbox::fault::{self, Plan};
 use std::fs::OpenOptions;
 
-/// Reads `weak`, `unmeasured`, `by-name` and `ROLE:NUMBER:fail|die:FILE`, with commas between them. FILE counts how often the
-/// fault has happened, in eight bytes.
+/// Reads `weak`, `unmeasured`, `by-name`, `old-tmpfs` and `ROLE:NUMBER:fail|die:FILE`, with commas between them. FILE
+/// counts how often the fault has happened, in eight bytes.
 pub(crate) fn install(text: &str) -> Result<(), String> {
     let mut plan = Plan::default();
     for part in text.split(',') {
@@ -13,6 +13,7 @@ pub(crate) fn install(text: &str) -> Result<(), String> {
             ["weak"] => plan.weak = true,
             ["unmeasured"] => plan.unmeasured = true,
             ["by-name"] => plan.by_name = true,
+            ["old-tmpfs"] => plan.old_tmpfs = true,
             [role, number, what @ ("fail" | "die"), file] => {
                 plan.role = Some((*role).to_owned());
                 plan.number = number.parse().map_err(|e| format!("--fault: {number}: {e}"))?;

@@ -18,7 +18,8 @@ use ampoule_sandbox::protocol::{PreparePlan, StepPlan};
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::{PreparePart, Sandbox, StageError, fault, teardown};
 use ampoule_spec::{
-    Code, Event, Failure, Image, JobSpec, Limits, Measured, SPEC_BYTES_MAX, SandboxPath, SlotId, StepUser,
+    Code, Event, Failure, Image, JobSpec, Limits, Measured, Profile, SPEC_BYTES_MAX, SandboxPath, SlotId,
+    StepUser,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -217,7 +218,7 @@ fn attempt(
     draft.phase("sandbox", begun);
     draft.stages(&sandbox.stages);
     draft.report.isolation.layers.extend(sandbox.layers.clone());
-    draft.report.isolation.layers.insert("limits".to_owned(), limits_layer(sandbox.cgroup().is_some()));
+    draft.report.isolation.layers.insert("limits".to_owned(), limits_layer(sandbox));
     let first = match first {
         Ok(process) => {
             if let Some(failure) = missing_layer(draft, &post.profile.profile) {
@@ -232,6 +233,7 @@ fn attempt(
     };
     if first.is_some() {
         run_steps(sandbox, &mut job, first, recorder, draft);
+        confirm_limits(sandbox, &post.profile.profile, recorder, draft);
     }
     tell_facts(post.channel, &job.spec.image, recorder, draft);
     take_outputs(sandbox, &mut job, dir, recorder, draft);
@@ -264,7 +266,9 @@ fn furnish(
     StepProcess::prepare(sandbox, job.prepare_plan(true))
 }
 
-pub(crate) fn limits_layer(in_force: bool) -> Measured {
+/// What is to be said of the limits while they are as they were set.
+pub(crate) fn limits_layer(sandbox: &Sandbox) -> Measured {
+    let in_force = sandbox.cgroup().is_some();
     let detail = if in_force {
         "memory without swap, processes and processor time by control group, read back"
     } else {
@@ -273,8 +277,23 @@ pub(crate) fn limits_layer(in_force: bool) -> Measured {
     Measured { in_force, detail: detail.to_owned() }
 }
 
+/// What helps where somebody else sets limits of a job's, or takes controllers away.
+const DELEGATE: &str = "whoever manages this host's control groups must leave the job's alone: give the runner a subtree \
+                        of its own, as a unit with Delegate=yes has (systemd-run --scope -p Delegate=yes ampoule run)";
+
+/// Reads the limits once more when no step runs any more: what was set at the start is no proof of what held.
+fn confirm_limits(sandbox: &Sandbox, profile: &Profile, recorder: &mut Recorder, draft: &mut Draft) {
+    let Err(detail) = sandbox.verify_limits() else { return };
+    let layers = &mut draft.report.isolation.layers;
+    layers.insert("limits".to_owned(), Measured { in_force: false, detail });
+    if let Some(mut failure) = missing_layer(draft, profile) {
+        failure.message = format!("{}; {DELEGATE}", failure.message);
+        draft.fail(recorder, failure);
+    }
+}
+
 /// The first layer that is demanded and not in force. Only what a profile says it can do without may be absent.
-fn missing_layer(draft: &Draft, profile: &ampoule_spec::Profile) -> Option<Failure> {
+fn missing_layer(draft: &Draft, profile: &Profile) -> Option<Failure> {
     if fault::unmeasured_layers_are_allowed() {
         return None;
     }

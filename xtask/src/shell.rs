@@ -66,6 +66,25 @@ pub(crate) fn install(needed: &[Needed]) -> Vec<&'static str> {
     missing(needed)
 }
 
+/// Cargo, in the repository.
+pub(crate) fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+/// Where the runner with faults for tests lies in the target folder: beside the folder of the other programs, where
+/// `integration/src/faulty.rs` looks for it.
+pub(crate) const FAULTY: &str = "faults/debug/ampoule-runner";
+
+/// The command that builds that runner.
+pub(crate) fn build_faulty(root: &Path, target: &Path) -> Command {
+    let mut command = cargo(root);
+    command.args(["build", "--locked", "-p", "ampoule-runner", "--features", "faults", "--target-dir"]);
+    command.arg(target.join("faults"));
+    command
+}
+
 /// Prints a command, runs it with the terminal as its own, and wants success.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = run_status(command)?;

@@ -21,7 +21,7 @@ pub(super) const TESTS: &[Test] = &[
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
 
 /// A root file system of one static program and little else.
-fn root(probe: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn root(probe: &[u8]) -> Result<Vec<u8>> {
     tar(&[
         Entry::Dir("bin/"),
         Entry::File("bin/probe", 0o755, probe),

@@ -28,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
-const AS_ROOT: &str = "user = \"root\"\n";
+pub(super) const AS_ROOT: &str = "user = \"root\"\n";
 /// Where the host's ids of jobs begin (docs/architecture.md).
 const IDS_OF_JOBS: u32 = 1 << 28;
 
@@ -74,7 +74,8 @@ impl Toolbox {
     }
 }
 
-fn tools(lab: &Lab) -> Result<String> {
+/// An image of a shell and a few programs, with libraries, whose `/etc` and `/opt` are root's.
+pub(super) fn tools(lab: &Lab) -> Result<String> {
     let etc = [
         Entry::Dir("opt"),
         Entry::Dir("etc"),

@@ -60,9 +60,9 @@ pub(super) fn every_point(lab: &Lab, role: &str, what: &str, at_least: u32) -> R
     let job = whole_job(lab)?;
     // What is in the store already is not imported again: only the import's own faults want it to be.
     let imports = role == "import";
-    let (mut survived, mut number) = (0, 0);
+    let stride = procs::stride();
+    let (mut survived, mut tried, mut number) = (0, 0, 1);
     loop {
-        number += 1;
         ensure!(number < 500, "there is no end of points");
         if imports {
             lab.write("src/a", number.to_string())?;
@@ -73,6 +73,7 @@ pub(super) fn every_point(lab: &Lab, role: &str, what: &str, at_least: u32) -> R
             ran.ended(&SUCCEEDED)?;
             break;
         }
+        tried += 1;
         survived += u32::from(ran.status == Some(0));
         told(&ran).with_context(|| format!("{role} {number}: {ran:?}"))?;
         if !ran.out.join("result.json").exists() {
@@ -82,12 +83,16 @@ pub(super) fn every_point(lab: &Lab, role: &str, what: &str, at_least: u32) -> R
             fs::remove_dir_all(&next.out)?;
         }
         let _ = fs::remove_dir_all(&ran.out);
+        number += stride;
     }
     lab.run(&job).end()?.ended(&SUCCEEDED)?;
     let points = number - 1;
     ensure!(points >= at_least, "only {points} points: the faults are not where they were");
     // A point may lie in something that can be done without, but not many do.
-    ensure!(survived * 4 <= points, "{survived} of {points} faults were not noticed");
+    ensure!(survived * 4 <= tried, "{survived} of {tried} faults were not noticed");
+    if stride > 1 {
+        println!("{role} {what}: {tried} of about {points} points were tried, every {stride}. one");
+    }
     Ok(())
 }
 
@@ -101,7 +106,7 @@ fn told(ran: &Ran) -> Result<()> {
             ensure!(!outputs.join("d").exists(), "an output of a run that failed was released");
             if ran.out.exists() {
                 let outcome = ran.result()?["outcome"].clone();
-                ensure!(outcome != Value::from("succeeded"), "the outcome is {outcome}");
+                ensure!(outcome != "succeeded", "the outcome is {outcome}");
                 ran.statement("run.intoto.jsonl")?;
             }
             Ok(())
@@ -110,27 +115,23 @@ fn told(ran: &Ran) -> Result<()> {
     }
 }
 
-/// The failing check is the last stage of a process that has no other: the first points of a teardown.
+/// One of a supervisor's points is a check of the teardown.
 fn quarantine(lab: &Lab) -> Result<()> {
     let faulty = Faulty::install(lab)?;
     let job = lab.job(&(sh("a", "echo x > /build/x") + &output("x", "/build/x")))?;
-    // From the end backwards: the last points are those of writing the report, before them are the teardown's.
-    let mut last = 0;
-    for number in 1..500 {
+    let mut found = None;
+    for number in (1..500).step_by(procs::stride() as usize) {
         faulty.fault("supervisor", number, "fail")?;
         let ran = faulty.run(&job).end()?;
         if faulty.fired() == 0 {
             break;
         }
-        if ran.out.exists() && ran.result()?["outcome"] == Value::from("quarantined") {
-            last = number;
+        if ran.out.exists() && ran.result()?["outcome"] == "quarantined" {
+            found = Some(ran);
             break;
         }
     }
-    ensure!(last > 0, "no fault made a teardown unclean");
-    let before = quarantined(lab)?;
-    faulty.fault("supervisor", last, "fail")?;
-    let ran = faulty.run(&job).end()?.exits(70)?;
+    let ran = found.context("no fault made a teardown unclean")?.exits(70)?;
     equal("outcome", &ran.result()?["outcome"], &Value::from("quarantined"))?;
     equal("code", &ran.result()?["code"], &Value::from("teardown.unclean"))?;
     ensure!(!ran.out.join("outputs/x").exists(), "an output was released");
@@ -139,10 +140,9 @@ fn quarantine(lab: &Lab) -> Result<()> {
     let teardown = &statement["predicate"]["teardown"];
     equal("clean", &teardown["clean"], &Value::from(false))?;
     let states = teardown["checks"].as_array().context("no checks")?.iter().map(|c| &c["state"]);
-    ensure!(states.clone().any(|s| *s == Value::from("left")), "no check says left: {teardown}");
+    ensure!(states.clone().any(|s| *s == "left"), "no check says left: {teardown}");
     // Nothing is left in truth: a later look finds that and says so.
     let slots = quarantined(lab)?;
-    ensure!(slots.len() > before.len() || before.len() == 64, "nothing was added to the doctor's list");
     let slot = slots.iter().find(|s| s["job"] == ran.result().map_or(Value::Null, |r| r["job"].clone()));
     let slot = slot.context("the job's slot is not in the list")?;
     ensure!(slot["released"].is_string() || slot["released"].is_number(), "it is not released: {slot}");
@@ -196,7 +196,7 @@ fn found_left(
     ensure!(held["left"].as_str().is_some_and(|left| left.contains(what)), "{held}");
     equal("outcome", &ran.result()?["outcome"], &Value::from("quarantined"))?;
     let checks = report["teardown"]["checks"].as_array().context("no checks")?;
-    let found = checks.iter().find(|c| c["what"] == Value::from(what)).context("no such check")?;
+    let found = checks.iter().find(|c| c["what"] == what).context("no such check")?;
     equal("state", &found["state"], &Value::from("left"))?;
     ensure!(found["left"].as_u64().unwrap_or(0) >= 1, "nothing was counted: {found}");
     let released = entry()?;
@@ -278,7 +278,7 @@ fn checks(lab: &Lab) -> Result<()> {
     let report = ran.report()?;
     let checks = report["teardown"]["checks"].as_array().context("no checks")?;
     let state = |what: &str| -> Result<String> {
-        let found = checks.iter().find(|c| c["what"] == Value::from(what));
+        let found = checks.iter().find(|c| c["what"] == what);
         Ok(found.with_context(|| format!("{what} is not in {checks:?}"))?["state"].to_string())
     };
     let gone = "\"gone\"".to_owned();

@@ -24,6 +24,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 const PLACE: &str = "/tmp";
 /// The writable layer's name on it.
 const SCRATCH: &str = "s";
+/// mount(2) takes a page of options, and what is beyond it is cut off without a word.
+const OPTIONS_BYTES_MAX: usize = 4095;
 
 /// A place to make overlays at, with the writable layer attached to it.
 #[derive(Debug)]
@@ -83,6 +85,26 @@ impl Bench {
         })
     }
 
+    /// A clone of a tree, or of one entry of it, as a mount of its own.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub(crate) fn take(&self, tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
+        self.at_work(|| {
+            let stage = "bench: clone a tree";
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            if !self.authority.is_root() {
+                return open_tree(tree, entry.unwrap_or_default(), flags | OpenTreeFlags::AT_EMPTY_PATH)
+                    .stage(stage);
+            }
+            attach(&self.dir, tree, "t").stage(stage)?;
+            let at = entry.map_or(format!("{PLACE}/t"), |entry| format!("{PLACE}/t/{entry}"));
+            let taken = open_tree(CWD, at, flags).stage(stage);
+            unmount(format!("{PLACE}/t"), UnmountFlags::DETACH).stage(stage)?;
+            taken
+        })
+    }
+
     /// An overlay as `overlay::overlay` makes it, or one entry of it.
     ///
     /// # Errors
@@ -129,6 +151,11 @@ impl Bench {
             options.push_str(&format!(",upperdir={within}/{upper},workdir={within}/{work},volatile"));
         }
         options.push_str(if self.authority.is_root() { ",redirect_dir=on" } else { ",userxattr" });
+        if options.len() > OPTIONS_BYTES_MAX {
+            let remedy = "this kernel cannot name so many layers at once; use an image of fewer layers, or \
+                          Linux 6.15";
+            return Err(StageError::unsupported(stage, remedy));
+        }
         let options = CString::new(options).map_err(|_| Errno::INVAL).stage(stage)?;
         place(&self.dir, "m").stage(stage)?;
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;

@@ -3,9 +3,9 @@
 //! A runner that is built without the feature `faults`, as every runner that is installed, has none of this: the
 //! functions are constants in it, and it takes no option that would ask for a fault.
 
-pub(crate) use imp::overlays_are_made_by_name;
 #[cfg(feature = "faults")]
 pub use imp::{Plan, install};
+pub(crate) use imp::{overlays_are_made_by_name, user_attributes_are_lost};
 pub use imp::{point, role, unmeasured_layers_are_allowed, weak_profiles_are_allowed};
 
 #[cfg(not(feature = "faults"))]
@@ -28,6 +28,12 @@ mod imp {
     /// No.
     #[inline]
     pub(crate) fn overlays_are_made_by_name() -> bool {
+        false
+    }
+
+    /// No.
+    #[inline]
+    pub(crate) fn user_attributes_are_lost() -> bool {
         false
     }
 
@@ -68,6 +74,8 @@ mod imp {
         pub unmeasured: bool,
         /// Overlays are made as on kernels before 6.15.
         pub by_name: bool,
+        /// A tmpfs keeps no extended attributes of users, as before 6.6.
+        pub old_tmpfs: bool,
     }
 
     struct Place {
@@ -114,6 +122,11 @@ mod imp {
     /// Whether overlays are made as on kernels before 6.15.
     pub(crate) fn overlays_are_made_by_name() -> bool {
         PLAN.get().is_some_and(|plan| plan.by_name)
+    }
+
+    /// Whether a tmpfs is treated as if it kept no extended attributes of users.
+    pub(crate) fn user_attributes_are_lost() -> bool {
+        PLAN.get().is_some_and(|plan| plan.old_tmpfs)
     }
 
     /// Whether profiles may be below the floor.

@@ -7,6 +7,7 @@
 mod bench;
 pub mod cgroup;
 pub mod confine;
+mod copy;
 mod enter;
 pub mod error;
 pub mod ext4;
@@ -15,6 +16,7 @@ pub mod host_image;
 pub mod identity;
 mod init;
 mod inner;
+mod looks;
 mod overlay;
 mod prepared;
 pub mod probe;

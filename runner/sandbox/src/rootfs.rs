@@ -10,6 +10,7 @@
 //! inside the job's user namespace, with `userxattr`.
 
 use crate::bench::Bench;
+use crate::copy;
 use crate::error::{Stage, StageError};
 use crate::host_image;
 use crate::identity::Authority;
@@ -141,6 +142,8 @@ pub struct Rootfs {
     sealed: Sealed,
     /// Where overlays are made, on kernels before 6.15.
     bench: Option<Bench>,
+    /// Whether writable inputs are copies, because no overlay over them would do.
+    copies: bool,
 }
 
 impl Rootfs {
@@ -156,7 +159,8 @@ impl Rootfs {
             true => None,
             false => Some(Bench::set_up(scratch.mount(), authority)?),
         };
-        Ok(Self { scratch, skeleton, authority, sealed: profile.mounts.sealed, bench })
+        let copies = !authority.is_root() && !scratch.keeps_user_attributes();
+        Ok(Self { scratch, skeleton, authority, sealed: profile.mounts.sealed, bench, copies })
     }
 
     /// Makes the root, and the mounts of image and inputs.
@@ -234,7 +238,9 @@ impl Rootfs {
     fn input(&self, at: usize, input: &InputMount, maps: &IdMaps) -> Result<OwnedFd, StageError> {
         let tree = id_mapped(input.tree.as_fd(), maps.inputs.as_ref())?;
         let entry = input.file.then_some(FILE_ENTRY);
-        if input.writable {
+        if input.writable && self.copies {
+            self.copied(&format!("input-{at}"), tree.as_fd(), entry)
+        } else if input.writable {
             let stage = "rootfs: make an input's writable layer";
             let (upper, work) = (format!("input-{at}-upper"), format!("input-{at}-work"));
             for name in [&upper, &work] {
@@ -248,15 +254,48 @@ impl Rootfs {
         }
     }
 
+    /// A copy of a tree in the writable layer, or one entry of it.
+    fn copied(&self, name: &str, tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
+        let stage = "rootfs: copy an input";
+        let place = self.subdir(name).stage(stage)?;
+        match copy::tree(tree, place.as_fd()) {
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                let remedy = "a writable input does not fit into limits.disk, and before Linux 6.6 an ordinary user's \
+                              is a copy; raise limits.disk, or run as root";
+                return Err(StageError::unsupported(stage, remedy));
+            }
+            copied => copied.stage(stage)?,
+        }
+        let taken = entry.map_or(name.to_owned(), |entry| format!("{name}/{entry}"));
+        match &self.bench {
+            Some(bench) => bench.bind(&taken),
+            None => bind(self.scratch.mount(), &taken).stage(stage),
+        }
+    }
+
     /// A sealed tree: an overlay of lower layers alone, whose superblock is read-only for good. The kernel wants
     /// two of them.
     fn sealed(&self, tree: OwnedFd, entry: Option<&str>) -> Result<OwnedFd, StageError> {
         if self.sealed == Sealed::Bind {
-            return read_only_bind(tree.as_fd(), entry);
+            return self.read_only_bind(tree.as_fd(), entry);
         }
         let empty = "empty";
         self.subdir(empty).stage("rootfs: make an empty layer")?;
         self.overlay(&[Lower::Tree(tree), Lower::Scratch(empty)], None, entry)
+    }
+
+    /// A tree as a read-only mount of its own: what no profile has, because whoever has CAP_SYS_ADMIN over it can make
+    /// it writable.
+    fn read_only_bind(&self, tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let clone = match &self.bench {
+            Some(bench) => bench.take(tree, entry)?,
+            None => open_tree(tree, entry.unwrap_or_default(), flags).stage("rootfs: clone a tree")?,
+        };
+        let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, ..Attributes::default() };
+        set_attributes(clone.as_fd(), attributes, None).stage("rootfs: make a tree read-only")?;
+        Ok(clone)
     }
 
     /// An overlay, or one entry of it.
@@ -330,17 +369,6 @@ fn etc_error(errno: Errno) -> StageError {
 
 fn internal(stage: &str) -> StageError {
     StageError { stage: stage.to_owned(), errno: 0, unsupported: None }
-}
-
-/// A tree as a read-only mount of its own: what no profile has, because whoever has CAP_SYS_ADMIN over it can make it
-/// writable.
-fn read_only_bind(tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = open_tree(tree, entry.unwrap_or_default(), flags).stage("rootfs: clone a tree")?;
-    let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, ..Attributes::default() };
-    set_attributes(clone.as_fd(), attributes, None).stage("rootfs: make a tree read-only")?;
-    Ok(clone)
 }
 
 /// A clone of a subdirectory as a mount of its own.

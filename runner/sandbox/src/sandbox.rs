@@ -187,14 +187,10 @@ impl Sandbox {
     /// Init must be in every group whose limits are claimed.
     fn check_joined(&self) -> Result<(), StageError> {
         let (Some(init), Some(cgroup)) = (&self.init, &self.cgroup) else { return Ok(()) };
-        for dir in cgroup.dirs() {
-            let procs =
-                std::fs::read_to_string(dir.join("cgroup.procs")).stage("cgroup: see who is in it")?;
-            if !procs.lines().any(|line| line == init.pid.to_string()) {
-                return Err(Errno::SRCH).stage("cgroup: init is not in it");
-            }
+        match cgroup.without(init.pid).stage("cgroup: see who is in it")? {
+            None => Ok(()),
+            Some(_) => Err(Errno::SRCH).stage("cgroup: init is not in it"),
         }
-        Ok(())
     }
 
     /// Adds what one job needs: its limits, its image and its inputs. Returns whether the steps' view of the sandbox
@@ -349,54 +345,6 @@ impl Sandbox {
     /// Its control groups, if it has any.
     pub fn cgroup(&self) -> Option<&JobCgroup> {
         self.cgroup.as_ref()
-    }
-
-    /// Proves that no process but init is left: every control group lists it alone. (Init has reaped all its
-    /// children before it answered, so without control groups its word is the proof.)
-    ///
-    /// # Errors
-    /// What is left, for people.
-    pub fn quiesce(&self) -> Result<(), String> {
-        let init = self.init.as_ref().map(|init| init.pid.to_string());
-        for dir in self.cgroup.iter().flat_map(JobCgroup::dirs) {
-            let procs = std::fs::read_to_string(dir.join("cgroup.procs"))
-                .map_err(|e| format!("a control group cannot be read: {e}"))?;
-            let others = procs.lines().filter(|line| Some(*line) != init.as_deref()).count();
-            if others != 0 {
-                return Err(format!("{others} processes are left after the last step"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the writable layer is out of bytes, and whether out of inodes.
-    pub fn scratch_is_full(&self) -> Option<(bool, bool)> {
-        let fs = rustix::fs::fstatvfs(self.root()?).ok()?;
-        // The kernel takes room for what it holds as one piece of a write, up to 2 MiB, or refuses the write.
-        let piece = (2 << 20).min(fs.f_blocks.saturating_mul(fs.f_frsize) / 8);
-        Some((fs.f_bavail.saturating_mul(fs.f_frsize) < piece, fs.f_favail < 2))
-    }
-
-    /// Has what the job writes go to the host's disk without a stay in the host's page cache, if the disk can do that.
-    pub fn bypass_host_cache(&self) {
-        // Where it cannot, the host's memory is used twice and the job is slower: no reason to end it.
-        let _ = self.rootfs.as_ref().map(|rootfs| rootfs.scratch.bypass_host_cache());
-    }
-
-    /// Says whether bytes of the writable layer were lost that the kernel has tried to write, which a job is not told.
-    ///
-    /// # Errors
-    /// That of the lost bytes.
-    pub fn lost_bytes(&self) -> std::io::Result<()> {
-        self.rootfs.as_ref().map_or(Ok(()), |rootfs| rootfs.scratch.lost())
-    }
-
-    /// The same after everything was written: ask when outputs were read.
-    ///
-    /// # Errors
-    /// That of the lost bytes.
-    pub fn sync_scratch(&self) -> std::io::Result<()> {
-        self.rootfs.as_ref().map_or(Ok(()), |rootfs| rootfs.scratch.sync())
     }
 
     /// What it is found by when this process is gone.

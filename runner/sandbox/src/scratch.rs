@@ -13,8 +13,11 @@
 
 use crate::error::{Stage, StageError};
 use crate::ext4::{self, Layout};
+use crate::fault;
 use ampoule_sys::{loopdev, writeback};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstatvfs, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, fstatvfs, openat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
@@ -142,6 +145,15 @@ impl Scratch {
     pub fn free(&self) -> Option<(u64, u64)> {
         let stat = fstatvfs(&self.root).ok()?;
         Some((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_favail))
+    }
+
+    /// Whether files in it keep extended attributes of users, as an overlay without privilege needs them of its upper
+    /// layer: a tmpfs does since Linux 6.6.
+    pub(crate) fn keeps_user_attributes(&self) -> bool {
+        let name = "user.overlay.ampoule";
+        let set = !fault::user_attributes_are_lost()
+            && fsetxattr(&self.root, name, b"y", XattrFlags::CREATE).is_ok();
+        set && fremovexattr(&self.root, name).is_ok()
     }
 
     /// Writes what is dirty to the backing file, and says whether bytes were lost on the way there or from there to

@@ -50,8 +50,8 @@ fn suite(name: &'static str, counting: Counting, plan: Result<Command, String>) 
 }
 
 fn cargo(machine: &Machine, args: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(args).current_dir(&machine.root);
+    let mut command = shell::cargo(&machine.root);
+    command.args(args);
     command
 }
 
@@ -129,12 +129,8 @@ fn build_integration(machine: &Machine) -> Option<Suite> {
 
 /// The runner that fails, dies and looks away where a test asks for it: a build of its own, never installed.
 fn build_faulty(machine: &Machine) -> Option<Suite> {
-    machine.has_integration.then_some(())?;
-    let place = machine.programs.parent()?.join("faults");
-    let args = ["build", "--locked", "-p", "ampoule-runner", "--features", "faults", "--target-dir"];
-    let mut command = cargo(machine, &args);
-    command.arg(place);
-    suite("build-faulty", Counting::Status, Ok(command))
+    let target = machine.has_integration.then_some(machine.programs.parent()?)?;
+    suite("build-faulty", Counting::Status, Ok(shell::build_faulty(&machine.root, target)))
 }
 
 /// Why the integration tests cannot run at all, if so.

@@ -1,6 +1,6 @@
 //! The second disk: what is new in each run. Programs, units, the script, and what the tests read of the repository.
 
-use super::{Service, image};
+use super::{Built, Service, image};
 use crate::shell;
 use anyhow::{Context, Result};
 use std::fs;
@@ -10,22 +10,30 @@ use std::process::Command;
 /// The programs, each named like its package.
 pub(super) const PROGRAMS: [&str; 3] = ["ampoule", "ampoule-runner", "ampoule-integration"];
 /// What tests read (`Lab::repository`).
-const REPOSITORY: [&str; 4] = ["docs", "examples", "integration/python", "sandbox-profiles"];
+const REPOSITORY: [&str; 6] = [
+    "docs",
+    "examples",
+    "integration/python",
+    "integration/weak-profiles",
+    "sandbox-profiles",
+    "xtask/src/profiles",
+];
 /// Debug programs and some text.
 const SIZE: &str = "512M";
 
 /// Makes the disk in a folder; returns its file.
-pub(super) fn make(root: &Path, programs: &Path, place: &Path, environment: &str) -> Result<PathBuf> {
+pub(super) fn make(root: &Path, built: &Built, place: &Path, environment: &str) -> Result<PathBuf> {
     let tree = place.join("disk");
-    for folder in ["bin", "units", "repository/integration"] {
+    for folder in ["bin", "faulty", "units", "repository/integration", "repository/xtask/src"] {
         fs::create_dir_all(tree.join(folder))?;
     }
     for name in PROGRAMS {
-        fs::copy(programs.join(name), tree.join("bin").join(name)).with_context(|| name.to_owned())?;
+        copy_program(&built.programs.join(name), &tree.join("bin").join(name))?;
     }
+    copy_program(&built.faulty, &tree.join("faulty/ampoule-runner"))?;
     let guest = root.join("integration/vm");
     fs::copy(guest.join("guest.sh"), tree.join("guest.sh")).context("integration/vm/guest.sh")?;
-    for service in [Service::Plain, Service::Delegated] {
+    for service in Service::ALL {
         let unit = format!("suites-{}.service", service.name());
         fs::copy(guest.join(&unit), tree.join("units").join(&unit)).with_context(|| unit.clone())?;
     }
@@ -40,11 +48,17 @@ pub(super) fn make(root: &Path, programs: &Path, place: &Path, environment: &str
     Ok(file)
 }
 
+/// Without what a debugger wants: the guest hashes the runner, and an emulated processor takes long for it.
+fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    shell::run(Command::new("strip").arg("-o").arg(to).arg(from))
+}
+
 /// The file that the guest's units and its script read: for both, blanks stand within quotes.
 pub(super) fn environment(suites: &[String], services: &[Service], patience: u32) -> String {
     let services: Vec<&str> = services.iter().map(|s| s.name()).collect();
     format!(
-        "AMPOULE_BIN_DIR=/ampoule/bin\nAMPOULE_REPOSITORY=/ampoule/repository\nAMPOULE_PATIENCE={patience}\n\
+        "AMPOULE_BIN_DIR=/ampoule/bin\nAMPOULE_REPOSITORY=/ampoule/repository\n\
+         AMPOULE_FAULTY_RUNNER=/ampoule/faulty/ampoule-runner\nAMPOULE_PATIENCE={patience}\n\
          SERVICES=\"{}\"\nSUITES=\"{}\"\n",
         services.join(" "),
         suites.join(" ")

@@ -12,7 +12,7 @@ use std::process::Command;
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// What the guest has beyond Debian's essential packages: the machine itself, and what the tests and their jobs run.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 11] = [
     "linux-image-cloud-amd64",
     "initramfs-tools",
     "systemd-sysv",
@@ -23,9 +23,12 @@ const PACKAGES: [&str; 10] = [
     "iproute2",
     "procps",
     "openssl",
+    "strace",
 ];
 /// The unit of the base image, and where it goes.
 const UNIT: (&str, &str) = ("integration/vm/second-disk.service", "etc/systemd/system/second-disk.service");
+/// What the runner asks an operator to load (modules-load.d(5)), and where that is said.
+const MODULES: (&str, &str) = ("loop\next4\n", "etc/modules-load.d/ampoule.conf");
 /// Room for the packages and for what tests write; the file is sparse.
 const DISK: &str = "6G";
 
@@ -61,7 +64,7 @@ pub(super) fn base(root: &Path, folder: &Path, release: Release) -> Result<Base>
 
 /// What the image is made of. The mirror is not part of it: any has the same packages.
 fn digest(release: Release, unit: &str) -> String {
-    let recipe = [release.name(), &PACKAGES.join(","), DISK, UNIT.1, unit].join("\n");
+    let recipe = [release.name(), &PACKAGES.join(","), DISK, UNIT.1, unit, MODULES.0].join("\n");
     hex::encode(Sha256::digest(recipe)).chars().take(16).collect()
 }
 
@@ -71,6 +74,7 @@ fn make(part: &Path, release: Release, unit: &str) -> Result<()> {
     // It mounts what it needs in a namespace of its own; nothing of that shows here.
     shell::run(&mut bootstrap(release, &tree, &mirror()?))?;
     fs::write(tree.join(UNIT.1), unit)?;
+    fs::write(tree.join(MODULES.1), MODULES.0).context(MODULES.1)?;
     shell::run(&mut file_system(&tree, &part.join("root.ext4"), DISK))?;
     let boot = tree.join("boot");
     fs::copy(only(&boot, "vmlinuz-")?, part.join("vmlinuz"))?;

@@ -15,12 +15,12 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use machine::Machine;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const NEEDED: &[Needed] = &[
     Needed { probe: &["cc", "--version"], package: "gcc" },
+    Needed { probe: &["strip", "--version"], package: "binutils" },
     Needed { probe: &["qemu-system-x86_64", "--version"], package: "qemu-system-x86" },
     Needed { probe: &["mmdebstrap", "--version"], package: "mmdebstrap" },
     Needed { probe: &["test", "-r", image::KEYRING], package: "debian-archive-keyring" },
@@ -67,6 +67,8 @@ pub(crate) enum Service {
     Plain,
     /// As root, with a delegated subtree of control groups.
     Delegated,
+    /// As an ordinary user.
+    User,
 }
 
 /// A way of QEMU to run the guest's instructions.
@@ -88,10 +90,13 @@ impl Release {
 }
 
 impl Service {
+    pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Delegated, Self::User];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Delegated => "delegated",
+            Self::User => "user",
         }
     }
 }
@@ -103,6 +108,14 @@ impl Accelerator {
             Self::Kvm => 1,
         }
     }
+}
+
+/// What was built for the guest.
+struct Built {
+    /// The folder of the programs.
+    programs: PathBuf,
+    /// The runner that does what a test asks for (`integration/src/faulty.rs`).
+    faulty: PathBuf,
 }
 
 /// A line of the table.
@@ -119,10 +132,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     ensure!(missing.is_empty(), "missing: {0}; install it (apt-get install {0})", missing.join(" "));
     let folder = root.join("target/vm");
     fs::create_dir_all(&folder)?;
-    let programs = build(root)?;
+    let built = build(root)?;
     let mut rows = Vec::new();
     for release in &options.releases {
-        rows.extend(run_machine(root, &programs, &folder, *release, options)?);
+        rows.extend(run_machine(root, &built, &folder, *release, options)?);
     }
     println!("\n{:<20} {:>7} {:>7} {:>8}", "machine/service", "passed", "failed", "skipped");
     let mut total = Counts::default();
@@ -136,18 +149,18 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-/// Builds the programs; returns their folder.
-fn build(root: &Path) -> Result<std::path::PathBuf> {
+fn build(root: &Path) -> Result<Built> {
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--locked"]).current_dir(root);
-    shell::run(cargo.args(disk::PROGRAMS.iter().flat_map(|name| ["-p", name])))?;
-    Ok(metadata.target_directory.join("debug").into_std_path_buf())
+    let target = metadata.target_directory.into_std_path_buf();
+    let mut cargo = shell::cargo(root);
+    shell::run(cargo.args(["build", "--locked"]).args(disk::PROGRAMS.iter().flat_map(|name| ["-p", name])))?;
+    shell::run(&mut shell::build_faulty(root, &target))?;
+    Ok(Built { programs: target.join("debug"), faulty: target.join(shell::FAULTY) })
 }
 
 fn run_machine(
     root: &Path,
-    programs: &Path,
+    built: &Built,
     folder: &Path,
     release: Release,
     options: &Options,
@@ -159,7 +172,7 @@ fn run_machine(
     }
     fs::create_dir_all(&place)?;
     let environment = disk::environment(&options.suites, &options.services, options.accel.patience());
-    let second = disk::make(root, programs, &place, &environment)?;
+    let second = disk::make(root, built, &place, &environment)?;
     let console = place.join("console.log");
     let machine = Machine {
         base: &base,

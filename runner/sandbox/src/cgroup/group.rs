@@ -1,6 +1,8 @@
 //! The control groups of one job: made, limited, counted, removed.
 
-use super::files::{field, number, write, write_bytes, write_exact};
+use super::above::{self, Above};
+use super::files::{field, number, write};
+use super::limits::Places;
 use super::{CONTROLLERS, Hierarchies};
 use crate::error::{Stage, StageError};
 use ampoule_spec::{Limits, SlotId};
@@ -31,11 +33,9 @@ pub struct JobCgroup {
     /// All of them, to be made or made.
     dirs: Vec<PathBuf>,
     unified: Option<PathBuf>,
-    /// The version 2 group above them that hands controllers down, and which.
-    parent: Option<(PathBuf, Vec<&'static str>)>,
-    memory: Option<(PathBuf, bool)>,
-    pids: Option<(PathBuf, bool)>,
-    cpu: Option<(PathBuf, bool)>,
+    /// The version 2 group above it.
+    above: Option<Above>,
+    places: Places,
     /// The limits in force.
     limits: Option<Limits>,
     /// To be passed to clone3(2).
@@ -94,17 +94,17 @@ impl JobCgroup {
     /// The groups of a slot, none of which is there yet.
     pub fn new(host: &Hierarchies, slot: &SlotId) -> Self {
         let given = |c: &&str| host.gives_unified(c);
-        let parent = host
-            .unified
-            .as_ref()
-            .map(|(base, _)| (base.clone(), CONTROLLERS.into_iter().filter(given).collect()));
+        let above = host.unified.as_ref().map(|(dir, _)| Above {
+            dir: dir.clone(),
+            root: host.root.clone(),
+            controllers: CONTROLLERS.into_iter().filter(given).collect(),
+        });
+        let place = |controller| host.dir_of(controller, slot);
         Self {
             dirs: host.paths(slot),
             unified: host.unified.as_ref().map(|(base, _)| base.join(format!("ampoule-{slot}"))),
-            parent,
-            memory: host.dir_of("memory", slot),
-            pids: host.dir_of("pids", slot),
-            cpu: host.dir_of("cpu", slot),
+            above,
+            places: Places { memory: place("memory"), pids: place("pids"), cpu: place("cpu") },
             limits: None,
             into: None,
             tasks: Vec::new(),
@@ -117,25 +117,23 @@ impl JobCgroup {
     /// # Errors
     /// The controller and the value that the kernel refused. What was made is there to be removed.
     pub fn create(&mut self, limits: &Limits) -> Result<(), StageError> {
-        for (base, controllers) in self.parent.iter() {
-            for controller in controllers {
-                write(base.join("cgroup.subtree_control"), &format!("+{controller}"))
-                    .stage("cgroup: hand controllers down")?;
-            }
-        }
         for path in &self.dirs {
-            fs::create_dir(path).stage("cgroup: create")?;
-            if self.unified.as_ref() == Some(path) {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                self.into = Some(open(path, flags, Mode::empty()).stage("cgroup: open")?);
-            } else {
-                let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-                let tasks = open(path.join("tasks"), flags, Mode::empty()).stage("cgroup: open tasks")?;
-                self.tasks.push(tasks);
+            match &self.above {
+                Some(above) if self.unified.as_ref() == Some(path) => {
+                    above.make(path)?;
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    self.into = Some(open(path, flags, Mode::empty()).stage("cgroup: open")?);
+                }
+                _ => {
+                    fs::create_dir(path).stage("cgroup: create")?;
+                    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+                    let tasks = open(path.join("tasks"), flags, Mode::empty()).stage("cgroup: open tasks")?;
+                    self.tasks.push(tasks);
+                }
             }
         }
         self.adjust(limits)?;
-        if let Some((dir, unified)) = &self.memory {
+        if let Some((dir, unified)) = &self.places.memory {
             self.oom = Some(OomWatch::new(dir, *unified).stage("cgroup: watch for want of memory")?);
         }
         Ok(())
@@ -152,28 +150,44 @@ impl JobCgroup {
     /// The controller and the value that the kernel refused.
     pub fn adjust(&mut self, limits: &Limits) -> Result<(), StageError> {
         let before = self.limits.take();
-        let differs = |of: fn(&Limits) -> u64| before.as_ref().map(of) != Some(of(limits));
-        if let (Some((dir, unified)), true) = (&self.memory, differs(|l| l.memory_bytes)) {
-            set_memory(dir, *unified, before.as_ref().map(|l| l.memory_bytes), limits.memory_bytes)?;
-        }
-        if let (Some((dir, _)), true) = (&self.pids, differs(|l| l.pids)) {
-            // Init is a process of the job's groups but not one of the job's.
-            let pids = (limits.pids + 1).to_string();
-            write_exact(&dir.join("pids.max"), &pids).stage("cgroup: limit processes")?;
-        }
-        if let (Some((dir, unified)), true) = (&self.cpu, differs(|l| l.cpu_millis)) {
-            let quota = limits.cpu_millis * 100;
-            let (file, text) = match unified {
-                true => ("cpu.max", format!("{quota} 100000")),
-                false => {
-                    write_exact(&dir.join("cpu.cfs_period_us"), "100000").stage("cgroup: set the period")?;
-                    ("cpu.cfs_quota_us", quota.to_string())
-                }
-            };
-            write_exact(&dir.join(file), &text).stage("cgroup: limit processor time")?;
-        }
+        self.places.set(before.as_ref(), limits)?;
         self.limits = Some(limits.clone());
         Ok(())
+    }
+
+    /// Holds the limits in force against those that were set: whoever rules the host may have changed one.
+    ///
+    /// # Errors
+    /// The first that is another or gone, for people.
+    pub fn verify(&self) -> Result<(), String> {
+        self.places.verify(self.limits.as_ref().ok_or("limits were never set")?)
+    }
+
+    /// The first group that a process is not in.
+    ///
+    /// # Errors
+    /// If a group cannot be read.
+    pub fn without(&self, pid: i32) -> io::Result<Option<&Path>> {
+        for dir in &self.dirs {
+            if !members(dir)?.contains(&pid) {
+                return Ok(Some(dir));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many other processes than this one are in the first group that has others.
+    ///
+    /// # Errors
+    /// If a group cannot be read.
+    pub fn others_than(&self, pid: Option<i32>) -> io::Result<usize> {
+        for dir in &self.dirs {
+            let others = members(dir)?.iter().filter(|member| Some(**member) != pid).count();
+            if others != 0 {
+                return Ok(others);
+            }
+        }
+        Ok(0)
     }
 
     /// The version 2 group, to be passed to clone3(2).
@@ -192,7 +206,7 @@ impl JobCgroup {
     /// If a counter cannot be read: a limit whose verdict is unknown is not one that held.
     pub fn counts(&self) -> io::Result<Counts> {
         let mut counts = Counts::default();
-        if let Some((dir, unified)) = &self.memory {
+        if let Some((dir, unified)) = &self.places.memory {
             let events = if *unified { "memory.events" } else { "memory.oom_control" };
             counts.oom_kills = field(&dir.join(events), "oom_kill")?;
             let peak = if *unified { "memory.peak" } else { "memory.max_usage_in_bytes" };
@@ -202,7 +216,7 @@ impl JobCgroup {
         if let Some(dir) = &self.unified {
             counts.cpu_micros = field(&dir.join("cpu.stat"), "usage_usec")?;
         }
-        if let Some((dir, _)) = &self.pids {
+        if let Some((dir, _)) = &self.places.pids {
             counts.forks_refused = field(&dir.join("pids.events"), "max")?;
         }
         Ok(counts)
@@ -210,7 +224,7 @@ impl JobCgroup {
 
     /// Begins a new measurement of the memory peak, where the kernel can.
     pub fn reset_peak(&self) {
-        if let Some((dir, unified)) = &self.memory {
+        if let Some((dir, unified)) = &self.places.memory {
             let file = if *unified { "memory.peak" } else { "memory.max_usage_in_bytes" };
             // A failure leaves the peak of the whole job, which is still a true upper bound.
             let _ = write(dir.join(file), "0");
@@ -242,14 +256,23 @@ impl JobCgroup {
     }
 }
 
+/// The processes in a group, as this pid namespace counts them; one of another shows as 0.
+fn members(dir: &Path) -> io::Result<Vec<i32>> {
+    let text = fs::read_to_string(dir.join("cgroup.procs"))?;
+    text.lines().map(|line| line.parse().map_err(io::Error::other)).collect()
+}
+
 /// Kills what runs in these control groups and removes them; returns those that are left after `limit`.
 pub fn remove_dirs(dirs: &[PathBuf], limit: Duration) -> Vec<PathBuf> {
     let begun = Instant::now();
     let mut left: Vec<PathBuf> = dirs.to_vec();
     loop {
         left.retain(|dir| match fs::remove_dir(dir) {
-            Ok(()) => false,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => true,
+            _ => {
+                above::leave(dir);
+                false
+            }
         });
         if left.is_empty() || begun.elapsed() > limit {
             return left;
@@ -270,36 +293,4 @@ fn kill_in(dir: &Path) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-}
-
-/// Limits memory, and swap to none. Memory together with swap may at no moment be less than memory alone.
-fn set_memory(dir: &Path, unified: bool, before: Option<u64>, bytes: u64) -> Result<(), StageError> {
-    // memory.oom.group stays off: it would kill init too, which has to say what happened and keeps the outputs of a failed
-    // job in reach. Whoever is killed, the count of kills ends the job, and [`OomWatch`] says so at once.
-    let (file, swap, swap_limit) = if unified {
-        ("memory.max", "memory.swap.max", 0)
-    } else {
-        ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", bytes)
-    };
-    let memory = || write_bytes(&dir.join(file), bytes).stage("cgroup: limit memory");
-    let swap = || match write_bytes(&dir.join(swap), swap_limit) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !host_swaps() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let remedy = "the kernel does not account for swap; boot with swapaccount=1, or switch swap off";
-            Err(StageError::unsupported("cgroup: limit memory", remedy))
-        }
-        other => other.stage("cgroup: switch swap off"),
-    };
-    if before.is_some_and(|before| before < bytes) {
-        swap()?;
-        memory()
-    } else {
-        memory()?;
-        swap()
-    }
-}
-
-/// Whether the host has any swap space in use: the file has a heading and a line for each.
-fn host_swaps() -> bool {
-    fs::read_to_string("/proc/swaps").map_or(true, |text| text.lines().count() > 1)
 }

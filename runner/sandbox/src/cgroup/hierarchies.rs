@@ -1,6 +1,7 @@
 //! Where a host keeps its control groups.
 
 use super::CONTROLLERS;
+use super::above::SHARED;
 use super::files::write;
 use ampoule_spec::SlotId;
 use std::collections::BTreeMap;
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 pub struct Hierarchies {
     /// The version 2 directory under which jobs get theirs, with the controllers that it can give.
     pub unified: Option<(PathBuf, Vec<String>)>,
+    /// Where that directory is one that is made for jobs and removed with the last of them: the root of the tree that it
+    /// is made in.
+    pub root: Option<PathBuf>,
     /// The version 1 directory under which jobs get theirs, by controller.
     pub legacy: BTreeMap<String, PathBuf>,
 }
@@ -27,8 +31,8 @@ impl Hierarchies {
     /// Reads them from `/proc/self`.
     ///
     /// On version 2, jobs get their groups in the subtree that was delegated to this process, if there is one; else,
-    /// for host root, at the root of the tree. In a delegated subtree the calling process moves into a group of
-    /// its own first.
+    /// for host root, in a group at the root of the tree. In a delegated subtree the calling process moves into a group
+    /// of its own first, and takes its parent along if that is alone with it.
     ///
     /// # Errors
     /// If `/proc` cannot be read.
@@ -37,11 +41,16 @@ impl Hierarchies {
         let mine = fs::read_to_string("/proc/self/cgroup")?;
         let (mut found, own) = Self::parse(&mounts, &mine);
         if let Some((path, controllers)) = &mut found.unified {
-            if let Some(delegated) = own.and_then(|own| delegated(&own)) {
-                *path = delegated;
-            }
+            let delegated = own.and_then(|own| delegated(&own));
+            let is_delegated = delegated.is_some();
+            *path = delegated.unwrap_or_else(|| path.clone());
             let text = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
             *controllers = text.split_whitespace().map(str::to_owned).collect();
+            // Where version 1 has the controllers, none is handed down that could be taken back.
+            if !is_delegated && controllers.iter().any(|c| CONTROLLERS.contains(&c.as_str())) {
+                let shared = path.join(SHARED);
+                found.root = Some(std::mem::replace(path, shared));
+            }
         }
         Ok(found)
     }
@@ -120,7 +129,7 @@ impl Hierarchies {
 }
 
 /// The subtree that this process was given, cleared of processes, if it was given one. A subtree that somebody else's
-/// processes are in, as that of `ampoule run`'s caller, is of no use.
+/// processes are in is of no use.
 fn delegated(own: &Path) -> Option<PathBuf> {
     let is_delegated =
         |dir: &Path| DELEGATED.iter().any(|name| rustix::fs::getxattr(dir, *name, &mut [0_u8; 8]).is_ok());
@@ -135,15 +144,34 @@ fn delegated(own: &Path) -> Option<PathBuf> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
         _ => {}
     }
-    write(leaf.join("cgroup.procs"), "0").ok()?;
-    let others = fs::read_to_string(own.join("cgroup.procs")).ok()?;
-    if others.trim().is_empty() {
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    if clear(own, &leaf, parent.as_deref()) {
         return Some(own.to_path_buf());
     }
     // Back to where we were found.
     let _ = write(own.join("cgroup.procs"), "0");
     let _ = fs::remove_dir(&leaf);
     None
+}
+
+/// Moves the calling process into the leaf, and its parent if nobody else is there: the command line, of which it is a
+/// part. False if others are left; the parent is where it was then.
+fn clear(own: &Path, leaf: &Path, parent: Option<&str>) -> bool {
+    let others = || fs::read_to_string(own.join("cgroup.procs")).map(|text| text.trim().to_owned());
+    if write(leaf.join("cgroup.procs"), "0").is_err() {
+        return false;
+    }
+    match (others(), parent) {
+        (Ok(others), _) if others.is_empty() => return true,
+        (Ok(others), Some(parent)) if others == parent => {}
+        _ => return false,
+    }
+    let moved = write(leaf.join("cgroup.procs"), parent.unwrap_or_default());
+    if moved.is_ok() && others().is_ok_and(|others| others.is_empty()) {
+        return true;
+    }
+    let _ = write(own.join("cgroup.procs"), parent.unwrap_or_default());
+    false
 }
 
 #[cfg(test)]
