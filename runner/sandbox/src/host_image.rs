@@ -1,20 +1,23 @@
 //! `image = "host"`: the host's `/usr`, a generated `/etc`, and the package list that names it.
 
 use crate::error::{Stage, StageError};
+use crate::skeleton::Entry;
 use ampoule_spec::Sha256;
-use rustix::fs::{Mode, OFlags, mkdirat, openat, readlinkat, symlinkat};
+use rustix::fs::{Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256 as Hasher};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 
 /// The top-level names that are links into `/usr` on every distribution with a merged `/usr`.
-pub(crate) const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib64", "lib32", "libx32"];
+const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib64", "lib32", "libx32"];
 /// Where Debian and others say which of several programs a name means.
 pub const ALTERNATIVES: &str = "/etc/alternatives";
 /// The most bytes of a package database that are read.
 const DATABASE_BYTES_MAX: u64 = 256 << 20;
+/// The most bytes of the linker's cache that are copied; without it the linker searches the directories it knows.
+const LINKER_CACHE_BYTES_MAX: u64 = 16 << 20;
 
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/usr/sbin/nologin\n\
     build:x:1000:1000:build:/home/build:/bin/sh\n\
@@ -22,42 +25,38 @@ const PASSWD: &[u8] = b"root:x:0:0:root:/root:/usr/sbin/nologin\n\
 const GROUP: &[u8] = b"root:x:0:\nbuild:x:1000:\nnogroup:x:65534:\n";
 const NSSWITCH: &[u8] = b"passwd: files\ngroup: files\nhosts: files\n";
 
-/// Fills `etc` below `root`, and makes the links of a merged `/usr`.
+/// What a root over the host's `/usr` has besides: the links of a merged `/usr`, and files of `/etc`. Paths begin at
+/// the root.
 ///
 /// Nothing of the host's `/etc` is copied but the linker's cache; [`alternatives`] are mounted read-only. Both
 /// say which file of `/usr` is meant.
 ///
 /// # Errors
 /// `ENOSYS` on a host whose `/usr` is not merged.
-pub fn populate_etc(root: &BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn etc() -> Result<Vec<Entry>, Errno> {
+    let mut list = Vec::new();
     for name in MERGED {
-        match readlinkat(rustix::fs::CWD, format!("/{name}"), Vec::new()) {
+        let path = format!("/{name}");
+        match readlinkat(rustix::fs::CWD, &path, Vec::new()) {
             Ok(target) => {
                 let text = target.to_string_lossy();
                 if text.trim_start_matches('/').split('/').next() != Some("usr") {
                     return Err(Errno::NOSYS);
                 }
-                symlinkat(target.as_c_str(), root, name)?;
+                list.push(Entry::link(path, target.into_bytes()));
             }
             Err(Errno::NOENT) => {}
             Err(_) => return Err(Errno::NOSYS),
         }
     }
-    write(*root, "etc/passwd", PASSWD)?;
-    write(*root, "etc/group", GROUP)?;
-    write(*root, "etc/nsswitch.conf", NSSWITCH)?;
-    symlinkat("../usr/lib/os-release", root, "etc/os-release")?;
-    if let Ok(cache) = read_limited("/etc/ld.so.cache", 16 << 20) {
-        write(*root, "etc/ld.so.cache", &cache)?;
+    list.push(Entry::link("/etc/os-release", b"../usr/lib/os-release".as_slice()));
+    list.push(Entry::file("/etc/passwd", PASSWD));
+    list.push(Entry::file("/etc/group", GROUP));
+    list.push(Entry::file("/etc/nsswitch.conf", NSSWITCH));
+    if let Ok(cache) = read_limited("/etc/ld.so.cache", LINKER_CACHE_BYTES_MAX) {
+        list.push(Entry::file("/etc/ld.so.cache", cache));
     }
-    mkdirat(root, "etc/alternatives", Mode::from_raw_mode(0o755))
-}
-
-fn write(root: BorrowedFd<'_>, path: &str, content: &[u8]) -> Result<(), Errno> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let fd = openat(root, path, flags, Mode::from_raw_mode(0o644))?;
-    rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o644))?;
-    File::from(fd).write_all(content).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    Ok(list)
 }
 
 /// The host's `/etc/alternatives`, where it has one: `/usr/bin/cc` and its like lead through it on Debian.
@@ -140,8 +139,10 @@ fn digest(bytes: &[u8]) -> Sha256 {
 fn read_limited(path: &str, limit: u64) -> Result<Vec<u8>, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
-    let mut bytes = Vec::new();
     let file = File::from(fd);
+    // Room for it at once, if it says how long it is.
+    let long = file.metadata().map_or(0, |meta| meta.len().min(limit).saturating_add(1));
+    let mut bytes = Vec::with_capacity(long.try_into().unwrap_or_default());
     let read = file.take(limit + 1).read_to_end(&mut bytes);
     read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     if bytes.len() as u64 > limit { Err(Errno::FBIG) } else { Ok(bytes) }

@@ -18,12 +18,14 @@ mod init;
 mod inner;
 mod looks;
 mod overlay;
+mod place;
 mod prepared;
 pub mod probe;
 pub mod protocol;
 pub mod rootfs;
 pub mod sandbox;
 pub mod scratch;
+pub mod skeleton;
 pub mod teardown;
 pub mod userns;
 

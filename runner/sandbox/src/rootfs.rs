@@ -15,13 +15,15 @@ use crate::error::{Stage, StageError};
 use crate::host_image;
 use crate::identity::Authority;
 use crate::overlay::{self, Lower, Upper, id_mapped};
-use crate::scratch::Scratch;
-use ampoule_spec::{BUILD_ID, Device, Profile, SandboxPath, Sealed};
+use crate::place::Place;
+use crate::sandbox::PreparePart;
+use crate::scratch::{Layer, Scratch};
+use crate::skeleton::{self, EMPTY, Over, ROOT, ROOT_WORK};
+use ampoule_spec::{BUILD_ID, Profile, SandboxPath, Sealed, SlotId};
 use ampoule_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, symlinkat};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Name of the one entry of a tree that holds a single file.
@@ -29,8 +31,6 @@ pub const FILE_ENTRY: &str = "content";
 /// A directory that the build user may write to but Landlock forbids: how the probe tells the two apart. It is there
 /// only while a process measures itself.
 pub const PROBE_DIR: &str = ".probe";
-/// The directory of the writable layer that becomes the root, or its upper layer.
-const ROOT: &str = "root";
 
 /// What a sandbox's root is made of.
 #[derive(Debug)]
@@ -39,6 +39,15 @@ pub enum RootPlan {
     Host,
     /// Image layers, the lowest first.
     Layers(Vec<OwnedFd>),
+}
+
+impl RootPlan {
+    fn over(&self) -> Over {
+        match self {
+            Self::Host => Over::Host,
+            Self::Layers(_) => Over::Image,
+        }
+    }
 }
 
 /// One input to be mounted.
@@ -81,64 +90,13 @@ pub struct Assembled {
     pub mounts: Vec<(SandboxPath, OwnedFd)>,
 }
 
-/// A directory of the writable layer that is still ours alone, and to whom new entries belong.
-struct Place<'a> {
-    dir: BorrowedFd<'a>,
-    authority: Authority,
-}
-
-impl Place<'_> {
-    /// The host ids of an in-sandbox id; an ordinary user owns everything.
-    fn chown(&self, path: &str, id: u32) -> Result<(), Errno> {
-        let Authority::Root { base } = self.authority else { return Ok(()) };
-        let id = base + id;
-        chownat(self.dir, path, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)), AtFlags::SYMLINK_NOFOLLOW)
-    }
-
-    /// Makes a directory, whatever the umask, with its parents.
-    fn dir(&self, path: &str, mode: u32, id: u32) -> Result<(), Errno> {
-        let mut parent = String::new();
-        for part in path.split('/') {
-            if !parent.is_empty() {
-                parent.push('/');
-            }
-            parent.push_str(part);
-            let last = parent.len() == path.len();
-            match mkdirat(self.dir, &parent, Mode::from_raw_mode(0o755)) {
-                Ok(()) => {
-                    let (mode, id) = if last { (mode, id) } else { (0o755, 0) };
-                    self.chown(&parent, id)?;
-                    rustix::fs::chmodat(self.dir, &parent, Mode::from_raw_mode(mode), AtFlags::empty())?;
-                }
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
-    }
-
-    fn file(&self, path: &str, content: &[u8]) -> Result<(), Errno> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let fd = openat(self.dir, path, flags, Mode::from_raw_mode(0o644))?;
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o644))?;
-        std::fs::File::from(fd)
-            .write_all(content)
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-        self.chown(path, 0)
-    }
-
-    fn link(&self, target: &str, path: &str) -> Result<(), Errno> {
-        symlinkat(target, self.dir, path)?;
-        self.chown(path, 0)
-    }
-}
-
-/// A root in the making: the writable layer, and in it what every root has, whatever the image.
+/// A root in the making: the writable layer with what it has from the start.
 #[derive(Debug)]
 pub struct Rootfs {
     pub(crate) scratch: Scratch,
     skeleton: OwnedFd,
     authority: Authority,
+    over: Over,
     sealed: Sealed,
     /// Where overlays are made, on kernels before 6.15.
     bench: Option<Bench>,
@@ -147,20 +105,35 @@ pub struct Rootfs {
 }
 
 impl Rootfs {
-    /// Makes the skeleton in an empty writable layer.
+    /// Makes a writable layer as host root, for in-sandbox ids that begin at `base`.
     ///
     /// # Errors
-    /// The stage that failed.
-    pub(crate) fn new(scratch: Scratch, authority: Authority, profile: &Profile) -> Result<Self, StageError> {
-        let skeleton = subdir(scratch.mount(), ROOT, authority).stage("rootfs: make the root")?;
-        populate(&Place { dir: skeleton.as_fd(), authority }, &profile.devices)
-            .stage("rootfs: make the root's directories")?;
+    /// The stage that failed; [`StageError::unsupported`] if the host cannot do it.
+    pub(crate) fn prepare(part: &PreparePart<'_>, slot: &SlotId, base: u32) -> Result<Self, StageError> {
+        let over = if part.host_image { Over::Host } else { Over::Image };
+        let entries = skeleton::entries(&part.profile.devices, over)?;
+        let layer = Layer {
+            name: slot.as_str(),
+            bytes: part.limits.disk_bytes,
+            inodes: part.limits.disk_inodes,
+            owner: base,
+            entries: &entries,
+        };
+        let scratch = Scratch::on_loop(part.scratch_dir, &layer)?;
+        Self::new(scratch, Authority::Root { base }, over, part.profile.mounts.sealed)
+    }
+
+    /// Takes a writable layer with the skeleton for a root over `over`.
+    fn new(scratch: Scratch, authority: Authority, over: Over, sealed: Sealed) -> Result<Self, StageError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let skeleton =
+            openat(scratch.mount(), ROOT, flags, Mode::empty()).stage("rootfs: open the root's skeleton")?;
         let bench = match overlay::is_by_descriptor() {
             true => None,
             false => Some(Bench::set_up(scratch.mount(), authority)?),
         };
         let copies = !authority.is_root() && !scratch.keeps_user_attributes();
-        Ok(Self { scratch, skeleton, authority, sealed: profile.mounts.sealed, bench, copies })
+        Ok(Self { scratch, skeleton, authority, over, sealed, bench, copies })
     }
 
     /// Makes the root, and the mounts of image and inputs.
@@ -175,9 +148,10 @@ impl Rootfs {
     ) -> Result<Assembled, StageError> {
         // First the inputs: their mount points have to be there before an overlay lies over the skeleton.
         let inputs = self.inputs(inputs, maps)?;
-        let (root, mut mounts) = match root {
-            RootPlan::Host => self.host(maps)?,
-            RootPlan::Layers(layers) => (self.layers(layers, maps)?, Vec::new()),
+        let (root, mut mounts) = match (root, self.over) {
+            (RootPlan::Host, Over::Host) => self.host(maps)?,
+            (RootPlan::Layers(layers), Over::Image) => (self.layers(layers, maps)?, Vec::new()),
+            _ => return Err(internal("rootfs: the writable layer was made for another kind of image")),
         };
         mounts.extend(inputs);
         let attributes = Attributes { no_suid: true, no_dev: true, ..Attributes::default() };
@@ -187,17 +161,6 @@ impl Rootfs {
 
     /// The root over the host's `/usr`, which is mounted below it.
     fn host(&self, maps: &IdMaps) -> Result<(OwnedFd, Vec<(SandboxPath, OwnedFd)>), StageError> {
-        let within = self.within();
-        host_image::populate_etc(&within.dir).map_err(etc_error)?;
-        for name in host_image::MERGED {
-            match within.chown(name, 0) {
-                Err(errno) if errno != Errno::NOENT => {
-                    return Err(errno).stage("rootfs: give a link to root");
-                }
-                _ => {}
-            }
-        }
-        chown_tree(&within, "etc").stage("rootfs: give /etc to root")?;
         let mounts = self.host_mounts(maps.image.as_ref())?;
         let root = match &self.bench {
             Some(bench) => bench.bind(ROOT)?,
@@ -208,14 +171,12 @@ impl Rootfs {
 
     /// The root as an overlay over an image's layers.
     fn layers(&self, layers: &[OwnedFd], maps: &IdMaps) -> Result<OwnedFd, StageError> {
-        let work = "root-work";
-        self.subdir(work).stage("rootfs: make a work directory")?;
         let lowers = layers
             .iter()
             .rev()
             .map(|layer| id_mapped(layer.as_fd(), maps.image.as_ref()).map(Lower::Tree))
             .collect::<Result<Vec<_>, _>>()?;
-        self.overlay(&lowers, Some(Upper { upper: ROOT, work }), None)
+        self.overlay(&lowers, Some(Upper { upper: ROOT, work: ROOT_WORK }), None)
     }
 
     /// Makes the mount points of inputs, and their mounts.
@@ -243,11 +204,9 @@ impl Rootfs {
         } else if input.writable {
             let stage = "rootfs: make an input's writable layer";
             let (upper, work) = (format!("input-{at}-upper"), format!("input-{at}-work"));
-            for name in [&upper, &work] {
-                self.subdir(name).stage(stage)?;
-            }
             let scratch = Place { dir: self.scratch.mount(), authority: self.authority };
-            scratch.chown(&upper, BUILD_ID).stage(stage)?;
+            scratch.dir(&upper, 0o755, BUILD_ID).stage(stage)?;
+            scratch.dir(&work, 0o755, 0).stage(stage)?;
             self.overlay(&[Lower::Tree(tree)], Some(Upper { upper: &upper, work: &work }), entry)
         } else {
             self.sealed(tree, entry)
@@ -257,7 +216,9 @@ impl Rootfs {
     /// A copy of a tree in the writable layer, or one entry of it.
     fn copied(&self, name: &str, tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
         let stage = "rootfs: copy an input";
-        let place = self.subdir(name).stage(stage)?;
+        Place { dir: self.scratch.mount(), authority: self.authority }.dir(name, 0o755, 0).stage(stage)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let place = openat(self.scratch.mount(), name, flags, Mode::empty()).stage(stage)?;
         match copy::tree(tree, place.as_fd()) {
             Err(Errno::NOSPC | Errno::DQUOT) => {
                 let remedy = "a writable input does not fit into limits.disk, and before Linux 6.6 an ordinary user's \
@@ -279,9 +240,7 @@ impl Rootfs {
         if self.sealed == Sealed::Bind {
             return self.read_only_bind(tree.as_fd(), entry);
         }
-        let empty = "empty";
-        self.subdir(empty).stage("rootfs: make an empty layer")?;
-        self.overlay(&[Lower::Tree(tree), Lower::Scratch(empty)], None, entry)
+        self.overlay(&[Lower::Tree(tree), Lower::Scratch(EMPTY)], None, entry)
     }
 
     /// A tree as a read-only mount of its own: what no profile has, because whoever has CAP_SYS_ADMIN over it can make
@@ -333,10 +292,6 @@ impl Rootfs {
     fn within(&self) -> Place<'_> {
         Place { dir: self.skeleton.as_fd(), authority: self.authority }
     }
-
-    fn subdir(&self, name: &str) -> Result<OwnedFd, Errno> {
-        subdir(self.scratch.mount(), name, self.authority)
-    }
 }
 
 /// Makes a root and its mounts as an ordinary user, in the calling process's own mount namespace.
@@ -349,22 +304,12 @@ pub(crate) fn assemble_as_user(
     authority: Authority,
     profile: &Profile,
 ) -> Result<Assembled, StageError> {
+    let over = mounts.root.over();
+    let skeleton = skeleton::entries(&profile.devices, over)?;
     let scratch = Scratch::on_tmpfs(disk_bytes, disk_inodes, BUILD_ID)?;
-    let rootfs = Rootfs::new(scratch, authority, profile)?;
+    Place { dir: scratch.mount(), authority }.make(&skeleton).stage("rootfs: make the root's skeleton")?;
+    let rootfs = Rootfs::new(scratch, authority, over, profile.mounts.sealed)?;
     rootfs.assemble(&mounts.root, &mounts.inputs, &IdMaps::default())
-}
-
-fn subdir(scratch: BorrowedFd<'_>, name: &str, authority: Authority) -> Result<OwnedFd, Errno> {
-    Place { dir: scratch, authority }.dir(name, 0o755, 0)?;
-    openat(scratch, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-fn etc_error(errno: Errno) -> StageError {
-    if errno == Errno::NOSYS {
-        let remedy = "image = \"host\" needs a host whose /bin and /lib are links into /usr";
-        return StageError::unsupported("rootfs: make /etc", remedy);
-    }
-    StageError { stage: "rootfs: make /etc".into(), errno: errno.raw_os_error(), unsupported: None }
 }
 
 fn internal(stage: &str) -> StageError {
@@ -376,32 +321,6 @@ fn bind(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
     open_tree(dir, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
 }
 
-/// What every root has, whatever the image: our own places, and nothing of the host's.
-fn populate(root: &Place<'_>, devices: &[Device]) -> Result<(), Errno> {
-    for (path, mode, id) in [
-        ("build", 0o755, BUILD_ID),
-        ("dev/shm", 0o1777, 0),
-        ("etc", 0o755, 0),
-        ("home/build", 0o755, BUILD_ID),
-        ("proc", 0o555, 0),
-        ("run", 0o755, BUILD_ID),
-        ("tmp", 0o1777, 0),
-        ("usr", 0o755, 0),
-        ("var/tmp", 0o1777, 0),
-    ] {
-        root.dir(path, mode, id)?;
-    }
-    for device in devices {
-        root.file(&format!("dev/{}", device.node().0), b"")?;
-    }
-    root.link("/proc/self/fd", "dev/fd")?;
-    root.link("/proc/self/fd/0", "dev/stdin")?;
-    root.link("/proc/self/fd/1", "dev/stdout")?;
-    root.link("/proc/self/fd/2", "dev/stderr")?;
-    root.file("etc/hostname", b"ampoule\n")?;
-    root.file("etc/hosts", b"127.0.0.1 localhost ampoule\n::1 localhost ampoule\n")
-}
-
 fn mount_point(root: &Place<'_>, input: &InputMount) -> Result<(), Errno> {
     let path = input.target.relative();
     if !input.file {
@@ -410,27 +329,8 @@ fn mount_point(root: &Place<'_>, input: &InputMount) -> Result<(), Errno> {
     match path.rsplit_once('/') {
         Some((parent, _)) => {
             root.dir(parent, 0o755, BUILD_ID)?;
-            root.file(path, b"")
+            root.empty_file(path)
         }
-        None => root.file(path, b""),
+        None => root.empty_file(path),
     }
-}
-
-/// Gives what [`host_image`] made to in-sandbox root.
-fn chown_tree(root: &Place<'_>, name: &str) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = openat(root.dir, name, flags, Mode::empty())?;
-    for entry in rustix::fs::Dir::read_from(&dir)? {
-        let entry = entry?;
-        let Ok(child) = entry.file_name().to_str() else { continue };
-        if matches!(child, "." | "..") {
-            continue;
-        }
-        let path = format!("{name}/{child}");
-        root.chown(&path, 0)?;
-        if entry.file_type() == rustix::fs::FileType::Directory {
-            chown_tree(root, &path)?;
-        }
-    }
-    Ok(())
 }

@@ -12,7 +12,7 @@ use crate::init;
 use crate::probe::Layers;
 use crate::protocol::{Answer, AssemblePlan, EnterPlan, Order, PreparePlan};
 use crate::rootfs::{IdMaps, InputMount, MountPlan, RootPlan, Rootfs};
-use crate::scratch::{Remains, Scratch};
+use crate::scratch::Remains;
 use crate::teardown::Traces;
 use crate::userns;
 use ampoule_ipc::{Channel, IpcError};
@@ -108,12 +108,8 @@ impl Sandbox {
         self.check_joined()?;
         clock.mark("join and names");
         if let Authority::Root { base } = self.authority {
-            let Limits { disk_bytes, disk_inodes, .. } = *part.limits;
-            let scratch =
-                Scratch::on_loop(part.scratch_dir, self.slot.as_str(), disk_bytes, disk_inodes, base)?;
+            self.rootfs = Some(Rootfs::prepare(part, &self.slot, base)?);
             clock.mark("writable layer");
-            self.rootfs = Some(Rootfs::new(scratch, self.authority, part.profile)?);
-            clock.mark("skeleton of the root");
             if part.host_image {
                 self.enter(&RootPlan::Host, &[], &mut clock)?;
             }
@@ -290,7 +286,9 @@ impl Sandbox {
             Answer::Prepared { layers, stages } => Some((layers, stages, std::mem::take(descriptors))),
             _ => None,
         })?;
-        for (name, namespace) in ["user namespace of the steps", "mnt namespace of the steps"].iter().zip(&namespaces) {
+        for (name, namespace) in
+            ["user namespace of the steps", "mnt namespace of the steps"].iter().zip(&namespaces)
+        {
             self.keep_handle(name, namespace.as_fd());
         }
         self.layers.extend(layers);

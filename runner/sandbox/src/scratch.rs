@@ -12,11 +12,13 @@
 //! broken, bytes of the job are lost; [`Scratch::sync`] says so.
 
 use crate::error::{Stage, StageError};
-use crate::ext4::{self, Layout};
+use crate::ext4::{self, Contents, Label, Layout};
 use crate::fault;
+use crate::skeleton::{Entry, Kind};
 use ampoule_sys::{loopdev, writeback};
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, fstatvfs, openat, unlinkat,
+    Advice, AtFlags, CWD, Mode, OFlags, XattrFlags, fadvise, fremovexattr, fsetxattr, fstatvfs, openat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -26,6 +28,7 @@ use rustix::mount::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -59,6 +62,21 @@ pub struct Scratch {
     backing: Option<Backing>,
 }
 
+/// What a writable layer of host root's is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// The loop device's name, in at most [`loopdev::NAME_BYTES_MAX`] bytes; give no two layers the same.
+    pub name: &'a str,
+    /// Bytes that a job has, besides the entries.
+    pub bytes: u64,
+    /// Inodes that a job has, besides the entries.
+    pub inodes: u64,
+    /// The user and group of the host that is in-sandbox id 0: to whom the root directory belongs, with mode 0755.
+    pub owner: u32,
+    /// What is there from the start, in the order of [`Contents::of`].
+    pub entries: &'a [Entry],
+}
+
 #[derive(Debug)]
 struct Backing {
     /// The backing file, opened apart from the loop device's own, which takes errors for itself when it syncs.
@@ -80,29 +98,32 @@ pub struct Remains {
 }
 
 impl Scratch {
-    /// An ext4 in which a job has this many bytes and inodes, over a file without a name in `dir`.
-    ///
-    /// `name` names the loop device, in at most [`loopdev::NAME_BYTES_MAX`] bytes; give no two layers the same. The
-    /// root directory has mode 0755 and belongs to user and group `owner` of the host. The mount is nosuid and nodev.
+    /// An ext4 over a file without a name in `dir`. The mount is nosuid and nodev.
     ///
     /// # Errors
     /// The stage that failed; [`StageError::unsupported`] for limits that no ext4 has, and on a host without loop
     /// devices or ext4. `EPERM` unless host root calls.
-    pub fn on_loop(
-        dir: BorrowedFd<'_>,
-        name: &str,
-        bytes: u64,
-        inodes: u64,
-        owner: u32,
-    ) -> Result<Self, StageError> {
-        let layout = Layout::for_limits(bytes, inodes)
+    pub fn on_loop(dir: BorrowedFd<'_>, layer: &Layer<'_>) -> Result<Self, StageError> {
+        let Layer { name, bytes, inodes, owner, entries } = *layer;
+        let contents = Contents::of(entries).map_err(|error| StageError {
+            stage: format!("{FORMAT}: {error}"),
+            errno: Errno::INVAL.raw_os_error(),
+            unsupported: None,
+        })?;
+        let layout = Layout::for_limits(bytes, inodes, &contents)
             .map_err(|error| StageError::unsupported(FORMAT, error.to_string()))?;
         let file = backing_file(dir, name).stage(BACKING)?;
         let mut uuid = [0; 16];
         getrandom(&mut uuid, GetRandomFlags::empty()).stage(FORMAT)?;
-        ext4::format(&file, &layout, owner, uuid, now_secs()).stage(FORMAT)?;
+        let label = Label { owner, uuid, time_secs: now_secs() };
+        ext4::format(&file, &layout, &contents, &label).stage(FORMAT)?;
         let (number, device) = bind(&file, name)?;
+        for (offset, bytes) in ext4::hot_ranges(&layout, &contents) {
+            // Without it they are read one by one when they are needed.
+            let _ = fadvise(&device, offset, NonZeroU64::new(bytes), Advice::WillNeed);
+        }
         let mount = mount_ext4(number)?;
+        read_ahead(mount.as_fd(), entries);
         // From here on the mount alone keeps the device bound.
         drop(device);
         let device = Device { number, name: name.to_owned() };
@@ -329,6 +350,19 @@ fn mount_ext4(number: u32) -> Result<OwnedFd, StageError> {
     detached(&fs)
 }
 
+/// Has long files read before somebody waits for them. Nothing depends on it.
+fn read_ahead(mount: BorrowedFd<'_>, entries: &[Entry]) {
+    for Entry { path, kind, .. } in entries {
+        if let Kind::File { bytes, .. } = kind
+            && bytes.len() > ext4::BLOCK_BYTES as usize
+            && let Ok(file) =
+                openat(mount, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        {
+            let _ = fadvise(&file, 0, None, Advice::WillNeed);
+        }
+    }
+}
+
 fn detached(fs: &OwnedFd) -> Result<OwnedFd, StageError> {
     fsconfig_create(fs).stage(MOUNT)?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -375,7 +409,8 @@ mod tests {
     #[test]
     fn limits_that_no_ext4_has_are_unsupported() {
         let dir = File::open(std::env::temp_dir()).unwrap();
-        let error = Scratch::on_loop(dir.as_fd(), "job", 1 << 50, 1, 0).unwrap_err();
+        let layer = Layer { name: "job", bytes: 1 << 50, inodes: 1, owner: 0, entries: &[] };
+        let error = Scratch::on_loop(dir.as_fd(), &layer).unwrap_err();
         assert_eq!(error.code(), Code::SandboxUnsupported);
         assert!(error.to_string().contains("ask for less than 16 TiB"), "{error}");
     }

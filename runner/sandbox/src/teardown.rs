@@ -214,8 +214,6 @@ fn namespace_checks(handles: &[(String, NamespaceHandle)], limit: Duration) -> V
     // empty was shown when init could be reaped.
     let waited = handles.iter().filter(|(name, _)| !name.starts_with("user ") && !name.starts_with("pid "));
     let how = "its handle answers ESTALE: no process, descriptor or mount refers to it";
-    let gone = |(name, handle): &(String, NamespaceHandle)| {
-        until_gone(name, how, limit, || handle.is_gone())
-    };
+    let gone = |(name, handle): &(String, NamespaceHandle)| until_gone(name, how, limit, || handle.is_gone());
     waited.map(gone).collect()
 }

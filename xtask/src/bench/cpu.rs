@@ -95,8 +95,10 @@ impl Place {
         ensure!(status.success(), "ampoule run: {status}");
         let whole = children()? - before;
         let report: Value = serde_json::from_slice(&fs::read(out.join("evidence/report.json"))?)?;
-        let steps = report["steps"].as_array().context("no steps in the report")?;
-        let micros: u64 = steps.iter().take(2).filter_map(|step| step["usage"]["cpu_micros"].as_u64()).sum();
+        let steps =
+            report.get("steps").and_then(serde_json::Value::as_array).context("no steps in the report")?;
+        let micros: u64 =
+            steps.iter().take(2).filter_map(|step| step.pointer("/usage/cpu_micros")?.as_u64()).sum();
         Ok((micros as f64 / 1e6, whole))
     }
 }

@@ -1,12 +1,13 @@
 //! The records of the format, as bytes (fs/ext4/ext4.h, fs/ext4/ext4_extents.h). All numbers are little-endian.
 
+use super::contents::{Body, Name, Node, Type};
 use super::crc16::Crc16;
 use super::layout::{BLOCK_BYTES, Group, INODE_BYTES, INODES_RESERVED, Layout};
 
 /// [`BLOCK_BYTES`] as a length.
 pub(super) const BLOCK: usize = BLOCK_BYTES as usize;
 /// [`INODE_BYTES`] as a length.
-const INODE: usize = INODE_BYTES as usize;
+pub(super) const INODE: usize = INODE_BYTES as usize;
 /// The first bytes of the disk are a boot sector's.
 const SUPERBLOCK_OFFSET: usize = 1024;
 
@@ -24,9 +25,8 @@ const ERRORS_READ_ONLY: u16 = 2;
 
 /// Bytes of an inode that ext2 did not have and that are in use: `i_extra_isize`.
 const EXTRA_BYTES: u16 = 32;
-const ROOT: u32 = 2;
-const LOST_FOUND: u32 = INODES_RESERVED;
-const DIRECTORY: u16 = 0o040_000;
+/// `i_flags`: the blocks are in extents.
+const HAS_EXTENTS: u32 = 0x8_0000;
 
 /// A record that is zeros but for what is put into it.
 struct Record(Vec<u8>);
@@ -65,9 +65,9 @@ pub(super) fn superblock(layout: &Layout, uuid: [u8; 16], time_secs: u32) -> Vec
         (0x00, layout.inodes()),
         (0x04, layout.blocks()),
         (0x0c, layout.blocks_free()),
-        (0x10, layout.inodes() - INODES_RESERVED), // s_free_inodes_count
-        (0x18, 2),                                 // s_log_block_size: 1024 << 2
-        (0x1c, 2),                                 // s_log_cluster_size: the same
+        (0x10, layout.inodes_free()),
+        (0x18, 2), // s_log_block_size: 1024 << 2
+        (0x1c, 2), // s_log_cluster_size: the same
         (0x20, layout.blocks_per_group()),
         (0x24, layout.blocks_per_group()), // s_clusters_per_group
         (0x28, layout.inodes_per_group()),
@@ -101,100 +101,98 @@ pub(super) fn superblock(layout: &Layout, uuid: [u8; 16], time_secs: u32) -> Vec
     block
 }
 
-/// `struct ext4_group_desc`. `checksum` has taken in the UUID.
-pub(super) fn descriptor(group: &Group, inodes: u32, checksum: Crc16) -> Vec<u8> {
-    let first = group.number == 0;
-    let inodes_free = if first { inodes - INODES_RESERVED } else { inodes };
+/// `struct ext4_group_desc` of a group with so many directories. `checksum` has taken in the UUID.
+pub(super) fn descriptor(group: &Group, directories: u16, checksum: Crc16) -> Vec<u8> {
+    let inodes_free = low(group.inodes - group.inodes_used);
     // INODE_ZEROED: the table is zeros already. INODE_UNINIT, BLOCK_UNINIT: the bitmap stands for an empty group,
     // whatever is in its block.
-    let flags = 0x4 | if first { 0 } else { 0x1 } | if group.has_bitmap { 0 } else { 0x2 };
+    let inode_flag = if group.inodes_used > 0 { 0 } else { 0x1 };
+    let flags = 0x4 | inode_flag | if group.has_bitmap { 0 } else { 0x2 };
     let mut record = Record::new(0x1e);
     record.put_u32(&[(0x0, group.block_bitmap), (0x4, group.inode_bitmap), (0x8, group.inode_table)]);
     record.put_u16(&[
         (0xc, low(group.blocks - group.blocks_used)), // bg_free_blocks_count
-        (0xe, low(inodes_free)),                      // bg_free_inodes_count
-        (0x10, if first { 2 } else { 0 }),            // bg_used_dirs_count
+        (0xe, inodes_free),                           // bg_free_inodes_count
+        (0x10, directories),                          // bg_used_dirs_count
         (0x12, flags),
-        (0x1c, low(inodes_free)), // bg_itable_unused: counted from the end of the table
+        (0x1c, inodes_free), // bg_itable_unused: counted from the end of the table
     ]);
     let checksum = checksum.with(&group.number.to_le_bytes()).with(&record.0).finish();
     record.0.extend_from_slice(&checksum.to_le_bytes());
     record.0
 }
 
-/// The first block of the first inode table: the root directory and `lost+found`, which root alone may enter.
-pub(super) fn first_inodes(layout: &Layout, owner: u32, time_secs: u32) -> Vec<u8> {
-    let mut block = Record::new(BLOCK);
-    let directories = [
-        (ROOT, directory_inode(DIRECTORY | 0o755, owner, 3, layout.root_block(), time_secs)),
-        (LOST_FOUND, directory_inode(DIRECTORY | 0o700, 0, 2, layout.lost_found_block(), time_secs)),
-    ];
-    let mut at = 0;
-    for number in 1..=LOST_FOUND {
-        for (_, inode) in directories.iter().filter(|(directory, _)| *directory == number) {
-            block.put(at, inode);
-        }
-        at += INODE;
-    }
-    block.0
-}
-
-/// `struct ext4_inode` of a directory of one block.
-fn directory_inode(mode: u16, owner: u32, links: u16, block: u32, time_secs: u32) -> Vec<u8> {
+/// `struct ext4_inode`, of something that belongs to `owner` of the host and begins at `block`.
+pub(super) fn inode(node: &Node<'_>, owner: u32, block: u32, time_secs: u32) -> Vec<u8> {
     // Seconds have 32 bits and a sign; the next two bits are the lowest of the `extra` fields.
     let epoch = u32::from(time_secs > 0x7fff_ffff);
     let mut record = Record::new(INODE);
     record.put_u16(&[
-        (0x00, mode),
+        (0x00, node.kind().mode() | node.permissions),
         (0x02, low(owner)),
         (0x18, low(owner)), // i_gid
-        (0x1a, links),
-        (0x28, 0xf30a), // i_block: the header of an extent tree, its magic
-        (0x2a, 1),      // entries in use
-        (0x2c, 4),      // entries that fit
-        (0x38, 1),      // blocks of the first extent
+        (0x1a, node.links),
         (0x78, low(owner >> 16)),
         (0x7a, low(owner >> 16)),
         (0x80, EXTRA_BYTES),
     ]);
     record.put_u32(&[
-        (0x04, BLOCK_BYTES),
-        (0x08, time_secs),         // i_atime
-        (0x0c, time_secs),         // i_ctime
-        (0x10, time_secs),         // i_mtime
-        (0x1c, BLOCK_BYTES / 512), // i_blocks
-        (0x20, 0x8_0000),          // i_flags: has extents
-        (0x3c, block),             // where the extent begins; it is for the directory's block 0
-        (0x84, epoch),             // i_ctime_extra
-        (0x88, epoch),             // i_mtime_extra
-        (0x8c, epoch),             // i_atime_extra
-        (0x90, time_secs),         // i_crtime
+        (0x04, node.bytes()),
+        (0x08, time_secs),                           // i_atime
+        (0x0c, time_secs),                           // i_ctime
+        (0x10, time_secs),                           // i_mtime
+        (0x1c, node.blocks() * (BLOCK_BYTES / 512)), // i_blocks
+        (0x84, epoch),                               // i_ctime_extra
+        (0x88, epoch),                               // i_mtime_extra
+        (0x8c, epoch),                               // i_atime_extra
+        (0x90, time_secs),                           // i_crtime
         (0x94, epoch),
     ]);
+    match node.body {
+        Body::Link(target) if node.is_inside() => record.put(0x28, target),
+        _ => put_extents(&mut record, block, node.blocks()),
+    }
     record.0
 }
 
-/// The block of the root directory.
-pub(super) fn root_directory() -> Vec<u8> {
-    directory(&[(ROOT, b"."), (ROOT, b".."), (LOST_FOUND, b"lost+found")])
+/// The root of an extent tree, in `i_block`: no extent or one.
+fn put_extents(inode: &mut Record, block: u32, blocks: u32) {
+    inode.put_u32(&[(0x20, HAS_EXTENTS)]);
+    inode.put_u16(&[
+        (0x28, 0xf30a),                 // its magic
+        (0x2a, u16::from(blocks != 0)), // entries in use
+        (0x2c, 4),                      // entries that fit
+        (0x38, low(blocks)),            // blocks of the first extent
+    ]);
+    if blocks != 0 {
+        // Where the extent begins; it is for the file's block 0.
+        inode.put_u32(&[(0x3c, block)]);
+    }
 }
 
-/// The block of `lost+found`, which e2fsck(8) misses where it is not.
-pub(super) fn lost_found_directory() -> Vec<u8> {
-    directory(&[(LOST_FOUND, b"."), (ROOT, b"..")])
+/// Bytes of an entry of a directory, at least.
+fn entry_bytes(name: &Name<'_>) -> usize {
+    (8 + name.name.len()).next_multiple_of(4)
 }
 
-/// A block of `struct ext4_dir_entry_2` for directories; the last entry has the rest of the block.
-fn directory(entries: &[(u32, &[u8])]) -> Vec<u8> {
+/// Bytes that a directory of these names takes, at least.
+pub(super) fn directory_bytes(names: &[Name<'_>]) -> usize {
+    24 + names.iter().map(entry_bytes).sum::<usize>()
+}
+
+/// A block of `struct ext4_dir_entry_2`; the last entry has the rest of the block.
+pub(super) fn directory(own: u32, parent: u32, names: &[Name<'_>]) -> Vec<u8> {
+    let dot = |inode, name| Name { inode, kind: Type::Directory, name };
+    let dots = [dot(own, b".".as_slice()), dot(parent, b"..")];
+    let mut entries = dots.iter().chain(names).peekable();
     let mut block = Record::new(BLOCK);
     let mut at = 0;
-    for (index, (inode, name)) in entries.iter().enumerate() {
-        let last = index + 1 == entries.len();
-        let bytes = if last { BLOCK - at } else { (8 + name.len()).next_multiple_of(4) };
-        block.put(at, &inode.to_le_bytes());
+    while let Some(entry) = entries.next() {
+        let bytes = if entries.peek().is_some() { entry_bytes(entry) } else { BLOCK - at };
+        block.put(at, &entry.inode.to_le_bytes());
         block.put(at + 4, &u16::try_from(bytes).unwrap_or_default().to_le_bytes());
-        block.put(at + 6, &[u8::try_from(name.len()).unwrap_or_default(), 2]); // 2: a directory
-        block.put(at + 8, name);
+        block.put(at + 6, &[u8::try_from(entry.name.len()).unwrap_or_default(), entry.kind as u8]);
+        block.put(at + 8, entry.name);
         at += bytes;
     }
     block.0

@@ -11,6 +11,14 @@ fn uuid() -> [u8; 16] {
     *b"\x8a\x1f\x00\xffampoule-test"
 }
 
+fn empty() -> Contents<'static> {
+    Contents::of(&[]).unwrap()
+}
+
+fn layout(bytes: u64, inodes: u64) -> Result<Layout, LayoutError> {
+    Layout::for_limits(bytes, inodes, &empty())
+}
+
 /// What e2fsck finds wrong with a file system, or nothing. It is asked for everything and changes nothing.
 fn complaint(image: &Path) -> Option<String> {
     // Its clock is set, or the times of a test would be in the future some day, or be so already.
@@ -26,7 +34,8 @@ fn complaint(image: &Path) -> Option<String> {
 
 fn image(layout: &Layout, owner: u32, time_secs: u32) -> tempfile::NamedTempFile {
     let image = tempfile::NamedTempFile::new().unwrap();
-    format(image.as_file(), layout, owner, uuid(), time_secs).unwrap();
+    let label = Label { owner, uuid: uuid(), time_secs };
+    format(image.as_file(), layout, &empty(), &label).unwrap();
     assert_eq!(image.as_file().metadata().unwrap().len(), layout.image_bytes());
     image
 }
@@ -68,7 +77,7 @@ fn format_of_every_size_satisfies_e2fsck() {
         (100 * GIB, 10_000_000),
         (TIB, 1_000_000),
     ] {
-        let layout = Layout::for_limits(bytes, inodes).unwrap();
+        let layout = layout(bytes, inodes).unwrap();
         let image = image(&layout, 1_879_114_728, 1_700_000_000);
         assert_eq!(complaint(image.path()), None, "{layout:?}");
     }
@@ -79,7 +88,7 @@ fn format_for_owners_and_times_of_32_bits_is_read_back() {
     if !has_e2fsck() {
         return;
     }
-    let layout = Layout::for_limits(8 * MIB, 1_000).unwrap();
+    let layout = layout(8 * MIB, 1_000).unwrap();
     for (owner, time_secs, date) in [
         (0, 0, "Thu Jan  1 00:00:00 1970"),
         (65_536, 0x7fff_ffff, "Tue Jan 19 03:14:07 2038"),
@@ -103,8 +112,8 @@ fn format_with_any_one_block_changed_does_not_satisfy_e2fsck() {
     if !has_e2fsck() {
         return;
     }
-    let layout = Layout::for_limits(200 * MIB, 1_000).unwrap();
-    let root = u64::from(layout.root_block()) * 4096;
+    let layout = layout(200 * MIB, 1_000).unwrap();
+    let root = u64::from(layout.overhead_blocks()) * 4096;
     let last = layout.groups().last().unwrap();
     let first = layout.groups().next().unwrap();
     let at = |block: u32, byte: u64| u64::from(block) * 4096 + byte;
@@ -118,7 +127,7 @@ fn format_with_any_one_block_changed_does_not_satisfy_e2fsck() {
         ("the root directory's inode", at(first.inode_table, 256 + 0x1a)),
         ("the inode of lost+found", at(first.inode_table, 2560 + 0x1a)),
         ("the root directory", root),
-        ("lost+found", at(layout.lost_found_block(), 0)),
+        ("lost+found", at(layout.overhead_blocks() + 1, 0)),
     ] {
         let image = image(&layout, 0, 1);
         let mut byte = [0];
@@ -131,10 +140,10 @@ fn format_with_any_one_block_changed_does_not_satisfy_e2fsck() {
 #[test]
 fn format_writes_little_and_drops_what_was_there() {
     use std::os::unix::fs::MetadataExt;
-    let layout = Layout::for_limits(4 * GIB, 1_000_000).unwrap();
+    let layout = layout(4 * GIB, 1_000_000).unwrap();
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&[0xff; 100_000], 5_000_000).unwrap();
-    format(&file, &layout, 1, uuid(), 1).unwrap();
+    format(&file, &layout, &empty(), &Label { owner: 1, uuid: uuid(), time_secs: 1 }).unwrap();
     let mut found = [1; 100_000];
     file.read_exact_at(&mut found, 5_000_000).unwrap();
     assert!(found.iter().all(|byte| *byte == 0));
@@ -161,15 +170,15 @@ fn limits_beyond_the_format_are_refused() {
     for (bytes, inodes) in
         [(16 * TIB, 1), (u64::MAX, 1), (MIB, 1 << 32), (MIB, (1 << 27) + 1), (u64::MAX, u64::MAX)]
     {
-        assert_eq!(Layout::for_limits(bytes, inodes), Err(LayoutError::TooLarge { bytes, inodes }));
+        assert_eq!(layout(bytes, inodes), Err(LayoutError::TooLarge { bytes, inodes }));
     }
-    assert!(Layout::for_limits(16 * TIB - 4 * GIB, 1_000_000).is_ok());
-    assert!(Layout::for_limits(15 * TIB, 1 << 27).is_ok());
+    assert!(layout(16 * TIB - 4 * GIB, 1_000_000).is_ok());
+    assert!(layout(15 * TIB, 1 << 27).is_ok());
 }
 
 /// Everything that has to hold between the numbers of a layout.
 fn check(bytes: u64, inodes: u64) -> Layout {
-    let layout = Layout::for_limits(bytes, inodes).unwrap();
+    let layout = layout(bytes, inodes).unwrap();
     let groups: Vec<_> = layout.groups().collect();
     let count = groups.len() as u64;
     assert_eq!(layout.blocks_available(), bytes.div_ceil(4096));
@@ -195,7 +204,7 @@ fn check(bytes: u64, inodes: u64) -> Layout {
     // Metadata follows without a gap, and each group's is its own.
     let descriptors = groups.len().div_ceil(128) as u32;
     let table = layout.inodes_per_group() / 16;
-    let mut places: Vec<(u32, u32)> = vec![(0, 1 + descriptors), (layout.root_block(), 2)];
+    let mut places: Vec<(u32, u32)> = vec![(0, 1 + descriptors), (layout.overhead_blocks(), 2)];
     for group in &groups {
         places.extend([(group.block_bitmap, 1), (group.inode_bitmap, 1), (group.inode_table, table)]);
         assert!(group.has_bitmap || group.blocks_used == 0);
@@ -204,7 +213,6 @@ fn check(bytes: u64, inodes: u64) -> Layout {
     for pair in places.windows(2) {
         assert_eq!(pair[0].0 + pair[0].1, pair[1].0);
     }
-    assert_eq!(layout.lost_found_block(), layout.root_block() + 1);
     layout
 }
 
@@ -244,7 +252,7 @@ proptest! {
     #[test]
     fn format_of_any_size_satisfies_e2fsck(bytes in magnitude(8 * GIB), inodes in magnitude(2_000_000)) {
         if has_e2fsck() {
-            let layout = Layout::for_limits(bytes, inodes).unwrap();
+            let layout = layout(bytes, inodes).unwrap();
             prop_assert_eq!(complaint(image(&layout, 1000, 1_700_000_000).path()), None);
         }
     }
