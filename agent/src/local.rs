@@ -19,6 +19,7 @@ use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, JobPlan};
 use crate::signing::SigningError;
 use ampoule_evidence::Authority;
+use ampoule_spec::wire::CANCEL;
 use ampoule_spec::{Code, Failure, JobId, Outcome};
 use release::Evidence;
 use std::path::{Path, PathBuf};
@@ -146,7 +147,7 @@ impl Cancel {
         state.wished = true;
         if let Some(pipe) = &state.pipe {
             // A runner that has ended meanwhile needs no wish.
-            let _ = rustix::io::write(pipe, b"c");
+            let _ = rustix::io::write(pipe, &[CANCEL]);
         }
     }
 
@@ -159,7 +160,7 @@ impl Cancel {
     fn arm(&self, pipe: std::os::fd::OwnedFd) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.wished {
-            let _ = rustix::io::write(&pipe, b"c");
+            let _ = rustix::io::write(&pipe, &[CANCEL]);
         }
         state.pipe = Some(pipe);
     }

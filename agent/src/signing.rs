@@ -1,6 +1,6 @@
 //! Signing keys in files: a development key made on first use, or the operator's own.
 //!
-//! (A signer process of its own comes with the evidence issue; it will implement the same trait.)
+//! (A signer process of its own comes later; it will implement the same trait.)
 
 use ampoule_evidence::{PublicKey, Signer, SignerError};
 use aws_lc_rs::encoding::AsDer;

@@ -1,4 +1,4 @@
-//! The command line's grammar (DESIGN §7).
+//! The command line's grammar.
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;

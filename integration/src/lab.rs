@@ -343,7 +343,8 @@ impl Live<'_> {
     /// Waits until a process with these arguments runs.
     pub(crate) fn until_runs(&mut self, args: &str) -> Result<()> {
         let stderr = self.stderr.clone();
-        procs::eventually(PATIENCE, args, || !procs::with_args(args).is_empty() || !self.is_running())?;
+        let runs = || procs::with_args(args).iter().any(|process| process.is_program(args));
+        procs::eventually(PATIENCE, args, || runs() || !self.is_running())?;
         let said = String::from_utf8_lossy(&fs::read(stderr)?).into_owned();
         ensure!(self.is_running(), "it ended instead of running {args:?}: {said}");
         Ok(())

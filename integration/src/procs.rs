@@ -45,6 +45,13 @@ impl Process {
         JOB_IDS.contains(&self.uid)
     }
 
+    /// Whether it is the program itself, whatever its folder, and not a shell that was told to start it.
+    pub(crate) fn is_program(&self, args: &str) -> bool {
+        let (program, rest) = self.args.split_once(' ').unwrap_or((&self.args, ""));
+        let name = program.rsplit('/').next().unwrap_or_default();
+        format!("{name} {rest}").starts_with(args)
+    }
+
     pub(crate) fn is_runner(&self) -> bool {
         self.comm == "ampoule-runner"
     }

@@ -41,7 +41,11 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
         quarantine::put(traces, None, &destroyed);
     }
     for check in &destroyed.checks {
-        let (in_force, detail) = (check.state != CheckState::Left, check.how.clone());
+        let in_force = check.state != CheckState::Left;
+        let detail = match check.state {
+            CheckState::Unconfirmed => format!("not confirmed: {}", check.how),
+            CheckState::Gone | CheckState::Left => check.how.clone(),
+        };
         isolation.layers.insert(format!("teardown.{}", check.what), Measured { in_force, detail });
     }
     let abi = confine::landlock_abi().unwrap_or(0);

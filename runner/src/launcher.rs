@@ -238,12 +238,8 @@ impl Launcher {
         let job = admitted.job.id.clone();
         let event = Event::Admitted { at: admitted.at, job: job.clone(), spec: admitted.spec_sha256 };
         let first = FirstJob { job: &job, admitted: &event, spec: &bytes };
-        let kind = Kind {
-            profile: admitted.profile.sha256,
-            host_image: matches!(admitted.job.image, Image::Host),
-            disk_bytes: admitted.limits.disk_bytes,
-            disk_inodes: admitted.limits.disk_inodes,
-        };
+        let host_image = matches!(admitted.job.image, Image::Host);
+        let kind = Kind::of(&admitted.profile, host_image, &admitted.limits);
         let slot = self.slot_for(&kind, &first, &admitted, lifetime.as_ref())?;
         drop(lifetime);
         let said = self.say(&Reply::Admitted { job: job.clone() });
@@ -278,8 +274,9 @@ impl Launcher {
         Ok(slot)
     }
 
-    /// Gives a job to a slot that waits; none if it is gone, which it had no time to say. The supervisor begins at once: what it makes stands in the slot's own intent,
-    /// which is durable, and the client is not told of the job before that is.
+    /// Gives a job to a slot that waits; none if it is gone, which it had no time to say. The supervisor begins at
+    /// once: what it makes stands in the slot's own intent, which is durable, and the client is not told of the job
+    /// before that is.
     fn assign(
         &mut self,
         mut slot: Slot,

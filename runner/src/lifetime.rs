@@ -1,10 +1,8 @@
 //! The lifetime pipe of `ampoule run`: the client that started a job can end it, and its death does.
 
+use ampoule_spec::wire::CANCEL;
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::OwnedFd;
-
-/// The byte by which a client cancels.
-pub(crate) const CANCEL: u8 = b'c';
 
 /// What the client's end of the pipe says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -49,8 +49,12 @@ impl Pool {
     }
 
     fn fitting(&self) -> usize {
-        let fits = |slot: &&Slot| self.wanted.as_ref().is_none_or(|wanted| wanted.kind == slot.kind);
-        self.waiting.iter().filter(fits).count()
+        self.waiting.iter().filter(|slot| self.fits(slot)).count()
+    }
+
+    /// Whether a slot is of the kind that is wanted.
+    fn fits(&self, slot: &Slot) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted.kind == slot.kind)
     }
 
     /// Takes out a slot that fits; one that is ready, if there is one.
@@ -93,8 +97,7 @@ impl Pool {
         self.waiting.push(slot);
         // What nobody has asked for lately gives way.
         while self.waiting.len() > self.target {
-            let fits = |slot: &Slot| self.wanted.as_ref().is_none_or(|wanted| wanted.kind == slot.kind);
-            let Some(other) = self.waiting.iter().position(|slot| !fits(slot)) else { break };
+            let Some(other) = self.waiting.iter().position(|slot| !self.fits(slot)) else { break };
             let other = self.waiting.remove(other);
             self.dismiss(other);
         }
@@ -105,12 +108,7 @@ impl Pool {
             let name = Name::parse(FIRST_PROFILE).ok()?;
             let profile = admission::usable(&name, profiles).ok()?;
             let limits = profile.profile.limits.clone();
-            let kind = Kind {
-                profile: profile.sha256,
-                host_image: true,
-                disk_bytes: limits.disk_bytes,
-                disk_inodes: limits.disk_inodes,
-            };
+            let kind = Kind::of(&profile, true, &limits);
             self.wanted = Some(Wanted { kind, profile, limits });
         }
         self.wanted.as_ref()

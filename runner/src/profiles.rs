@@ -157,6 +157,38 @@ mod tests {
     }
 
     #[test]
+    fn profile_below_the_floor_is_refused_whatever_it_is_that_it_lacks() {
+        let (_, hermetic) = BUILT_IN.into_iter().find(|(name, _)| *name == "hermetic").unwrap();
+        let hermetic: serde_json::Value = serde_json::from_slice(hermetic).unwrap();
+        let weakened = |pointer: &str, value: &str| {
+            let mut profile = hermetic.clone();
+            *profile.pointer_mut(pointer).unwrap() = serde_json::from_str(value).unwrap();
+            parse(&name("hermetic"), profile.to_string().as_bytes())
+        };
+        weakened("/no_new_privs", "true").unwrap();
+        for (pointer, value, what) in [
+            ("/namespaces", r#"["cgroup","ipc","mnt","pid","steps","user","uts"]"#, "net"),
+            ("/namespaces", r#"["cgroup","ipc","mnt","net","pid","user","uts"]"#, "steps"),
+            ("/mounts/proc", "\"all\"", "mounts.proc"),
+            ("/mounts/sealed", "\"bind\"", "mounts.sealed"),
+            ("/devices", r#"["kmsg","null"]"#, "kmsg"),
+            ("/capabilities/build", r#"["CAP_CHOWN"]"#, "capabilities.build"),
+            ("/capabilities/root", r#"["CAP_SYS_ADMIN"]"#, "capabilities.root"),
+            ("/no_new_privs", "false", "no_new_privs"),
+            ("/landlock/enforce", "false", "landlock.enforce"),
+            ("/landlock/write", r#"["/"]"#, "everything is writable"),
+            ("/landlock/write_root", r#"["/"]"#, "everything is writable"),
+            ("/seccomp/build", "[]", "no filter"),
+            ("/seccomp/root", "[]", "no filter"),
+        ] {
+            match weakened(pointer, value) {
+                Err(ProfileError::Weak(_, weakness)) => assert!(weakness.contains(what), "{weakness}"),
+                other => panic!("{pointer} {value}: {:?}", other.map(|_| ())),
+            }
+        }
+    }
+
+    #[test]
     fn directory_that_others_can_write_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("dev.json"), BUILT_IN[0].1).unwrap();

@@ -23,11 +23,18 @@ use std::rc::Rc;
 /// What a sandbox is prepared for: a job that wants anything else needs another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kind {
-    pub(crate) profile: Sha256,
+    profile: Sha256,
     /// Whether the root is over the host's `/usr`.
     pub(crate) host_image: bool,
-    pub(crate) disk_bytes: u64,
-    pub(crate) disk_inodes: u64,
+    disk_bytes: u64,
+    disk_inodes: u64,
+}
+
+impl Kind {
+    pub(crate) fn of(profile: &Loaded, host_image: bool, limits: &Limits) -> Self {
+        let (disk_bytes, disk_inodes) = (limits.disk_bytes, limits.disk_inodes);
+        Self { profile: profile.sha256, host_image, disk_bytes, disk_inodes }
+    }
 }
 
 /// What the launcher says to a slot's supervisor.
@@ -138,12 +145,7 @@ impl Slot {
         };
         let child =
             started.map_err(|e| refuse(Code::Internal, format!("the supervisor cannot be started: {e}")))?;
-        let kind = Kind {
-            profile: profile.sha256,
-            host_image: *host_image,
-            disk_bytes: limits.disk_bytes,
-            disk_inodes: limits.disk_inodes,
-        };
+        let kind = Kind::of(profile, *host_image, limits);
         // The block's lock lives on in the supervisor alone.
         drop(block);
         Ok(Self { kind, channel: mine, dir, lock, recorder: Some(recorder), child, is_ready: false })

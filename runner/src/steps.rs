@@ -58,9 +58,9 @@ impl StepProcess {
             rustix::fs::fchown(stream, Some(id), None).stage("step: give it its streams")?;
         }
         let run_as = authority.is_root().then(|| authority.host_id(PUMP_ID));
-        let pump = Pump::start(&out_read, &err_read, run_as).stage("step: log pump")?;
-        drop((out_read, err_read));
-        sandbox.prepare_step(plan, [out_write.as_fd(), err_write.as_fd(), theirs.as_fd()])?;
+        let streams = [out_write.as_fd(), err_write.as_fd(), theirs.as_fd()];
+        let pump = || Pump::start(&out_read, &err_read, run_as).stage("step: log pump");
+        let pump = sandbox.prepare_step(plan, streams, pump)?;
         if let Some(group) = sandbox.cgroup() {
             group.reset_peak();
         }

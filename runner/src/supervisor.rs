@@ -2,7 +2,7 @@
 
 use crate::clock::{self, Moment};
 use crate::facts::Facts;
-use crate::jobdir::{JobDir, State, slot_name};
+use crate::jobdir::{JobDir, State};
 use crate::lifetime::{Lifetime, Wish};
 use crate::outputs;
 use crate::profiles::Loaded;
@@ -102,8 +102,7 @@ fn withdraw(post: &Post<'_>, sandbox: Sandbox) -> i32 {
     }
     // A directory with a job's name holds the record of one that was admitted and that the launcher could not hand
     // over any more: whoever recovers it says how it ended.
-    let is_slots = post.dir.name() == slot_name(&post.slot);
-    if is_slots && post.state.forget(post.dir.name()).is_ok() { 0 } else { 70 }
+    if post.dir.is_slots() && post.state.forget(post.dir.name()).is_ok() { 0 } else { 70 }
 }
 
 /// Makes what no job decides, and with the host's image the process of a first step.

@@ -1,4 +1,4 @@
-//! Every exit status of DESIGN §7 that can occur today, each from the real program.
+//! Every exit status of the README that can occur today, each from the real program.
 //!
 //! A panic (70) is planted in a unit test of the command line; everything else happens here.
 

@@ -1,4 +1,4 @@
-//! Isolation, smoke: what a hostile step tries first. (The isolation issue proves it layer by layer.)
+//! Isolation, smoke: what a hostile step tries first. (`weak` proves it layer by layer, `attacks` attack by attack.)
 
 use super::{probe, sh, with_probe};
 use crate::check::{Ending, equal, said};

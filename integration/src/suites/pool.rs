@@ -154,7 +154,6 @@ impl Drop for Launcher<'_> {
     }
 }
 
-/// The host id of a slot: that of its init's children.
 fn succeeded(report: &Value) -> Result<()> {
     equal("outcome", &report["outcome"], &Value::from("succeeded"))
 }

@@ -31,7 +31,7 @@ fn succeeds(lab: &Lab) -> Result<()> {
         + &output("lib.a", "/build/lib.a")
         + &output("tool", "/build/tool");
     let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
-    // DESIGN §7, and beside it the admitted spec and each stream alone.
+    // What the README shows, and beside it the admitted spec and each stream alone.
     let expected = [
         "evidence/lib.a.intoto.jsonl",
         "evidence/lib.a.sigstore.json",

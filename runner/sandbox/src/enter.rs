@@ -1,5 +1,6 @@
 //! How init enters the sandbox that was prepared for it, stage by stage.
 
+use crate::clock::StageClock;
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
 use crate::inner::Gate;
@@ -16,29 +17,6 @@ use rustix::mount::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Instant;
-
-/// Where the time of a set-up went.
-#[derive(Debug)]
-pub(crate) struct StageClock {
-    last: Instant,
-    /// Stage and microseconds since the one before.
-    pub(crate) stages: Vec<(String, u64)>,
-}
-
-impl StageClock {
-    /// Starts now.
-    pub(crate) fn start() -> Self {
-        Self { last: Instant::now(), stages: Vec::new() }
-    }
-
-    /// Ends a stage.
-    pub(crate) fn mark(&mut self, stage: &str) {
-        let micros = u64::try_from(self.last.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.stages.push((stage.to_owned(), micros));
-        self.last = Instant::now();
-    }
-}
 
 /// Joins the control groups, takes init's id and makes the sandbox's names. Returns the inode number of the
 /// control group namespace, which is made last so that its root is the job's own group.

@@ -5,8 +5,8 @@
 //! them ([`Contents`]). Everything else is a hole, which reads as the zeros that are to be there.
 //!
 //! Guaranteed: a job sees the bytes and inodes that were asked for, not fewer and hardly more, besides what is there
-//! from the start ([`Layout`]), and e2fsck(8) has nothing to say. Not meant to last: there is no journal, no second superblock and no checksum but
-//! the group descriptors', because nobody reads the file system after its job.
+//! from the start ([`Layout`]), and e2fsck(8) has nothing to say. Not meant to last: there is no journal, no second
+//! superblock and no checksum but the group descriptors', because nobody reads the file system after its job.
 //!
 //! The format is that of the kernel's documentation (filesystems/ext4) and of fs/ext4/ext4.h.
 

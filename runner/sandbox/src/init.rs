@@ -5,8 +5,9 @@
 //! nothing but its channel to the supervisor. When the supervisor dies, the kernel kills it, and with it every
 //! process of the sandbox (pid_namespaces(7)).
 
+use crate::clock::StageClock;
 use crate::confine::Confinement;
-use crate::enter::{self, Entered, StageClock};
+use crate::enter::{self, Entered};
 use crate::error::{Stage, StageError};
 use crate::fault;
 use crate::identity::Authority;

@@ -1,11 +1,13 @@
 //! Stages of making, measuring and destroying a sandbox.
 //!
 //! The order of a set-up, as the supervisor ([`sandbox`]) and init ([`init`]) share it: control groups →
-//! process with namespaces of its own → id maps → root and mounts as detached descriptors ([`rootfs`]) →
-//! enter ([`enter`]) → confine ([`confine`]) → measure ([`probe`]) → steps → destroy ([`teardown`]).
+//! process with namespaces of its own → id maps → writable layer ([`scratch`]) → root and mounts as detached
+//! descriptors ([`rootfs`]) → enter ([`enter`]) → the steps' own namespaces ([`inner`]) → confine ([`confine`]) →
+//! measure ([`probe`]) → steps → destroy ([`teardown`]).
 
-mod bench;
+mod by_name;
 pub mod cgroup;
+mod clock;
 pub mod confine;
 mod copy;
 mod enter;

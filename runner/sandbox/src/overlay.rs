@@ -2,7 +2,7 @@
 //!
 //! Linux 6.15 makes them of detached mounts, by descriptor: nothing is attached anywhere ([`overlay`]). Older kernels
 //! want names, and mounts that are attached in the namespace of whoever makes the overlay: there it is done in a mount
-//! namespace of the supervisor's own, on a tmpfs that nobody else sees ([`crate::bench`]).
+//! namespace of the supervisor's own, on a tmpfs that nobody else sees ([`crate::by_name`]).
 
 use crate::error::{Stage, StageError};
 use crate::fault;

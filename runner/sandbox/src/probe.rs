@@ -5,7 +5,7 @@
 use crate::confine::Confinement;
 use crate::rootfs::PROBE_DIR;
 use ampoule_spec::{Measured, StepUser};
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::BTreeMap;
@@ -92,7 +92,13 @@ fn syscalls_denied() -> bool {
 fn landlock_denies() -> bool {
     let path = format!("/{PROBE_DIR}/file");
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-    matches!(openat(rustix::fs::CWD, path, flags, Mode::RUSR), Err(Errno::ACCESS))
+    match openat(rustix::fs::CWD, &path, flags, Mode::RUSR) {
+        Ok(_) => {
+            let _ = unlinkat(rustix::fs::CWD, &path, AtFlags::empty());
+            false
+        }
+        Err(errno) => errno == Errno::ACCESS,
+    }
 }
 
 fn network_is_empty() -> bool {

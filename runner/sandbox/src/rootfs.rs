@@ -9,7 +9,7 @@
 //! namespace, so that in-sandbox root could not make them writable. As an ordinary user the same is done
 //! inside the job's user namespace, with `userxattr`.
 
-use crate::bench::Bench;
+use crate::by_name::ByName;
 use crate::copy;
 use crate::error::{Stage, StageError};
 use crate::host_image;
@@ -99,7 +99,7 @@ pub struct Rootfs {
     over: Over,
     sealed: Sealed,
     /// Where overlays are made, on kernels before 6.15.
-    bench: Option<Bench>,
+    by_name: Option<ByName>,
     /// Whether writable inputs are copies, because no overlay over them would do.
     copies: bool,
 }
@@ -128,12 +128,12 @@ impl Rootfs {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let skeleton =
             openat(scratch.mount(), ROOT, flags, Mode::empty()).stage("rootfs: open the root's skeleton")?;
-        let bench = match overlay::is_by_descriptor() {
+        let by_name = match overlay::is_by_descriptor() {
             true => None,
-            false => Some(Bench::set_up(scratch.mount(), authority)?),
+            false => Some(ByName::set_up(scratch.mount(), authority)?),
         };
         let copies = !authority.is_root() && !scratch.keeps_user_attributes();
-        Ok(Self { scratch, skeleton, authority, over, sealed, bench, copies })
+        Ok(Self { scratch, skeleton, authority, over, sealed, by_name, copies })
     }
 
     /// Makes the root, and the mounts of image and inputs.
@@ -162,8 +162,8 @@ impl Rootfs {
     /// The root over the host's `/usr`, which is mounted below it.
     fn host(&self, maps: &IdMaps) -> Result<(OwnedFd, Vec<(SandboxPath, OwnedFd)>), StageError> {
         let mounts = self.host_mounts(maps.image.as_ref())?;
-        let root = match &self.bench {
-            Some(bench) => bench.bind(ROOT)?,
+        let root = match &self.by_name {
+            Some(by_name) => by_name.bind(ROOT)?,
             None => bind(self.scratch.mount(), ROOT).stage("rootfs: clone the root")?,
         };
         Ok((root, mounts))
@@ -228,8 +228,8 @@ impl Rootfs {
             copied => copied.stage(stage)?,
         }
         let taken = entry.map_or(name.to_owned(), |entry| format!("{name}/{entry}"));
-        match &self.bench {
-            Some(bench) => bench.bind(&taken),
+        match &self.by_name {
+            Some(by_name) => by_name.bind(&taken),
             None => bind(self.scratch.mount(), &taken).stage(stage),
         }
     }
@@ -248,8 +248,8 @@ impl Rootfs {
     fn read_only_bind(&self, tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let clone = match &self.bench {
-            Some(bench) => bench.take(tree, entry)?,
+        let clone = match &self.by_name {
+            Some(by_name) => by_name.take(tree, entry)?,
             None => open_tree(tree, entry.unwrap_or_default(), flags).stage("rootfs: clone a tree")?,
         };
         let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, ..Attributes::default() };
@@ -264,8 +264,8 @@ impl Rootfs {
         upper: Option<Upper<'_>>,
         entry: Option<&str>,
     ) -> Result<OwnedFd, StageError> {
-        if let Some(bench) = &self.bench {
-            return bench.overlay(lowers, upper, entry);
+        if let Some(by_name) = &self.by_name {
+            return by_name.overlay(lowers, upper, entry);
         }
         let made = overlay::overlay(self.scratch.mount(), lowers, upper, self.authority)?;
         match entry {

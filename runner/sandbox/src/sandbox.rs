@@ -5,7 +5,7 @@
 //! [`Sandbox`] and has to be destroyed ([`crate::teardown::destroy`]).
 
 use crate::cgroup::{Hierarchies, JobCgroup};
-use crate::enter::StageClock;
+use crate::clock::StageClock;
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
 use crate::init;
@@ -101,25 +101,34 @@ impl Sandbox {
             made?;
         }
         clock.mark("control groups");
-        let cgroup_namespace = self.clone_init(part, &mut clock)?;
+        self.clone_init(part)?;
+        clock.mark("clone and id maps");
+        let tasks = self.cgroup.as_mut().map(JobCgroup::take_tasks).unwrap_or_default();
+        self.send(&Order::Join, &tasks)?;
+        // Meanwhile, because there are two to do it.
+        if let Authority::Root { base } = self.authority {
+            self.rootfs = Some(Rootfs::prepare(part, &self.slot, base)?);
+            clock.mark("writable layer");
+        }
+        let (cgroup_namespace, stages) = self.expect(|answer, _| match answer {
+            Answer::Joined { cgroup_namespace, stages } => Some((cgroup_namespace, stages)),
+            _ => None,
+        })?;
+        clock.stages.extend(inner_stages(stages));
         let ours = rustix::fs::stat("/proc/self/ns/cgroup").stage("namespaces: look at cgroup")?.st_ino;
         let cgroup = own_namespace("cgroup", ours != cgroup_namespace);
         self.layers.insert("namespace.cgroup".to_owned(), cgroup);
         self.check_joined()?;
         clock.mark("join and names");
-        if let Authority::Root { base } = self.authority {
-            self.rootfs = Some(Rootfs::prepare(part, &self.slot, base)?);
-            clock.mark("writable layer");
-            if part.host_image {
-                self.enter(&RootPlan::Host, &[], &mut clock)?;
-            }
+        if self.authority.is_root() && part.host_image {
+            self.enter(&RootPlan::Host, &[], &mut clock)?;
         }
         self.stages.append(&mut clock.stages);
         Ok(())
     }
 
-    /// Clones init, maps its ids, looks at its namespaces, and has it join what was made for it.
-    fn clone_init(&mut self, part: &PreparePart<'_>, clock: &mut StageClock) -> Result<u64, StageError> {
+    /// Clones init, maps its ids, and looks at its namespaces.
+    fn clone_init(&mut self, part: &PreparePart<'_>) -> Result<(), StageError> {
         let (mine, theirs) = Channel::pair().stage("init: channel")?;
         let own = |namespace| part.profile.has(namespace);
         let namespaces = Namespaces {
@@ -147,15 +156,7 @@ impl Sandbox {
         if self.authority.is_root() {
             self.maps.image = Some(open_namespace(&pid.to_string(), "user")?);
         }
-        clock.mark("clone and id maps");
-        let tasks = self.cgroup.as_mut().map(JobCgroup::take_tasks).unwrap_or_default();
-        self.send(&Order::Join, &tasks)?;
-        let (inode, stages) = self.expect(|answer, _| match answer {
-            Answer::Joined { cgroup_namespace, stages } => Some((cgroup_namespace, stages)),
-            _ => None,
-        })?;
-        clock.stages.extend(inner_stages(stages));
-        Ok(inode)
+        Ok(())
     }
 
     /// Opens init's namespaces while that is still allowed: holds them against our own and keeps their names.
@@ -189,12 +190,11 @@ impl Sandbox {
         }
     }
 
-    /// Adds what one job needs: its limits, its image and its inputs. Returns whether the steps' view of the sandbox
-    /// has changed, so that what was measured before says nothing any more.
+    /// Adds what one job needs: its limits, its image and its inputs.
     ///
     /// # Errors
     /// The stage that failed.
-    pub fn furnish(&mut self, limits: &Limits, mounts: &MountPlan) -> Result<bool, StageError> {
+    pub fn furnish(&mut self, limits: &Limits, mounts: &MountPlan) -> Result<(), StageError> {
         let mut clock = StageClock::start();
         if let Some(cgroup) = &mut self.cgroup {
             cgroup.adjust(limits)?;
@@ -205,10 +205,10 @@ impl Sandbox {
                 Authority::User { .. } => self.enter_as_user(limits, mounts, &mut clock)?,
             }
             self.stages.append(&mut clock.stages);
-            return Ok(true);
+            return Ok(());
         }
         if mounts.inputs.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         self.map_inputs()?;
         let rootfs = self.rootfs.as_ref().ok_or_else(protocol)?;
@@ -218,7 +218,7 @@ impl Sandbox {
         self.expect(|answer, _| matches!(answer, Answer::Attached).then_some(()))?;
         clock.mark("attach inputs");
         self.stages.append(&mut clock.stages);
-        Ok(true)
+        Ok(())
     }
 
     fn map_inputs(&mut self) -> Result<(), StageError> {
@@ -270,18 +270,21 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Makes the process of the next step. What it measured, if it did, is in [`Sandbox::layers`].
+    /// Makes the process of the next step, and does `meanwhile` what else is to be done. What the process measured, if
+    /// it did, is in [`Sandbox::layers`].
     ///
     /// # Errors
     /// The stage that failed.
-    pub fn prepare_step(
+    pub fn prepare_step<T>(
         &mut self,
         plan: PreparePlan,
         streams: [BorrowedFd<'_>; 3],
-    ) -> Result<(), StageError> {
+        meanwhile: impl FnOnce() -> Result<T, StageError>,
+    ) -> Result<T, StageError> {
         let mut clock = StageClock::start();
         let channel = self.channel.as_ref().ok_or_else(protocol)?;
         channel.send_all(&Order::Prepare(plan), &streams).stage("init: send an order")?;
+        let done = meanwhile()?;
         let (layers, stages, namespaces) = self.expect(|answer, descriptors| match answer {
             Answer::Prepared { layers, stages } => Some((layers, stages, std::mem::take(descriptors))),
             _ => None,
@@ -295,7 +298,7 @@ impl Sandbox {
         clock.mark("process of a step");
         clock.stages.extend(inner_stages(stages));
         self.stages.append(&mut clock.stages);
-        Ok(())
+        Ok(done)
     }
 
     /// Ends a process that was made and told nothing.

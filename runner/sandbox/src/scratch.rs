@@ -308,7 +308,7 @@ fn bind(file: &File, name: &str) -> Result<(u32, OwnedFd), StageError> {
             }
             Err(errno) => return Err(no_devices(errno)),
         };
-        match loopdev::configure(device.as_fd(), again.as_fd(), name, false) {
+        match loopdev::configure(device.as_fd(), again.as_fd(), name) {
             Ok(()) => return Ok((number, device)),
             Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => last = Errno::BUSY,
             Err(error) => return Err(error).stage(DEVICE),

@@ -154,7 +154,7 @@ fn init_check(init: &Child) -> Check {
 
 fn remove_groups(cgroup: &mut JobCgroup) -> Check {
     let count = cgroup.dirs().len();
-    let left = cgroup.remove(REMOVE_LIMIT).err().unwrap_or_default();
+    let left = cgroup.remove(REMOVE_LIMIT);
     groups_check(count, &left)
 }
 
@@ -184,8 +184,8 @@ fn processes_check(base: u32, limit: Duration) -> Check {
     }
 }
 
-/// A process that only its parent's wait(2) is missing of: it has nothing any more and can do nothing. Of a supervisor that was
-/// killed, the children are the host's init's, which need not be quick.
+/// A process that only its parent's wait(2) is missing of: it has nothing any more and can do nothing. Of a supervisor
+/// that was killed, the children are the host's init's, which need not be quick.
 fn is_dead(process: &Path) -> bool {
     match std::fs::read_to_string(process.join("stat")) {
         Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['Z', 'X'])),

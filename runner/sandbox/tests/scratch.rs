@@ -1,8 +1,9 @@
 //! The writable layer on a real kernel: needs root, loop devices and e2fsck(8).
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use ampoule_sandbox::ext4::Layout;
-use ampoule_sandbox::scratch::{Remains, Scratch, none_is_named};
+use ampoule_sandbox::ext4::{Contents, Layout};
+use ampoule_sandbox::scratch::{Layer, Remains, Scratch, none_is_named};
+use ampoule_sandbox::skeleton::{Entry, Kind};
 use ampoule_sys::loopdev;
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstatvfs};
 use std::collections::BTreeSet;
@@ -27,10 +28,14 @@ fn name() -> String {
     format!("ampoule-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+fn layer(name: &str, bytes: u64, inodes: u64) -> Layer<'_> {
+    Layer { name, bytes, inodes, owner: OWNER, entries: &[] }
+}
+
 fn on_loop(bytes: u64, inodes: u64) -> Scratch {
     let folder = tempfile::tempdir().unwrap();
     let dir = File::open(folder.path()).unwrap();
-    let scratch = Scratch::on_loop(dir.as_fd(), &name(), bytes, inodes, OWNER).unwrap();
+    let scratch = Scratch::on_loop(dir.as_fd(), &layer(&name(), bytes, inodes)).unwrap();
     // The file has no name: its folder can be removed.
     folder.close().unwrap();
     scratch
@@ -106,7 +111,7 @@ fn free_is_what_was_asked_for() {
     ] {
         let scratch = on_loop(bytes, inodes);
         let (bytes_free, inodes_free) = scratch.free().unwrap();
-        let layout = Layout::for_limits(bytes, inodes).unwrap();
+        let layout = Layout::for_limits(bytes, inodes, &Contents::of(&[]).unwrap()).unwrap();
         assert_eq!(bytes_free, bytes.next_multiple_of(4096), "{bytes} {inodes}");
         assert_eq!((bytes_free / 4096, inodes_free), (layout.blocks_available(), layout.inodes_available()));
         assert!((inodes..inodes + inodes / 100 + 16 * 32).contains(&inodes_free), "{inodes} {inodes_free}");
@@ -165,12 +170,73 @@ fn inodes_end_with_enospc_where_they_should() {
 }
 
 #[test]
+fn entries_are_there_for_the_kernel_as_the_list_says() {
+    let mut entries = vec![
+        Entry::directory("d", 0o1777, 1000),
+        Entry::directory("d/deep", 0o700, 0),
+        Entry::link("d/short", b"deep".as_slice()),
+        Entry::link("d/long", vec![b'x'; 4_000]),
+    ];
+    for bytes in [0, 1, 4_096, 100_000] {
+        entries.push(Entry::file(format!("d/deep/{bytes}"), vec![b'a'; bytes]));
+    }
+    let dir = File::open(std::env::temp_dir()).unwrap();
+    let name = name();
+    let scratch =
+        Scratch::on_loop(dir.as_fd(), &Layer { entries: &entries, ..layer(&name, 16 * MIB, 500) }).unwrap();
+    let none = on_loop(16 * MIB, 500);
+    let least =
+        |scratch: &Scratch| scratch.free().is_some_and(|(b, i)| b == 16 * MIB && (500..=520).contains(&i));
+    assert!(least(&scratch) && least(&none), "{:?} {:?}", scratch.free(), none.free());
+    for Entry { path: name, id, kind } in &entries {
+        let at = path(scratch.mount()).join(name);
+        let meta = fs::symlink_metadata(&at).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (OWNER + id, OWNER + id), "{name}");
+        match kind {
+            Kind::Directory { mode } => assert_eq!(meta.mode(), 0o040_000 | u32::from(*mode), "{name}"),
+            Kind::File { mode, bytes } => {
+                assert_eq!(meta.mode(), 0o100_000 | u32::from(*mode), "{name}");
+                assert_eq!(fs::read(&at).unwrap(), bytes.as_ref(), "{name}");
+            }
+            Kind::Link { target } => {
+                assert_eq!(fs::read_link(&at).unwrap().as_os_str().as_encoded_bytes(), target.as_ref());
+            }
+        }
+    }
+    // They are ordinary files: grown, moved and removed like any other.
+    let said = run_as(
+        OWNER,
+        &scratch,
+        "head -c 300000 /dev/zero >> d/deep/1 && mv d/deep/100000 d/moved && rm d/deep/0 d/deep/4096 d/long &&
+         mkdir d/deep/new && ls d d/deep",
+    );
+    assert_eq!(said, "d:\ndeep\nmoved\nshort\n\nd/deep:\n1\nnew\n");
+    satisfies_e2fsck(scratch, &name);
+}
+
+/// Our descriptor keeps the device when the file system is unmounted, which is not discarded here. A child of another
+/// test may have the mount until it executes its program: the device is then still taken.
+fn satisfies_e2fsck(scratch: Scratch, name: &str) {
+    let device = devices(name).pop().unwrap();
+    let held = File::open(&device).unwrap();
+    drop(scratch);
+    let alone = |node| rustix::fs::open(node, OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()).is_ok();
+    assert!(soon(|| alone(&device)));
+    let checked = Command::new("e2fsck").arg("-fn").arg(&device).env("LC_ALL", "C").output().unwrap();
+    let report = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.success(), "{report}");
+    assert!(report.lines().all(|l| l.starts_with("Pass ") || l.contains(" files (")), "{report}");
+    drop(held);
+    assert!(soon(|| devices(name).is_empty()));
+}
+
+#[test]
 fn file_system_that_was_used_satisfies_e2fsck() {
     // The first is full of inodes in many small groups, the others reach groups without bitmaps of their own.
     for (bytes, inodes) in [(64 * MIB, 200_000), (300 * MIB, 20_000), (2 * GIB, 100_000)] {
         let folder = tempfile::tempdir().unwrap();
         let (dir, name) = (File::open(folder.path()).unwrap(), name());
-        let scratch = Scratch::on_loop(dir.as_fd(), &name, bytes, inodes, OWNER).unwrap();
+        let scratch = Scratch::on_loop(dir.as_fd(), &layer(&name, bytes, inodes)).unwrap();
         let said = run_as(
             OWNER,
             &scratch,
@@ -180,19 +246,7 @@ fn file_system_that_was_used_satisfies_e2fsck() {
              dd if=/dev/zero of=hole bs=1 count=1 seek=5000000000",
         );
         assert!(!said.contains("No space"), "{said}");
-        // Our descriptor keeps the device when the file system is unmounted, which is not discarded here. A child of
-        // another test may have the mount until it executes its program: the device is then still taken.
-        let device = devices(&name).pop().unwrap();
-        let held = File::open(&device).unwrap();
-        drop(scratch);
-        let alone = |node| rustix::fs::open(node, OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()).is_ok();
-        assert!(soon(|| alone(&device)));
-        let checked = Command::new("e2fsck").arg("-fn").arg(&device).env("LC_ALL", "C").output().unwrap();
-        let report = String::from_utf8(checked.stdout).unwrap();
-        assert!(checked.status.success(), "{bytes} {inodes}: {report}");
-        assert!(report.lines().all(|l| l.starts_with("Pass ") || l.contains(" files (")), "{report}");
-        drop(held);
-        assert!(soon(|| devices(&name).is_empty()));
+        satisfies_e2fsck(scratch, &name);
     }
 }
 
@@ -201,7 +255,8 @@ fn layers_side_by_side_are_apart_and_have_names() {
     let folder = tempfile::tempdir().unwrap();
     let dir = File::open(folder.path()).unwrap();
     let names = [name(), name()];
-    let [one, two] = [0, 1].map(|at| Scratch::on_loop(dir.as_fd(), &names[at], 8 * MIB, 200, OWNER).unwrap());
+    let [one, two] =
+        [0, 1].map(|at| Scratch::on_loop(dir.as_fd(), &layer(&names[at], 8 * MIB, 200)).unwrap());
     let found: Vec<_> = names.iter().map(|name| devices(name)).collect();
     assert!(found.iter().all(|nodes| nodes.len() == 1) && found[0] != found[1], "{found:?}");
     write(&one, "only-here", MIB).unwrap();
@@ -270,7 +325,7 @@ fn discard_of_a_layer_in_use_drops_what_is_dirty() {
 #[test]
 fn host_without_room_is_an_error_of_sync() {
     let host = Scratch::on_tmpfs(16 * MIB, 100, 0).unwrap();
-    let scratch = Scratch::on_loop(host.mount(), &name(), GIB, 200, OWNER).unwrap();
+    let scratch = Scratch::on_loop(host.mount(), &layer(&name(), GIB, 200)).unwrap();
     write(&scratch, "fits", 4 * MIB).unwrap();
     scratch.sync().unwrap();
     write(&scratch, "lost", 60 * MIB).unwrap();
@@ -282,8 +337,8 @@ fn host_without_room_is_an_error_of_sync() {
 fn host_that_loses_bytes_later_is_an_error_of_sync() {
     // The host's file system has room by its own account; its disk has not.
     let disk = Scratch::on_tmpfs(16 * MIB, 100, 0).unwrap();
-    let host = Scratch::on_loop(disk.mount(), &name(), GIB, 200, 0).unwrap();
-    let scratch = Scratch::on_loop(host.mount(), &name(), 512 * MIB, 200, OWNER).unwrap();
+    let host = Scratch::on_loop(disk.mount(), &Layer { owner: 0, ..layer(&name(), GIB, 200) }).unwrap();
+    let scratch = Scratch::on_loop(host.mount(), &layer(&name(), 512 * MIB, 200)).unwrap();
     write(&scratch, "fits", 4 * MIB).unwrap();
     scratch.sync().unwrap();
     host.sync().unwrap();
@@ -299,7 +354,7 @@ fn host_that_loses_bytes_later_is_an_error_of_sync() {
 fn bypass_reads_back_what_was_written_before_and_after() {
     let (folder, name) = (tempfile::tempdir().unwrap(), name());
     let dir = File::open(folder.path()).unwrap();
-    let scratch = Scratch::on_loop(dir.as_fd(), &name, 64 * MIB, 200, OWNER).unwrap();
+    let scratch = Scratch::on_loop(dir.as_fd(), &layer(&name, 64 * MIB, 200)).unwrap();
     let device = devices(&name).pop().unwrap();
     let direct = || {
         let attribute = PathBuf::from("/sys/block").join(device.file_name().unwrap()).join("loop/dio");
@@ -324,8 +379,8 @@ fn bypass_reads_back_what_was_written_before_and_after() {
 #[test]
 fn bypass_hides_nothing_that_was_lost() {
     let disk = Scratch::on_tmpfs(16 * MIB, 100, 0).unwrap();
-    let host = Scratch::on_loop(disk.mount(), &name(), GIB, 200, 0).unwrap();
-    let scratch = Scratch::on_loop(host.mount(), &name(), 512 * MIB, 200, OWNER).unwrap();
+    let host = Scratch::on_loop(disk.mount(), &Layer { owner: 0, ..layer(&name(), GIB, 200) }).unwrap();
+    let scratch = Scratch::on_loop(host.mount(), &layer(&name(), 512 * MIB, 200)).unwrap();
     write(&scratch, "lost", 60 * MIB).unwrap();
     scratch.sync().unwrap();
     // It syncs the backing file, and the kernel drops the answer.

@@ -43,7 +43,7 @@ pub enum Event {
     Phase {
         /// When.
         at: UnixNanos,
-        /// The phase, as in DESIGN §5.
+        /// The phase, by its name in `docs/formats.md`.
         phase: String,
     },
     /// A step's program is about to run.

@@ -327,7 +327,7 @@ pub enum CheckState {
     Gone,
     /// Some of it is still there.
     Left,
-    /// This kernel has no way to look for it.
+    /// Nobody could look; how says why: this kernel has no way to, or whoever had the handle is dead.
     Unconfirmed,
 }
 

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The largest message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// The byte in a lifetime pipe by which a client cancels its job.
+pub const CANCEL: u8 = b'c';
 
 /// What the agent asks of the launcher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +19,8 @@ pub enum Request {
     Find(Content),
     /// Take these bytes into the store. Descriptor: the bytes, a file or a pipe.
     Import(Content),
-    /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe whose end of file cancels the job.
+    /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe: [`CANCEL`] in it cancels the job, its end of
+    /// file aborts it.
     Run {
         /// Whether a lifetime pipe comes with the request.
         lifetime: bool,

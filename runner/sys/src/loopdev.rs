@@ -13,8 +13,6 @@ const CONFIGURE: libc::Ioctl = 0x4c0a;
 const CTL_GET_FREE: libc::Ioctl = 0x4c82;
 /// `LO_FLAGS_AUTOCLEAR`
 const AUTOCLEAR: u32 = 4;
-/// `LO_FLAGS_DIRECT_IO`
-const DIRECT_IO: u32 = 16;
 
 /// Logical block size of the devices in bytes.
 ///
@@ -89,23 +87,16 @@ pub fn free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
 /// Binds a device to the whole of a file, whose length is a multiple of [`BLOCK_BYTES`], and names it.
 ///
 /// The device lets go of the file when the last descriptor and mount of the device is gone (`AUTOCLEAR`), so
-/// that nobody has to be alive to do it. `direct_io` asks for reads and writes past the page cache of the
-/// file's file system; where that cannot do it the kernel goes through the cache without a word.
+/// that nobody has to be alive to do it.
 ///
 /// # Errors
 /// `EBUSY` if the device has been bound by somebody else; `EINVAL` for a longer name than [`NAME_BYTES_MAX`], an
 /// empty one, one with a NUL, or on Linux before 5.8.
-pub fn configure(
-    device: BorrowedFd<'_>,
-    backing: BorrowedFd<'_>,
-    name: &str,
-    direct_io: bool,
-) -> io::Result<()> {
+pub fn configure(device: BorrowedFd<'_>, backing: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains('\0') {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let flags = AUTOCLEAR | if direct_io { DIRECT_IO } else { 0 };
-    let mut info = Info { flags, ..Info::EMPTY };
+    let mut info = Info { flags: AUTOCLEAR, ..Info::EMPTY };
     for (slot, byte) in info.file_name.iter_mut().zip(name.bytes()) {
         *slot = byte;
     }
@@ -162,7 +153,7 @@ mod tests {
     fn descriptor_that_is_no_loop_device_is_enotty() {
         let null = File::options().read(true).write(true).open("/dev/null").unwrap();
         assert_eq!(errno(free_number(null.as_fd())), Some(libc::ENOTTY));
-        assert_eq!(errno(configure(null.as_fd(), null.as_fd(), "a", false)), Some(libc::ENOTTY));
+        assert_eq!(errno(configure(null.as_fd(), null.as_fd(), "a")), Some(libc::ENOTTY));
         assert_eq!(errno(name(null.as_fd())), Some(libc::ENOTTY));
     }
 
@@ -171,8 +162,8 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         let longest = "x".repeat(NAME_BYTES_MAX);
         for bad in ["", "a\0b", &format!("{longest}x")] {
-            assert_eq!(errno(configure(null.as_fd(), null.as_fd(), bad, true)), Some(libc::EINVAL));
+            assert_eq!(errno(configure(null.as_fd(), null.as_fd(), bad)), Some(libc::EINVAL));
         }
-        assert_eq!(errno(configure(null.as_fd(), null.as_fd(), &longest, true)), Some(libc::ENOTTY));
+        assert_eq!(errno(configure(null.as_fd(), null.as_fd(), &longest)), Some(libc::ENOTTY));
     }
 }

@@ -1,6 +1,6 @@
 //! What a sandbox costs a real build: the processor time of compiling zstd, in a job and without one.
 
-use super::build_release;
+use super::{build_release, median};
 use crate::shell;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Of the example, what is compiled.
-const JOB: &str = "examples/zstd/zstd.toml";
+const JOB: &str = "examples/zstd/job.toml";
 /// Its sources, which `cargo xtask demo` puts there.
 const SOURCES: &str = "target/demo/zstd-sys.crate";
 
@@ -46,11 +46,6 @@ pub(crate) fn run(root: &Path, runs: usize) -> Result<()> {
     println!("the job's steps            {steps:8.3} s  {:.3} x bare", steps / bare);
     println!("all of `ampoule run`       {whole:8.3} s  {:.3} x bare", whole / bare);
     Ok(())
-}
-
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_unstable_by(f64::total_cmp);
-    seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
 }
 
 impl Place {

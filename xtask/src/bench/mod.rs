@@ -75,3 +75,9 @@ fn build_release(root: &Path, packages: &[&str]) -> Result<()> {
     anyhow::ensure!(command.status()?.success(), "{} cannot be built", packages.join(" and "));
     Ok(())
 }
+
+/// The middle of what was measured; 0 if nothing was.
+fn median(mut measured: Vec<f64>) -> f64 {
+    measured.sort_unstable_by(f64::total_cmp);
+    measured.get(measured.len() / 2).copied().unwrap_or(0.0)
+}

@@ -1,9 +1,9 @@
 //! How many sandboxes a second, with two in flight.
 
-use super::build_release;
 use super::contender::{Contender, NEEDED, Place};
 use super::launch::Launcher;
 use super::worker::Worker;
+use super::{build_release, median};
 use crate::shell;
 use anyhow::{Context, Result};
 use std::fs;
@@ -40,11 +40,6 @@ pub(crate) fn run(root: &Path, rounds: usize) -> Result<()> {
     println!("{FLIGHT} in flight, medians of {rounds} rounds of {} s:", ROUND.as_secs());
     println!("ampoule {ours:8.1} /s\ncrun    {theirs:8.1} /s\nratio   {:8.2}", ours / theirs);
     Ok(())
-}
-
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_unstable_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn ampoule(launcher: &mut Launcher) -> Result<f64> {

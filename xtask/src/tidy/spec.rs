@@ -1,7 +1,8 @@
 //! Every promise of SPECIFICATION.md names the test that proves it, or says `pending`.
 //!
 //! A promise is a list item or a table row. A test is named in backquotes, as `crate::path::test_name`
-//! (a function of that name in that crate) or as `suite/test` (a test of ampoule-integration).
+//! (a function of that name in that crate) or as `suite/test` (a test of ampoule-integration). Other pages may name tests
+//! too: one that they name exists.
 
 use super::{Finding, Tree};
 
@@ -24,15 +25,32 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
             ));
         }
         for name in names.iter().filter(|name| !exists(tree, name)) {
-            findings.push(Finding::new(
-                FILE,
-                line,
-                format!("there is no test {name}"),
-                "correct the name, or write pending",
-            ));
+            findings.push(missing(FILE, line, name));
+        }
+    }
+    for (file, text) in tree.with_extension("md").filter(|(file, _)| *file != FILE) {
+        for (line, text) in (1..).zip(text.lines()) {
+            let names = text.split('`').skip(1).step_by(2).filter(|name| is_ours(tree, name));
+            findings.extend(names.filter(|name| !exists(tree, name)).map(|name| missing(file, line, name)));
         }
     }
     findings
+}
+
+fn missing(file: &str, line: usize, name: &str) -> Finding {
+    Finding::new(file, line, format!("there is no test {name}"), "correct the name, or write pending")
+}
+
+/// Whether what looks like the name of a test is hardly that of anything else: a test's is a sentence.
+fn is_ours(tree: &Tree, name: &str) -> bool {
+    is_test_name(name)
+        && match name.split_once('/') {
+            Some((suite, _)) => tree.has(&format!("integration/src/suites/{suite}.rs")),
+            None => {
+                let is_sentence = name.rsplit("::").next().is_some_and(|last| last.matches('_').count() >= 3);
+                is_sentence && name.split("::").next().is_some_and(|krate| folder_of(tree, krate).is_some())
+            }
+        }
 }
 
 /// List items with their continuation lines, and table rows, each with the number of its first line.
@@ -128,6 +146,20 @@ mod tests {
             ("integration/src/main.rs", "case(\"crash/kill-9\");\n"),
         ]);
         check(&tree).into_iter().map(|f| format!("{}: {}", f.line, f.message)).collect()
+    }
+
+    #[test]
+    fn spec_tests_that_other_pages_name_exist() {
+        let page = |text: &str| {
+            let tree = Tree::of(&[
+                (FILE, ""),
+                ("docs/a.md", text),
+                ("integration/src/suites/run.rs", "Test::both(\"thing_works\", thing)"),
+            ]);
+            check(&tree).len()
+        };
+        assert_eq!(page("As `run/thing_works` shows, `runner/sys` and `a::b`."), 0);
+        assert_eq!(page("As `run/thing_broken` shows."), 1);
     }
 
     #[test]

@@ -4,11 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// The kernel rounds bytes down to pages, of which the largest that it has is this.
+pub(super) const PAGE_BYTES_MAX: u64 = 65_536;
+
 /// Writes a limit in bytes and reads it back; the kernel rounds down to pages.
 pub(super) fn write_bytes(path: &Path, bytes: u64) -> io::Result<()> {
     write(path.to_owned(), &bytes.to_string())?;
     let set = number(path)?;
-    if set <= bytes && bytes - set < 65_536 {
+    if set <= bytes && bytes - set < PAGE_BYTES_MAX {
         Ok(())
     } else {
         Err(io::Error::from_raw_os_error(rustix::io::Errno::RANGE.raw_os_error()))

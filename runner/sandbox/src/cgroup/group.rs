@@ -243,16 +243,12 @@ impl JobCgroup {
         &self.dirs
     }
 
-    /// Removes the groups; waits up to `limit` for their last process.
-    ///
-    /// # Errors
-    /// The directories that are left, with the last errno.
-    pub fn remove(&mut self, limit: Duration) -> Result<(), Vec<PathBuf>> {
+    /// Removes the groups; waits up to `limit` for their last process. Returns the directories that are left.
+    pub fn remove(&mut self, limit: Duration) -> Vec<PathBuf> {
         self.into = None;
         self.tasks.clear();
         self.oom = None;
-        let left = remove_dirs(&self.dirs, limit);
-        if left.is_empty() { Ok(()) } else { Err(left) }
+        remove_dirs(&self.dirs, limit)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Limits as files: written, read back, and read again at the end.
 
-use super::files::{write_bytes, write_exact};
+use super::files::{PAGE_BYTES_MAX, write_bytes, write_exact};
 use crate::error::{Stage, StageError};
 use ampoule_spec::Limits;
 use std::fs;
@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 
 /// The period of processor time in microseconds.
 const PERIOD_MICROS: &str = "100000";
-/// The kernel rounds bytes down to pages, of which the largest that it has is this.
-const PAGE_BYTES_MAX: u64 = 65_536;
 
 /// Where the limits of one job are set: for each controller the directory, and whether it is of version 2.
 #[derive(Debug, Clone, Default)]

@@ -20,7 +20,7 @@ use rustix::mount::{
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Where the bench is: a directory that every host has and that the process does not need meanwhile.
+/// Where they are made: a directory that every host has and that the process does not need meanwhile.
 const PLACE: &str = "/tmp";
 /// The writable layer's name on it.
 const SCRATCH: &str = "s";
@@ -29,7 +29,7 @@ const OPTIONS_BYTES_MAX: usize = 4095;
 
 /// A place to make overlays at, with the writable layer attached to it.
 #[derive(Debug)]
-pub(crate) struct Bench {
+pub(crate) struct ByName {
     dir: OwnedFd,
     /// The supervisor's first namespace and its second; none as an ordinary user.
     namespaces: Option<(OwnedFd, OwnedFd)>,
@@ -38,39 +38,39 @@ pub(crate) struct Bench {
 
 fn this_namespace() -> Result<OwnedFd, StageError> {
     openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .stage("bench: open a mount namespace")
+        .stage("overlay by name: open a mount namespace")
 }
 
 fn enter(namespace: &OwnedFd) -> Result<(), StageError> {
-    setns(namespace, CloneFlags::CLONE_NEWNS).stage("bench: enter a mount namespace")
+    setns(namespace, CloneFlags::CLONE_NEWNS).stage("overlay by name: enter a mount namespace")
 }
 
-impl Bench {
+impl ByName {
     /// Sets it up, and attaches the writable layer.
     ///
     /// # Errors
     /// The stage that failed. The calling process is in its first namespace again, or has to end.
     pub(crate) fn set_up(scratch: BorrowedFd<'_>, authority: Authority) -> Result<Self, StageError> {
         if !authority.is_root() {
-            return Ok(Self { dir: furnish(scratch)?, namespaces: None, authority });
+            return Ok(Self { dir: attach_layer(scratch)?, namespaces: None, authority });
         }
         let first = this_namespace()?;
-        unshare(CloneFlags::CLONE_NEWNS).stage("bench: mount namespace")?;
+        unshare(CloneFlags::CLONE_NEWNS).stage("overlay by name: mount namespace")?;
         let made = mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-            .stage("bench: make propagation private")
-            .and_then(|()| Ok((this_namespace()?, furnish(scratch)?)));
+            .stage("overlay by name: make propagation private")
+            .and_then(|()| Ok((this_namespace()?, attach_layer(scratch)?)));
         enter(&first)?;
         let (second, dir) = made?;
         Ok(Self { dir, namespaces: Some((first, second)), authority })
     }
 
-    /// Does something where the bench is in sight.
+    /// Does something where the layers have names.
     fn at_work<T>(&self, work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
         let Some((first, second)) = &self.namespaces else { return work() };
         enter(second)?;
         let done = work();
         enter(first)?;
-        rustix::process::chdir("/").stage("bench: leave it")?;
+        rustix::process::chdir("/").stage("overlay by name: leave the namespace")?;
         done
     }
 
@@ -81,7 +81,8 @@ impl Bench {
     pub(crate) fn bind(&self, name: &str) -> Result<OwnedFd, StageError> {
         self.at_work(|| {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            open_tree(CWD, format!("{PLACE}/{SCRATCH}/{name}"), flags).stage("bench: clone a directory")
+            open_tree(CWD, format!("{PLACE}/{SCRATCH}/{name}"), flags)
+                .stage("overlay by name: clone a directory")
         })
     }
 
@@ -91,7 +92,7 @@ impl Bench {
     /// The stage that failed.
     pub(crate) fn take(&self, tree: BorrowedFd<'_>, entry: Option<&str>) -> Result<OwnedFd, StageError> {
         self.at_work(|| {
-            let stage = "bench: clone a tree";
+            let stage = "overlay by name: clone a tree";
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             if !self.authority.is_root() {
                 return open_tree(tree, entry.unwrap_or_default(), flags | OpenTreeFlags::AT_EMPTY_PATH)
@@ -132,13 +133,14 @@ impl Bench {
         upper: Option<Upper<'_>>,
         entry: Option<&str>,
     ) -> Result<OwnedFd, StageError> {
-        let stage = "rootfs: overlay by name";
+        let stage = "overlay by name: mount";
         let mut names = Vec::new();
         for (at, lower) in lowers.iter().enumerate() {
             names.push(match (lower, self.authority) {
                 (Lower::Scratch(name), _) => format!("{PLACE}/{SCRATCH}/{name}"),
                 (Lower::Tree(tree), Authority::Root { .. }) => {
-                    attach(&self.dir, tree.as_fd(), &at.to_string()).stage("bench: attach a layer")?;
+                    attach(&self.dir, tree.as_fd(), &at.to_string())
+                        .stage("overlay by name: attach a layer")?;
                     format!("{PLACE}/{at}")
                 }
                 // It was opened in this namespace, where it is attached already.
@@ -157,7 +159,7 @@ impl Bench {
             return Err(StageError::unsupported(stage, remedy));
         }
         let options = CString::new(options).map_err(|_| Errno::INVAL).stage(stage)?;
-        place(&self.dir, "m").stage(stage)?;
+        directory(&self.dir, "m").stage(stage)?;
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         if overlay::flags(upper).contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
             flags |= MountFlags::RDONLY;
@@ -166,30 +168,31 @@ impl Bench {
         mount("overlay", &target, "overlay", flags, Some(options.as_c_str())).stage(stage)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let taken = entry.map_or(target.clone(), |entry| format!("{target}/{entry}"));
-        open_tree(CWD, taken, flags).stage("bench: take the overlay")
+        open_tree(CWD, taken, flags).stage("overlay by name: take the overlay")
     }
 }
 
 /// A tmpfs over [`PLACE`], and on it the writable layer.
-fn furnish(scratch: BorrowedFd<'_>) -> Result<OwnedFd, StageError> {
-    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).stage("bench: tmpfs")?;
-    fsconfig_create(&fs).stage("bench: tmpfs")?;
+fn attach_layer(scratch: BorrowedFd<'_>) -> Result<OwnedFd, StageError> {
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).stage("overlay by name: tmpfs")?;
+    fsconfig_create(&fs).stage("overlay by name: tmpfs")?;
     let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
-    let dir = mounted.stage("bench: tmpfs")?;
-    move_mount(&dir, "", CWD, PLACE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).stage("bench: attach it")?;
-    attach(&dir, scratch, SCRATCH).stage("bench: attach the writable layer")?;
+    let dir = mounted.stage("overlay by name: tmpfs")?;
+    move_mount(&dir, "", CWD, PLACE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .stage("overlay by name: attach it")?;
+    attach(&dir, scratch, SCRATCH).stage("overlay by name: attach the writable layer")?;
     Ok(dir)
 }
 
-fn place(bench: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
-    match mkdirat(bench, name, Mode::RWXU) {
+fn directory(base: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    match mkdirat(base, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
     }
-    openat(bench, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    openat(base, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn attach(bench: &OwnedFd, mount: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+fn attach(base: &OwnedFd, mount: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, "", place(bench, name)?, "", flags)
+    move_mount(mount, "", directory(base, name)?, "", flags)
 }
