@@ -82,6 +82,18 @@ pub enum LocalError {
     /// The job was cancelled before it was admitted.
     #[error("cancelled before there was a job")]
     Cancelled,
+    /// An input has in it what a step must not see.
+    #[error(
+        "input {input} has {what} in it ({path}), and a step could read the key that signs; keep that elsewhere"
+    )]
+    Exposed {
+        /// The input.
+        input: String,
+        /// What.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
     /// A file of the run's own.
     #[error("{what} {path} cannot be used: {reason}")]
     File {
@@ -97,6 +109,16 @@ pub enum LocalError {
     TakenOver {
         /// Where.
         record: PathBuf,
+    },
+    /// The job has run, and its outputs and evidence are not where they were wanted.
+    #[error("--out {out} cannot be used: {reason}; outputs and evidence are in {kept}")]
+    Elsewhere {
+        /// Where they were wanted.
+        out: PathBuf,
+        /// Why they are not there.
+        reason: String,
+        /// Where they are.
+        kept: PathBuf,
     },
     /// The evidence cannot be made; nothing was released.
     #[error("nothing was released: {reason}")]
@@ -121,9 +143,10 @@ impl LocalError {
         match self {
             Self::Job(error) => error.code(),
             Self::Input(error) => error.code(),
-            Self::Signing(_) | Self::File { .. } => Code::FileUnusable,
+            Self::Signing(_) | Self::File { .. } | Self::Elsewhere { .. } => Code::FileUnusable,
             Self::Runner(error) => error.code(),
             Self::Cancelled => Code::JobCancelled,
+            Self::Exposed { .. } => Code::InputRefused,
             Self::TakenOver { .. } => Code::JobAborted,
             Self::Evidence { code, .. } => *code,
         }
@@ -191,7 +214,7 @@ pub fn run(
     for recovered in runner.recovered().to_vec() {
         evidence::sign_recovered(&mut runner, options, &signing, &recovered, say);
     }
-    let (spec_bytes, id) = intake::take_in(plan, &mut runner, cancel, say)?;
+    let (spec_bytes, id) = intake::take_in(plan, &mut runner, options, cancel, say)?;
     if cancel.is_cancelled() {
         return Err(LocalError::Cancelled);
     }
@@ -201,10 +224,19 @@ pub fn run(
     } else {
         ended?;
     }
-    let out = options.out.clone().unwrap_or_else(|| options.state.join("runs").join(id.as_str()));
+    let kept = options.state.join("runs").join(id.as_str());
+    let out = options.out.clone().unwrap_or_else(|| kept.clone());
     let job_dir = options.state.join("jobs").join(id.as_str());
     let evidence = Evidence::read(&job_dir)?;
-    let released = release::release(&evidence, &job_dir, &out, &signing)?;
+    let released = match release::release(&evidence, &job_dir, &out, &signing) {
+        // Somebody else has taken it meanwhile, or it is full: what the job made is not lost for that.
+        Err(LocalError::File { reason, .. }) if options.out.is_some() => {
+            release::release(&evidence, &job_dir, &kept, &signing)?;
+            forget(runner, options, &id);
+            return Err(LocalError::Elsewhere { out, reason, kept });
+        }
+        released => released?,
+    };
     forget(runner, options, &id);
     let report = evidence.record.report();
     Ok(Completed {
@@ -267,7 +299,10 @@ pub fn make_state(state: &Path) -> Result<(), LocalError> {
         builder.create(&dir).map_err(|e| unusable(e.to_string()))?;
         let meta = std::fs::symlink_metadata(&dir).map_err(|e| unusable(e.to_string()))?;
         let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
-        if !meta.is_dir() || !ours {
+        if !meta.is_dir() {
+            return Err(unusable(format!("{} is a link or a file", dir.display())));
+        }
+        if !ours {
             return Err(unusable(format!(
                 "{} belongs to somebody else or can be written by others",
                 dir.display()

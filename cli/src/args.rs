@@ -31,6 +31,19 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
 }
 
+impl Command {
+    /// Whether stdout is for a program.
+    pub(crate) fn says_json(&self) -> bool {
+        match self {
+            Self::Run(args) => args.json,
+            Self::Job(JobCommand::Check(args)) => args.json,
+            Self::Verify(args) => args.json,
+            Self::Inspect(_) => false,
+            Self::Doctor(args) => args.json,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     /// Validate a job file without running it.

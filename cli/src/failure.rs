@@ -5,6 +5,7 @@ use ampoule_agent::inputs::InputError;
 use ampoule_agent::jobfile::JobFileError;
 use ampoule_agent::local::{LocalError, RunnerError};
 use ampoule_spec::Code;
+use serde_json::{Value, json};
 use std::error::Error;
 use std::path::Path;
 
@@ -39,6 +40,14 @@ impl Failed {
             cause = next.source();
         }
         Self { code, message }
+    }
+
+    /// The same for a program: the last object on stdout of a command that ends so.
+    pub(crate) fn as_json(&self) -> Value {
+        json!({
+            "event": "error", "code": self.code, "fault": self.code.fault().as_str(),
+            "retryable": self.code.retryable(), "exit": self.code.exit() as u8, "message": self.message,
+        })
     }
 
     pub(crate) fn print(&self) {

@@ -28,11 +28,12 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
-    ExitCode::from(guarded(|| dispatch(args)))
+    let json = args.command.says_json();
+    ExitCode::from(guarded(json, || dispatch(args)))
 }
 
 /// Turns a failure into its exit status, and a panic into 70.
-fn guarded(body: impl FnOnce() -> Result<u8, Failed>) -> u8 {
+fn guarded(json: bool, body: impl FnOnce() -> Result<u8, Failed>) -> u8 {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
         Ok(Ok(_)) if !show::is_written() => {
             show::line(
@@ -42,6 +43,9 @@ fn guarded(body: impl FnOnce() -> Result<u8, Failed>) -> u8 {
         }
         Ok(Ok(status)) => status,
         Ok(Err(failed)) => {
+            if json {
+                show::json(&failed.as_json());
+            }
             failed.print();
             failed.code.exit() as u8
         }
@@ -69,8 +73,8 @@ mod tests {
 
     #[test]
     fn guarded_panic_is_internal_and_failure_has_its_code() {
-        assert_eq!(guarded(|| panic!("planted")), 70);
-        assert_eq!(guarded(|| Err(Failed::new(Code::InputDigestMismatch, "x"))), 65);
-        assert_eq!(guarded(|| Ok(3)), 3);
+        assert_eq!(guarded(false, || panic!("planted")), 70);
+        assert_eq!(guarded(true, || Err(Failed::new(Code::InputDigestMismatch, "x"))), 65);
+        assert_eq!(guarded(false, || Ok(3)), 3);
     }
 }

@@ -97,7 +97,7 @@ fn listen_for_signals(cancel: Cancel) -> Result<(), Failed> {
         let _entered = runtime.enter();
         (signal(SignalKind::interrupt()).map_err(failed)?, signal(SignalKind::terminate()).map_err(failed)?)
     };
-    std::thread::spawn(move || {
+    let listen = move || {
         runtime.block_on(async {
             for count in 0_u8.. {
                 tokio::select! {
@@ -112,8 +112,11 @@ fn listen_for_signals(cancel: Cancel) -> Result<(), Failed> {
                 cancel.cancel();
             }
         });
-    });
-    Ok(())
+    };
+    let started = std::thread::Builder::new().name("signals".to_owned()).spawn(listen);
+    started
+        .map(drop)
+        .map_err(|e| Failed::new(Code::AdmissionBusy, format!("a thread cannot be started: {e}")))
 }
 
 /// Tells what happens, to a person or to a program.

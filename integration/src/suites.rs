@@ -20,6 +20,7 @@ mod run;
 mod soak;
 mod step;
 mod stranger;
+mod stuck;
 mod teardown;
 mod tools;
 mod weak;
@@ -32,6 +33,7 @@ use anyhow::Result;
 pub(crate) const ALL: &[Suite] = &[
     Suite { name: "teardown", tests: teardown::TESTS },
     Suite { name: "crash", tests: crash::TESTS },
+    Suite { name: "stuck", tests: stuck::TESTS },
     Suite { name: "soak", tests: soak::TESTS },
     Suite { name: "weak", tests: weak::TESTS },
     Suite { name: "limits", tests: limits::TESTS },

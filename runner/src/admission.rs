@@ -3,12 +3,13 @@
 
 use crate::profiles::{Loaded, Profiles};
 use ampoule_sandbox::cgroup::Hierarchies;
-use ampoule_sandbox::identity::{Authority, UidBlock};
+use ampoule_sandbox::identity::Authority;
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
+use ampoule_sandbox::uid_block::{self, Claim};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
     Code, Image, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, SPEC_BYTES_MAX, Sha256,
-    StepUser, UnixNanos,
+    SlotId, StepUser, UnixNanos,
 };
 use ampoule_store::Store;
 use sha2::{Digest, Sha256 as Hasher};
@@ -141,15 +142,31 @@ pub(crate) fn demand(profile: &Profile) -> Result<Option<Hierarchies>, Refusal> 
     Ok(missing.is_empty().then_some(hierarchies))
 }
 
-/// Under which authority a sandbox is made now, and the block of user ids that goes with it.
-pub(crate) fn identity() -> Result<(Authority, Option<UidBlock>), Refusal> {
+/// Under which authority a slot's sandbox is made, and the claim to the block of user ids that goes with it.
+pub(crate) fn identity(slot: &SlotId) -> Result<(Authority, Option<Claim>), Refusal> {
     if !is_privileged() {
         let uid = rustix::process::getuid().as_raw();
         let gid = rustix::process::getgid().as_raw();
         return Ok((Authority::User { uid, gid }, None));
     }
-    let block = UidBlock::take().map_err(|e| refuse(Code::AdmissionBusy, e.to_string()))?;
-    Ok((Authority::Root { base: block.base }, Some(block)))
+    demand_host_root()?;
+    let claim = uid_block::claim(slot).map_err(|e| {
+        let busy = e.errno == rustix::io::Errno::AGAIN.raw_os_error();
+        refuse(if busy { Code::AdmissionBusy } else { e.code() }, e.to_string())
+    })?;
+    Ok((Authority::Root { base: claim.base }, Some(claim)))
+}
+
+/// Uid 0 of a user namespace has no blocks of ids to give away.
+fn demand_host_root() -> Result<(), Refusal> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    // user_namespaces(7): the initial one maps every id to itself.
+    if map.split_whitespace().eq(["0", "0", "4294967295"]) {
+        return Ok(());
+    }
+    let text = "uid 0 of a user namespace is not root of the host, and has no ids to give to jobs; run as the host's \
+                root, or as an ordinary user";
+    Err(refuse(Code::SandboxUnsupported, text))
 }
 
 fn look_up(job: &JobSpec, store: &Store) -> Result<MountPlan, Refusal> {

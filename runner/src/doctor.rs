@@ -24,9 +24,8 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
         missing.push(refusal.message);
         None
     });
-    let (authority, _block) = admission::identity()?;
     let id = slot::new_id()?;
-    let (dir, _lock, _) = slot::intend(state, &id, authority.base(), hierarchies.as_ref(), None)?;
+    let (authority, dir, _lock, _) = slot::intend(state, &id, hierarchies.as_ref(), None)?;
     let mut sandbox = Sandbox::new(id, authority);
     let made = make(&mut sandbox, demands, hierarchies.as_ref(), state);
     if let Err(error) = &made {
@@ -37,9 +36,7 @@ pub(crate) fn measure(profile: &Rc<Loaded>, state: &State) -> Result<(Isolation,
     drop(made);
     let traces = sandbox.traces();
     let destroyed = teardown::destroy(sandbox);
-    if !destroyed.is_clean() {
-        quarantine::put(traces, None, &destroyed);
-    }
+    quarantine::settle(traces, None, &destroyed);
     for check in &destroyed.checks {
         let in_force = check.state != CheckState::Left;
         let detail = match check.state {

@@ -3,7 +3,7 @@
 //! The launcher gathers it while the supervisor is busy: hashing the runner and reading the host's package list
 //! take as long as making a sandbox.
 
-use ampoule_sandbox::{StageError, host_image};
+use ampoule_sandbox::{StageError, host_image, uid_block};
 use ampoule_spec::{HostFacts, Image, ImageReport, Sha256};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256 as Hasher};
@@ -93,7 +93,7 @@ struct Cache {
 impl Cache {
     /// An ordinary user has no place that others cannot reach, and so no cache.
     fn open() -> Self {
-        let privileged = crate::admission::is_privileged();
+        let privileged = crate::admission::is_privileged() && uid_block::run_dir().is_ok();
         let bytes = if privileged { std::fs::read(CACHE).ok() } else { None };
         let known = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         Self { known, changed: false }
@@ -116,7 +116,7 @@ impl Cache {
 
     /// Two runs at once: each writes its own and renames it; either is right.
     fn keep(self) {
-        if !self.changed || !crate::admission::is_privileged() {
+        if !self.changed || !crate::admission::is_privileged() || uid_block::run_dir().is_err() {
             return;
         }
         let aside = format!("{CACHE}.{}", std::process::id());

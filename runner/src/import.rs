@@ -55,7 +55,8 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
     let received = receive(File::from(source), File::from(source_write), store.limits().stream_bytes_max());
     let mut answer = Vec::new();
     let read = File::from(result_read).take(RESULT_BYTES_MAX as u64 + 1).read_to_end(&mut answer);
-    let unconfined = end(&worker) == Some(End::Exited(UNCONFINED));
+    let ended = end(&worker);
+    let unconfined = ended == Some(End::Exited(UNCONFINED));
     let outcome = match (received, read) {
         _ if unconfined => {
             Err(refuse(Code::Internal, "import: the worker could not confine itself".to_owned()))
@@ -71,7 +72,12 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
         (Ok(_), Err(error)) => Err(refuse(Code::Internal, format!("import: the worker's answer: {error}"))),
         (Ok(received), Ok(_)) => match WorkerResult::from_json(&answer) {
             Ok(result) => return store.commit(staging, &result, &received).map_err(|e| store_refusal(&e)),
-            // An empty answer: the worker died, of a limit or of what it read.
+            Err(reason) if ended == Some(End::Signalled(Signal::KILL.as_raw())) => {
+                let text =
+                    format!("somebody killed the import worker, or the kernel for want of memory: {reason}");
+                Err(refuse(Code::JobAborted, text))
+            }
+            // It died of a limit or of what it read.
             Err(reason) => Err(refuse(Code::InputRefused, format!("the import worker failed: {reason}"))),
         },
     };

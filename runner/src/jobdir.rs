@@ -259,6 +259,14 @@ impl JobDir {
         Writer::resume(file).map(|resumed| resumed.writer).map_err(io::Error::other)
     }
 
+    /// The same of a dead supervisor's: what is damaged is removed, too. Says how many bytes that was.
+    pub(crate) fn salvage_events(&self) -> io::Result<(Writer, u64)> {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.dir, "events", flags, Mode::empty())?);
+        let salvaged = Writer::salvage(file).map_err(io::Error::other)?;
+        Ok((salvaged.writer, salvaged.cut_bytes))
+    }
+
     /// Makes everything that was created in the directory durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.dir)?)

@@ -30,6 +30,7 @@ mod supervisor;
 
 use ampoule_ipc::Channel;
 use launcher::Options;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ const USAGE: &str = "usage: ampoule-runner serve --state DIR [--profiles DIR] [-
                      ampoule-runner --version\n";
 
 fn main() -> ExitCode {
-    let options = match parse(std::env::args().skip(1).collect()) {
+    let options = match parse(std::env::args_os().skip(1).collect()) {
         Ok(Some(options)) => options,
         Ok(None) => {
             println!("ampoule-runner {}", env!("CARGO_PKG_VERSION"));
@@ -94,23 +95,24 @@ fn prepare() {
     }
 }
 
-fn parse(args: Vec<String>) -> Result<Option<Options>, String> {
+fn parse(args: Vec<OsString>) -> Result<Option<Options>, String> {
     let mut args = args.into_iter();
-    match args.next().as_deref() {
-        Some("--version") => return Ok(None),
-        Some("serve") => {}
-        Some(other) => return Err(format!("{other:?} is not a command")),
+    match args.next() {
         None => return Err("no command".to_owned()),
+        Some(command) if command == "--version" => return Ok(None),
+        Some(command) if command == "serve" => {}
+        Some(other) => return Err(format!("{} is not a command", other.display())),
     }
     let (mut state, mut profiles, mut pool) = (None, None, 0);
     while let Some(flag) = args.next() {
+        let flag = flag.into_string().map_err(|flag| format!("{} is not an option", flag.display()))?;
         let mut value = || args.next().ok_or_else(|| format!("{flag} wants a value"));
         match flag.as_str() {
             "--state" => state = Some(PathBuf::from(value()?)),
             "--profiles" => profiles = Some(PathBuf::from(value()?)),
-            "--pool" => pool = pool_of(&value()?)?,
+            "--pool" => pool = pool_of(&value()?.to_string_lossy())?,
             #[cfg(feature = "faults")]
-            "--fault" => faults::install(&value()?)?,
+            "--fault" => faults::install(&value()?.to_string_lossy())?,
             other => return Err(format!("{other:?} is not an option")),
         }
     }
@@ -133,7 +135,7 @@ mod tests {
     use super::*;
 
     fn args(text: &str) -> Result<Option<Options>, String> {
-        parse(text.split(' ').map(str::to_owned).collect())
+        parse(text.split(' ').map(OsString::from).collect())
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! left, how often it was looked for again, and when it was found gone.
 
 use crate::clock;
-use ampoule_sandbox::identity;
 use ampoule_sandbox::teardown::{self, Traces};
+use ampoule_sandbox::uid_block;
 use ampoule_spec::wire::Quarantined;
 use ampoule_spec::{JobId, SlotId, TeardownReport};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
@@ -35,12 +35,16 @@ struct Entry {
     released: Option<u64>,
 }
 
-/// Puts a slot into quarantine. What cannot be written here stands in the job's report all the same, and the mark on
-/// the block is made first.
-pub(crate) fn put(traces: Traces, job: Option<&JobId>, teardown: &TeardownReport) {
+/// Gives a slot's block of ids back after a clean teardown. After another the block stays the slot's, and an entry says
+/// why; what cannot be written here stands in the job's report all the same.
+pub(crate) fn settle(traces: Traces, job: Option<&JobId>, teardown: &TeardownReport) {
     // An ordinary user's jobs share no ids and no place with others.
     let Some(base) = traces.uid_base else { return };
-    let _ = identity::quarantine(base);
+    if teardown.is_clean() {
+        // If it cannot be given back, it is out of use until the next boot.
+        let _ = uid_block::give_back(base, &traces.slot);
+        return;
+    }
     let entry = Entry {
         traces,
         job: job.cloned(),
@@ -66,7 +70,8 @@ pub(crate) fn recheck() {
         }
         entry.looks += 1;
         let found = teardown::look_again(&entry.traces);
-        if found.is_clean() && entry.traces.uid_base.is_none_or(|base| identity::release(base).is_ok()) {
+        let give_back = |base| uid_block::give_back(base, &entry.traces.slot);
+        if found.is_clean() && entry.traces.uid_base.is_none_or(|base| give_back(base).is_ok()) {
             entry.released = Some(clock::now().0);
         }
         if write(&entry).is_ok() && entry.released.is_some() {
@@ -127,6 +132,7 @@ fn path(slot: &SlotId, state: State) -> PathBuf {
 }
 
 fn lock() -> io::Result<OwnedFd> {
+    uid_block::run_dir()?;
     fs::create_dir_all(DIR)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = openat(rustix::fs::CWD, DIR, flags, Mode::empty())?;
@@ -135,6 +141,9 @@ fn lock() -> io::Result<OwnedFd> {
 }
 
 fn entries(state: State) -> Vec<Entry> {
+    if uid_block::run_dir().is_err() {
+        return Vec::new();
+    }
     let files = fs::read_dir(DIR).into_iter().flatten().flatten();
     let wanted = files.filter(|file| file.file_name().to_str().and_then(State::of) == Some(state));
     wanted.filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok()).collect()

@@ -73,9 +73,7 @@ pub(crate) fn end(dir: &JobDir) {
 
 fn destroy(intent: &Traces, job: Option<&JobId>) -> TeardownReport {
     let report = teardown::destroy_named(intent);
-    if !report.is_clean() {
-        quarantine::put(intent.clone(), job, &report);
-    }
+    quarantine::settle(intent.clone(), job, &report);
     report
 }
 
@@ -105,11 +103,15 @@ fn abort(dir: &JobDir, record: &Record) -> Vec<String> {
         report.teardown = destroy(intent, Some(&job));
     }
     report.timeline.destroyed = Some(clock::now());
-    let message = "the supervisor of the job died; its processes died with it".to_owned();
+    let salvaged = dir.salvage_events();
+    let mut message = "the supervisor of the job died; its processes died with it".to_owned();
+    if let Ok((_, cut @ 1..)) = &salvaged {
+        message.push_str(&format!("; the last {cut} bytes of its record were cut short or damaged"));
+    }
     report.failure = Some(Failure { code: Code::JobAborted, message, step: None, teardown: None });
     report.outcome = if report.teardown.is_clean() { Outcome::Aborted } else { Outcome::Quarantined };
     // What cannot be written now is found again by the next run.
-    if let (Ok(writer), Ok(bytes)) = (dir.resume_events(), serde_json::to_vec_pretty(&report)) {
+    if let (Ok((writer, _)), Ok(bytes)) = (salvaged, serde_json::to_vec_pretty(&report)) {
         let _ = Recorder::new(writer).report_durable(&bytes);
     }
     removed

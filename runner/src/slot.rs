@@ -9,9 +9,12 @@ use crate::facts::Facts;
 use crate::jobdir::{JobDir, JobLock, State, slot_name};
 use crate::profiles::Loaded;
 use crate::recorder::Recorder;
+use crate::recovery;
 use crate::supervisor::{self, Post};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_sandbox::cgroup::Hierarchies;
+use ampoule_sandbox::identity::Authority;
+use ampoule_sandbox::uid_block::Claim;
 use ampoule_spec::{Code, Event, JobId, Limits, Sha256, SlotId, UnixNanos};
 use ampoule_sys::process::{Child, Keep, Namespaces, Waited, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -120,13 +123,11 @@ impl Slot {
     pub(crate) fn make(making: &Making<'_>, first: Option<&FirstJob<'_>>) -> Result<Self, Refusal> {
         let Making { state, profile, host_image, limits } = making;
         let hierarchies = admission::demand(&profile.profile)?;
-        let (authority, block) = admission::identity()?;
         let id = new_id()?;
-        let (dir, lock, recorder) = intend(state, &id, authority.base(), hierarchies.as_ref(), first)?;
-        let (mine, theirs) = Channel::pair().map_err(|e| refuse(Code::Internal, admission::chain(&e)))?;
-        let started = {
+        let (authority, dir, lock, recorder) = intend(state, &id, hierarchies.as_ref(), first)?;
+        let started = Channel::pair().map_err(|e| admission::chain(&e)).and_then(|(mine, theirs)| {
             let post = Post {
-                slot: id,
+                slot: id.clone(),
                 authority,
                 hierarchies: hierarchies.as_ref(),
                 profile,
@@ -139,16 +140,17 @@ impl Slot {
             // Nothing of the launcher's, and nothing of another slot's: a supervisor whose launcher dies is told by
             // the end of its channel.
             let (jobs, scratch) = (state.as_fd(), state.scratch.as_fd());
-            let mut kept = vec![jobs, scratch, dir.as_fd(), lock.as_fd(), theirs.as_fd()];
-            kept.extend(block.iter().map(AsFd::as_fd));
-            spawn(Namespaces::default(), None, Keep::Only(&kept), || supervisor::run(&post))
-        };
-        let child =
-            started.map_err(|e| refuse(Code::Internal, format!("the supervisor cannot be started: {e}")))?;
+            let kept = [jobs, scratch, dir.as_fd(), lock.as_fd(), theirs.as_fd()];
+            let child = spawn(Namespaces::default(), None, Keep::Only(&kept), || supervisor::run(&post));
+            child.map(|child| (child, mine)).map_err(|e| e.to_string())
+        });
+        let (child, channel) = started.map_err(|reason| {
+            // Nobody was told of a job.
+            let _ = recovery::discard(state, &dir);
+            refuse(Code::Internal, format!("the supervisor cannot be started: {reason}"))
+        })?;
         let kind = Kind::of(profile, *host_image, limits);
-        // The block's lock lives on in the supervisor alone.
-        drop(block);
-        Ok(Self { kind, channel: mine, dir, lock, recorder: Some(recorder), child, is_ready: false })
+        Ok(Self { kind, channel, dir, lock, recorder: Some(recorder), child, is_ready: false })
     }
 
     /// Whether there is a message, or an end.
@@ -184,20 +186,33 @@ impl Slot {
     }
 }
 
-/// Makes the directory of a slot, or of its first job, with the intent in it; durable when this returns.
+/// Takes ids for a slot and makes its directory, or that of its first job, with the intent in it; durable when this
+/// returns. Of what fails, nothing is left.
 pub(crate) fn intend(
     state: &State,
     id: &SlotId,
-    uid_base: Option<u32>,
     hierarchies: Option<&Hierarchies>,
     first: Option<&FirstJob<'_>>,
-) -> Result<(JobDir, JobLock, Recorder), Refusal> {
+) -> Result<(Authority, JobDir, JobLock, Recorder), Refusal> {
     let name = first.map_or_else(|| slot_name(id), |first| first.job.to_string());
     let (dir, lock) = state.create(&name).map_err(|e| cannot_be_made(&e))?;
-    let intent =
-        Event::Intent { at: clock::now(), slot: id.clone(), uid_base, cgroups: paths(hierarchies, id) };
-    let recorder = record(state, &dir, &intent, first).map_err(|e| refuse(Code::Internal, e))?;
-    Ok((dir, lock, recorder))
+    let made = admission::identity(id).and_then(|(authority, claim)| {
+        let cgroups = paths(hierarchies, id);
+        let uid_base = authority.base();
+        let intent = Event::Intent { at: clock::now(), slot: id.clone(), uid_base, cgroups };
+        let recorder =
+            record(state, &dir, &intent, first).map_err(|reason| refuse(Code::Internal, reason))?;
+        let failed = |e| refuse(Code::Internal, format!("the block of user ids cannot be taken: {e}"));
+        claim.map(Claim::confirm).transpose().map_err(failed)?;
+        Ok((authority, recorder))
+    });
+    match made {
+        Ok((authority, recorder)) => Ok((authority, dir, lock, recorder)),
+        Err(refusal) => {
+            let _ = state.forget(dir.name());
+            Err(refusal)
+        }
+    }
 }
 
 fn cannot_be_made(error: &std::io::Error) -> Refusal {

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
-/// Between SIGKILL and giving init up.
-const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// Between SIGKILL and giving init up; and between the end of a step and giving its log pump up.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How often the control groups' counters are looked at while a step runs.
 const TICK: Duration = Duration::from_millis(250);
 /// The same for a while after the kernel has said that memory is short.
@@ -102,6 +102,8 @@ struct Running<'a> {
     kill_at: Option<Moment>,
     /// No process of it is left.
     ended: bool,
+    /// Until when its last bytes are waited for, once it has ended.
+    drained_by: Option<Moment>,
     /// Its streams have not ended yet.
     pumping: bool,
     oom_kills_before: u64,
@@ -215,6 +217,7 @@ fn watch(
         killed: false,
         kill_at: None,
         ended: false,
+        drained_by: None,
         pumping: true,
         oom_kills_before,
         alert: None,
@@ -230,13 +233,13 @@ fn watch(
         Err(message) => Err(message),
     };
     if watched.is_err() {
-        // Init is gone and every process of the step with it: the pump ends by itself, with its last bytes.
+        // When every process of the step is dead, the pump ends by itself, with its last bytes.
+        context.sandbox.kill();
         let end = Moment::now().after(DRAIN_LIMIT);
-        while running.pumping && !end.left().is_zero() {
-            if take_log(context.recorder, &process.pump, &mut running, number).is_err() {
-                break;
-            }
-        }
+        while running.pumping
+            && has_more(&process.pump, end.left())
+            && take_log(context.recorder, &process.pump, &mut running, number).is_ok()
+        {}
     }
     let stop = running.stop;
     watched.map(|()| stop)
@@ -246,6 +249,8 @@ fn watch(
 const INIT_LOST: &str = "process 1 of the sandbox died while the step ran";
 /// What is said when nobody reads the step's streams any more.
 const PUMP_LOST: &str = "the log pump died while the step ran";
+/// What is said when it is there and does not read.
+const PUMP_STUCK: &str = "the log pump did not come to its end after the step's";
 /// How long the last bytes of a lost step are waited for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -329,7 +334,9 @@ fn timespec(wait: Duration) -> Timespec {
 /// Ends the step if a limit or a wish says so: first kindly, then not.
 fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), String> {
     if running.ended {
-        return Ok(());
+        // Whoever wrote to the pump is dead, so it has little left to read.
+        let drained_by = *running.drained_by.get_or_insert_with(|| Moment::now().after(KILL_LIMIT));
+        return if drained_by.left().is_zero() { Err(PUMP_STUCK.to_owned()) } else { Ok(()) };
     }
     if running.stop.is_none() {
         if counts(context.sandbox).map_err(|e| unreadable(&e))?.oom_kills > running.oom_kills_before {
@@ -359,6 +366,12 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
         Some(at) if at.left().is_zero() => Err("a process of the step cannot be killed".to_owned()),
         Some(_) => Ok(()),
     }
+}
+
+/// Whether a pump says something more in time.
+fn has_more(pump: &Pump, limit: Duration) -> bool {
+    let mut ready = [PollFd::new(&pump.channel, PollFlags::IN)];
+    poll(&mut ready, Some(&timespec(limit))).is_ok_and(|count| count > 0)
 }
 
 fn take_log(
@@ -420,7 +433,10 @@ fn judge(
         }
         Some(Stop::Wished(Wish::ClientGone)) => {
             report.end = StepEnd::Aborted;
-            return fail(Code::JobAborted, "the client that ran the job is gone".to_owned());
+            return fail(
+                Code::JobAborted,
+                "the client that ran the job is gone, or the launcher between them".to_owned(),
+            );
         }
         Some(Stop::OutOfMemory) | None => {}
     }

@@ -21,7 +21,7 @@ use ampoule_spec::{
     Code, Event, Failure, Image, JobSpec, Limits, Measured, Profile, SPEC_BYTES_MAX, SandboxPath, SlotId,
     StepUser,
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
 use std::os::fd::{AsFd, OwnedFd};
@@ -97,9 +97,7 @@ fn wait_for_job(post: &Post<'_>, sandbox: &Sandbox) -> Result<(ToSlot, Vec<Owned
 fn withdraw(post: &Post<'_>, sandbox: Sandbox) -> i32 {
     let traces = sandbox.traces();
     let teardown = teardown::destroy(sandbox);
-    if !teardown.is_clean() {
-        quarantine::put(traces, None, &teardown);
-    }
+    quarantine::settle(traces, None, &teardown);
     // A directory with a job's name holds the record of one that was admitted and that the launcher could not hand
     // over any more: whoever recovers it says how it ended.
     if post.dir.is_slots() && post.state.forget(post.dir.name()).is_ok() { 0 } else { 70 }
@@ -142,17 +140,17 @@ fn work(
             None
         }
     };
-    if let Some(job) = job {
-        attempt(post, &dir, &mut sandbox, prepared, job, &mut recorder, &mut draft);
+    match job {
+        Some(job) => attempt(post, &dir, &mut sandbox, prepared, job, &mut recorder, &mut draft),
+        // Its log pump is a process of the job's ids.
+        None => drop(prepared),
     }
     let begun = Moment::now();
     phase(&mut recorder, "destroy");
     let traces = sandbox.traces();
     let teardown = teardown::destroy(sandbox);
     draft.phase("destroy", begun);
-    if !teardown.is_clean() {
-        quarantine::put(traces, Some(&draft.report.job), &teardown);
-    }
+    quarantine::settle(traces, Some(&draft.report.job), &teardown);
     let report = draft.finish(teardown);
     let Ok(bytes) = serde_json::to_vec_pretty(&report) else { return 70 };
     let _ = recorder.event(&Event::Closed { at: clock::now(), outcome: report.outcome });
@@ -268,10 +266,12 @@ fn furnish(
 /// What is to be said of the limits while they are as they were set.
 pub(crate) fn limits_layer(sandbox: &Sandbox) -> Measured {
     let in_force = sandbox.cgroup().is_some();
-    let detail = if in_force {
-        "memory without swap, processes and processor time by control group, read back"
-    } else {
-        "an ordinary user has no control group of the job's: only disk, log, file and time limits hold"
+    let detail = match (in_force, sandbox.authority.is_root()) {
+        (true, _) => "memory without swap, processes and processor time by control group, read back",
+        (false, true) => "no control group of the job's: only disk, log, file and time limits hold",
+        (false, false) => {
+            "an ordinary user has no control group of the job's: only disk, log, file and time limits hold"
+        }
     };
     Measured { in_force, detail: detail.to_owned() }
 }
@@ -301,10 +301,15 @@ fn missing_layer(draft: &Draft, profile: &Profile) -> Option<Failure> {
     Some(Failure { code: Code::SandboxUnsupported, message, step: None, teardown: None })
 }
 
-/// Takes over what the launcher gathered meanwhile; if it died, the same gathered here.
+/// How long a launcher may take to say what it gathered: it has had the whole job for it.
+const FACTS_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// Takes over what the launcher gathered meanwhile; if it died or is stuck, the same gathered here.
 fn tell_facts(channel: &Channel, image: &Image, recorder: &mut Recorder, draft: &mut Draft) {
-    let facts = match channel.receive_all() {
-        Ok((ToSlot::Facts(facts), _)) => facts,
+    let mut ready = [PollFd::new(channel, PollFlags::IN)];
+    let there = poll(&mut ready, Some(&FACTS_LIMIT)).is_ok_and(|count| count > 0);
+    let facts = match there.then(|| channel.receive_all()) {
+        Some(Ok((ToSlot::Facts(facts), _))) => facts,
         _ => Facts::gather(image),
     };
     draft.report.host = facts.host;

@@ -177,7 +177,7 @@ pub enum VerifyError {
         expected: String,
     },
     /// A parameter has another value than expected.
-    #[error("parameter {name} is {found:?}, {expected:?} is expected")]
+    #[error("parameter {name} is {}, {expected:?} is expected", shown_or_missing(found.as_deref()))]
     Param {
         /// The parameter.
         name: String,
@@ -198,6 +198,10 @@ pub enum VerifyError {
         /// When the build ended.
         at: String,
     },
+}
+
+fn shown_or_missing(found: Option<&str>) -> String {
+    found.map_or_else(|| "not in the attestation".to_owned(), |found| format!("{found:?}"))
 }
 
 impl VerifyError {

@@ -324,6 +324,12 @@ fn limits(value: &Value<'_>) -> Result<(LimitsRequest, Option<LogOverflow>)> {
         timeout_ms: optional(&table, "timeout", duration)?,
         open_files: optional(&table, "open_files", |v| v.count("1024"))?,
     };
+    if let Some(refused) = request.too_low()
+        && let Some(value) = table.get(refused.limit)
+    {
+        let reason = format!("{} is not allowed", refused.unit.shown(refused.asked));
+        return Err(value.wrong(reason, format!("ask for {}", refused.range())));
+    }
     let log_overflow = optional(&table, "log_overflow", |v| {
         v.one_of(&[LogOverflow::Cut, LogOverflow::Fail].map(|overflow| (overflow.as_str(), overflow)))
     })?;

@@ -2,7 +2,7 @@
 
 use super::follow::Note;
 use super::runner::{Runner, RunnerError};
-use super::{Cancel, LocalError};
+use super::{Cancel, LocalError, Options, SigningKey};
 use crate::inputs::{FetchOptions, Fetcher, OciLayout, scratch_file};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use ampoule_spec::wire::Content;
@@ -10,7 +10,7 @@ use ampoule_spec::{InputSource, JobId, Sha256};
 use ampoule_store::Limits;
 use ampoule_store::pack::{PackError, pack};
 use std::fs::File;
-use std::io::{BufWriter, Seek};
+use std::io::{BufWriter, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,9 +21,11 @@ type Result<T> = std::result::Result<T, LocalError>;
 pub(super) fn take_in(
     mut plan: JobPlan,
     runner: &mut Runner,
+    options: &Options,
     cancel: &Cancel,
     say: &mut dyn FnMut(Note),
 ) -> Result<(Vec<u8>, JobId)> {
+    plan.inputs.iter().try_for_each(|input| keeps_our_secrets(input, options))?;
     if let Some(manifest) = take_image(&plan.image, runner, say)? {
         plan.resolve_image(manifest);
     }
@@ -33,7 +35,8 @@ pub(super) fn take_in(
             return Err(LocalError::Cancelled);
         }
         let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-        sources.push(take_input(input, plan.source_date_epoch, runner, cancel, &mut importing)?);
+        let taken = take_input(input, plan.source_date_epoch, runner, cancel, &mut importing);
+        sources.push(taken.map_err(|error| named(&input.name, error))?);
     }
     let id = new_id()?;
     let spec = plan.into_spec(id.clone(), 1, sources)?;
@@ -45,6 +48,35 @@ pub(super) fn take_in(
         reason: format!("the spec cannot be written: {e}"),
     })?;
     Ok((bytes, id))
+}
+
+/// Says which input the runner has refused.
+fn named(input: &ampoule_spec::Name, error: LocalError) -> LocalError {
+    match error {
+        LocalError::Runner(RunnerError::Refused { code, message }) => {
+            RunnerError::Refused { code, message: format!("input {input}: {message}") }.into()
+        }
+        other => other,
+    }
+}
+
+/// Refuses an input that has the signing key in it, or the state directory, which has the development key: a step
+/// could read what signs its own provenance.
+fn keeps_our_secrets(input: &InputPlan, options: &Options) -> Result<()> {
+    let SourcePlan::Path(path) = &input.source else { return Ok(()) };
+    let Ok(source) = std::fs::canonicalize(path) else { return Ok(()) };
+    let key = match &options.key {
+        SigningKey::File(key) => Some(("the signing key", key.clone())),
+        SigningKey::Development => None,
+    };
+    let ours = [("the state directory", options.state.clone()), ("the keys", options.state.join("keys"))];
+    for (what, path) in ours.into_iter().chain(key) {
+        let Ok(path) = std::fs::canonicalize(path) else { continue };
+        if path.starts_with(&source) || what == "the keys" && source.starts_with(&path) {
+            return Err(LocalError::Exposed { input: input.name.to_string(), what, path });
+        }
+    }
+    Ok(())
 }
 
 fn new_id() -> Result<JobId> {
@@ -151,9 +183,9 @@ fn take_directory(
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
     let (packed, imported) = std::thread::scope(|scope| {
         let packing = scope.spawn(move || {
-            let mut out = BufWriter::with_capacity(256 << 10, File::from(write));
-            // Once cancelled, the rest is left out: the import ends soon and its result is not used.
-            pack(dir.as_fd(), &mut out, &|_| cancel.is_cancelled(), &Limits::default())
+            let out = UntilCancelled { out: File::from(write), cancel };
+            let mut out = BufWriter::with_capacity(256 << 10, out);
+            pack(dir.as_fd(), &mut out, &|_| false, &Limits::default())
         });
         let imported = runner.import(Content::Directory { tree: None, epoch }, read);
         (packing.join(), imported)
@@ -173,6 +205,25 @@ fn take_directory(
         }
         .into()),
         _ => Err(RunnerError::OutOfTurn.into()),
+    }
+}
+
+/// A stream that breaks off when the run is cancelled. What it was for is then no whole archive, and is refused.
+struct UntilCancelled<'a> {
+    out: File,
+    cancel: &'a Cancel,
+}
+
+impl Write for UntilCancelled<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("cancelled"));
+        }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 

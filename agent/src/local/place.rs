@@ -5,8 +5,8 @@
 //! filled through its descriptor, and after the rename compared with what then has its name.
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fstat, mkdirat, openat, renameat, renameat_with,
-    statat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fstat, mkdirat, openat, renameat,
+    renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -63,7 +63,10 @@ impl Place {
     pub(super) fn publish(&self, aside: &str, made: &Self, name: &str) -> io::Result<()> {
         match renameat_with(&self.0, aside, &self.0, name, RenameFlags::NOREPLACE) {
             // Replaces an empty directory, and fails for anything else.
-            Err(Errno::EXIST) => renameat(&self.0, aside, &self.0, name)?,
+            Err(Errno::EXIST) => {
+                made.be_like(&statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)?;
+                renameat(&self.0, aside, &self.0, name)?;
+            }
             other => other?,
         }
         let (meant, found) = (fstat(&made.0)?, statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?);
@@ -71,6 +74,15 @@ impl Place {
             return Err(swapped(name));
         }
         self.sync()
+    }
+
+    /// Takes over who may enter a directory; only root can also take over whose it is.
+    fn be_like(&self, other: &Stat) -> io::Result<()> {
+        if rustix::process::geteuid().is_root() {
+            let (uid, gid) = (Uid::from_raw(other.st_uid), Gid::from_raw(other.st_gid));
+            rustix::fs::fchown(&self.0, Some(uid), Some(gid))?;
+        }
+        Ok(rustix::fs::fchmod(&self.0, Mode::from_raw_mode(other.st_mode & 0o7777))?)
     }
 
     /// Makes the directory's names durable.
@@ -116,7 +128,7 @@ fn swapped(name: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     #[test]
     fn link_in_the_way_is_neither_followed_nor_replaced() {
@@ -154,6 +166,8 @@ mod tests {
         for (name, good) in [("new", true), ("empty", true), ("full", false)] {
             if name != "new" {
                 std::fs::create_dir(dir.path().join(name)).unwrap();
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o710);
+                std::fs::set_permissions(dir.path().join(name), mode).unwrap();
             }
             if name == "full" {
                 std::fs::write(dir.path().join("full/x"), "x").unwrap();
@@ -163,6 +177,8 @@ mod tests {
             assert_eq!(place.publish("aside", &made, name).is_ok(), good, "{name}");
             place.discard("aside", &made);
             assert!(!dir.path().join("aside").exists());
+            let mode = std::fs::metadata(dir.path().join(name)).unwrap().mode() & 0o777;
+            assert_eq!(mode == 0o710, name != "new");
         }
     }
 }

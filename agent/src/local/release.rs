@@ -9,6 +9,7 @@ use ampoule_spec::{
     Code, FRAME_LOG, Failure, LogChunk, Outcome, OutputReport, REPORT_BYTES_MAX, SPEC_BYTES_MAX,
 };
 use aws_lc_rs::digest::{Context, SHA256};
+use rustix::fs::{AtFlags, StatxFlags};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -95,24 +96,46 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
     Ok(bytes)
 }
 
-/// Refuses an output directory that holds something: nothing of a caller's is ever replaced.
+/// Refuses an output directory that cannot be filled when the job has run: one that holds something, because nothing
+/// of a caller's is ever replaced, or one that no directory of ours can take the name of.
 pub(super) fn check_out(out: &Path) -> Result<(), LocalError> {
     let refused = |reason: String| LocalError::File { what: "--out", path: out.to_owned(), reason };
-    match fs::read_dir(out) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(refused("it is not empty; name a new directory".to_owned())),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = parent(out);
-            if parent.is_dir() {
-                Ok(())
-            } else {
-                Err(refused(format!("{} is not a directory", parent.display())))
+    name_of(out).map_err(|e| refused(e.to_string()))?;
+    let parent = parent(out);
+    let place = Place::open(&parent).map_err(|e| refused(format!("{}: {e}", parent.display())))?;
+    match fs::symlink_metadata(out) {
+        Ok(meta) if !meta.is_dir() => return Err(refused("it is no directory; name a new one".to_owned())),
+        Ok(_) => {
+            let mut entries = fs::read_dir(out).map_err(|e| refused(e.to_string()))?;
+            if entries.next().is_some() {
+                return Err(refused("it is not empty; name a new directory".to_owned()));
+            }
+            if is_mount_point(out, &parent) {
+                return Err(refused("it is a mount point; name a new directory in it".to_owned()));
             }
         }
-        Err(error) => Err(refused(error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(refused(error.to_string())),
     }
+    let aside = aside(&uuid::Uuid::now_v7().to_string());
+    let made = place.make(&aside).map_err(|e| refused(format!("{}: {e}", parent.display())))?;
+    place.discard(&aside, &made);
+    Ok(())
+}
+
+/// Whether something is mounted on a directory; false where the kernel does not tell (before Linux 5.8).
+fn is_mount_point(dir: &Path, parent: &Path) -> bool {
+    let mount = |path: &Path| {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID).ok()?;
+        StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID).then_some(stat.stx_mnt_id)
+    };
+    mount(dir) != mount(parent)
+}
+
+fn name_of(out: &Path) -> io::Result<&str> {
+    let name = out.file_name().and_then(|name| name.to_str());
+    name.ok_or_else(|| io::Error::other("it has no name of its own; name a new directory"))
 }
 
 fn parent(path: &Path) -> PathBuf {
@@ -144,9 +167,7 @@ pub(super) fn release(
         outputs: Vec::new(),
         refused,
     };
-    let name = out.file_name().and_then(|name| name.to_str());
-    let name =
-        name.ok_or_else(|| failed(io::Error::other("it has no name of its own; name a new directory")))?;
+    let name = name_of(out).map_err(failed)?;
     let parent = Place::open(&parent(out)).map_err(failed)?;
     let aside = aside(report.job.as_str());
     let made = parent.make(&aside).map_err(failed)?;

@@ -20,10 +20,14 @@ pub enum RunnerError {
         looked: String,
     },
     /// Somebody else could have changed the executable that is to be run as root.
-    #[error("{path} can be changed by others than root and is not run as root; run chmod go-w {path}")]
+    #[error(
+        "{path} {why}, so others than root can change it, and it is not run as root; make it root's and run chmod go-w {path}"
+    )]
     Untrusted {
         /// The executable.
         path: PathBuf,
+        /// What gives that away.
+        why: String,
     },
     /// The executable cannot be started.
     #[error("{path} cannot be started")]
@@ -111,8 +115,13 @@ impl Runner {
     pub fn start(path: &Path, state: &Path, profiles: Option<&Path>) -> Result<Self, RunnerError> {
         let start = |source| RunnerError::Start { path: path.to_owned(), source };
         let meta = std::fs::metadata(path).map_err(start)?;
-        if rustix::process::geteuid().is_root() && (meta.uid() != 0 || meta.mode() & 0o022 != 0) {
-            return Err(RunnerError::Untrusted { path: path.to_owned() });
+        let why = match (meta.uid(), meta.mode() & 0o7777) {
+            (0, mode) if mode & 0o022 == 0 => None,
+            (0, mode) => Some(format!("has mode {mode:o}")),
+            (uid, _) => Some(format!("belongs to user {uid}")),
+        };
+        if let Some(why) = why.filter(|_| rustix::process::geteuid().is_root()) {
+            return Err(RunnerError::Untrusted { path: path.to_owned(), why });
         }
         let (mine, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)

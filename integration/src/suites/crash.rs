@@ -29,6 +29,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("second_run_beside_a_live_one_touches_nothing_of_it", beside),
     Test::both("recovery_beside_a_live_run_takes_only_the_dead_one", recovery_beside),
     Test::both("steps_before_the_crash_are_in_the_record", earlier_steps),
+    Test::both("damaged_record_is_signed_up_to_the_damage", damaged),
+    Test::root("ids_of_a_killed_job_are_nobodys_until_it_is_recovered", ids),
     Test::root("supervisor_killed_at_any_point_leaves_nothing", |lab| {
         every_point(lab, "supervisor", "die", 60)
     }),
@@ -228,6 +230,51 @@ fn recovery_beside(lab: &Lab) -> Result<()> {
     );
     live.signal(Signal::INT)?;
     live.end()?.ended(&Ending("cancelled", "job.cancelled", 3)).map(drop)
+}
+
+/// Kills client, launcher and supervisor of a job whose step sleeps. Returns the job's id.
+fn dead_job(lab: &Lab) -> Result<String> {
+    let marker = lab.marker();
+    let (live, cast) = sleeping(lab, &marker)?;
+    let id = only_job(lab)?;
+    for victim in [cast.client, cast.launcher, cast.supervisor] {
+        procs::signal(victim, Signal::KILL)?;
+    }
+    stopped(&format!("sleep {marker}"))?;
+    live.end()?;
+    runners_end(lab)?;
+    Ok(id)
+}
+
+/// What a cut of power may leave at the end of a file.
+fn damaged(lab: &Lab) -> Result<()> {
+    let id = dead_job(lab)?;
+    let events = lab.state().join("jobs").join(&id).join("events");
+    let mut file = std::fs::OpenOptions::new().append(true).open(events)?;
+    std::io::Write::write_all(&mut file, &[&[0; 64], b"and something else".as_slice()].concat())?;
+    let next =
+        lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&[&format!("recovered job {id}: aborted")])?;
+    is_aborted(&next, &lab.state().join("records").join(&id))
+}
+
+/// The blocks of ids that are taken, by their files.
+fn taken() -> Result<Vec<String>> {
+    let blocks = std::fs::read_dir("/run/ampoule/uid-blocks")?.flatten();
+    let taken = blocks.filter(|block| block.metadata().is_ok_and(|meta| meta.len() > 0));
+    Ok(taken.map(|block| block.file_name().to_string_lossy().into_owned()).collect())
+}
+
+/// Other tests take blocks beside this one, and give them back.
+fn ids(lab: &Lab) -> Result<()> {
+    let before = taken()?;
+    dead_job(lab)?;
+    std::thread::sleep(SOON);
+    let during = taken()?;
+    let ours: Vec<&String> = during.iter().filter(|block| !before.contains(block)).collect();
+    ensure!(!ours.is_empty(), "its block is free although nobody has looked");
+    lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["recovered job"])?;
+    let free = || taken().is_ok_and(|now| ours.iter().any(|block| !now.contains(block)));
+    procs::eventually(SOON, "the block is given back", free)
 }
 
 fn earlier_steps(lab: &Lab) -> Result<()> {

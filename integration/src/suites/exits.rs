@@ -192,7 +192,9 @@ fn bad_job(lab: &Lab) -> Result<()> {
 fn bad_out(lab: &Lab) -> Result<()> {
     let job = lab.job(&sh("a", "echo it ran"))?;
     lab.write("full/file", "mine")?;
-    for (out, says) in [("full", "not empty"), ("none/out", "not a directory"), ("full/file", "full/file")] {
+    for (out, says) in
+        [("full", "not empty"), ("none/out", "No such file or directory"), ("full/file", "full/file")]
+    {
         let call = lab.ampoule().arg("run").arg(&job).arg("--state").arg(lab.state());
         let ran = call.arg("--out").arg(lab.path(out)).end()?.exits(64)?.says(&["--out", says])?;
         ensure!(!ran.was_admitted(), "the job ran:\n{}", ran.stderr);
@@ -288,7 +290,7 @@ fn no_runner(lab: &Lab) -> Result<()> {
     call(&program).env("PATH", path).end()?.exits(69)?.says(&["ampoule-runner is not found"])?;
     if lab.is_root() {
         install(lab, &lab.program("ampoule-runner"), "bin/ampoule-runner", "0777")?;
-        call(&program).end()?.exits(69)?.says(&["can be changed by others", "chmod"])?;
+        call(&program).end()?.exits(69)?.says(&["others than root can change it", "chmod"])?;
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("every_namespace_is_the_jobs_own", namespaces),
     Test::both("layers_in_the_report_are_the_ones_measured", layers),
     Test::root("each_job_has_user_ids_of_its_own", user_ids),
+    Test::root("limits_for_each_user_are_the_jobs_own", user_limits),
+    Test::root("devices_are_the_jobs_own", devices),
 ];
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
@@ -192,6 +194,41 @@ fn layers(lab: &Lab) -> Result<()> {
     let text = doctor.stdout_text();
     ensure!(text.contains("landlock") && text.contains("seccomp"), "doctor: {text}");
     Ok(())
+}
+
+/// The kernel lets a user have 128 instances of inotify.
+fn user_limits(lab: &Lab) -> Result<()> {
+    let marker = lab.marker();
+    let count = |ran: &crate::check::Ran| said(&ran.log_text("0-a.stdout")?, "watches").map(str::to_owned);
+    let alone =
+        lab.run_job(&(with_probe(lab)? + &probe("a", &["watches", "1000", ""])))?.ended(&SUCCEEDED)?;
+    let job = lab.job(&(with_probe(lab)? + &probe("a", &["watches", "100", &marker])))?;
+    let mut live = lab.run(&job).start()?;
+    live.until_runs(&format!("probe wait {marker}"))?;
+    let beside =
+        lab.run_job(&(with_probe(lab)? + &probe("a", &["watches", "1000", ""])))?.ended(&SUCCEEDED)?;
+    live.signal(Signal::INT)?;
+    live.end()?.ended(&CANCELLED)?;
+    ensure!(count(&alone)?.parse::<u32>()? >= 100, "alone it can have {}", count(&alone)?);
+    equal("beside another", &count(&beside)?, &count(&alone)?)
+}
+
+/// Times, locks and watches on a device are those of an inode.
+fn devices(lab: &Lab) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let marker = lab.marker();
+    let of_host =
+        || fs::metadata("/dev/full").map(|m| (m.mtime(), m.mtime_nsec(), m.atime(), m.atime_nsec()));
+    let before = of_host()?;
+    let script = format!("touch /dev/full; exec flock /dev/full sleep {marker}");
+    let mut live = lab.run(&lab.job(&sh("a", &script))?).start()?;
+    live.until_runs(&format!("sleep {marker}"))?;
+    let host = fs::File::open("/dev/full")?;
+    let locked = rustix::fs::flock(&host, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    live.signal(Signal::INT)?;
+    live.end()?.ended(&CANCELLED)?;
+    ensure!(locked.is_ok(), "a step's lock is the host's: {locked:?}");
+    equal("times of the host's device", &of_host()?, &before)
 }
 
 fn user_ids(lab: &Lab) -> Result<()> {

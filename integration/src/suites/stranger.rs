@@ -20,6 +20,12 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("runs_at_once_in_one_state_directory_all_succeed", at_once),
     Test::both("same_out_twice_is_refused_and_keeps_the_first", same_out),
     Test::both("same_out_at_once_is_given_to_one", same_out_at_once),
+    Test::both("out_that_cannot_be_filled_is_refused_before_the_job", out_unusable),
+    Test::both("out_that_was_there_keeps_its_mode", out_like_before),
+    Test::both("input_with_our_keys_in_it_is_refused", exposed),
+    Test::both("root_of_a_user_namespace_is_told_what_it_is", namespaced_root),
+    Test::both("state_directory_of_any_name_works", odd_state),
+    Test::both("json_says_why_nothing_was_run", json_error),
     Test::both("out_on_another_file_system_works", other_file_system),
     Test::user("no_home_directory_asks_for_a_state_directory", no_home),
     Test::both("closed_or_short_stdout_is_no_panic", short_stdout),
@@ -199,7 +205,12 @@ fn same_out_at_once(lab: &Lab) -> Result<()> {
     let winners = ran.iter().filter(|r| r.status == Some(0)).count();
     equal("winners", &winners, &1)?;
     for loser in ran.into_iter().filter(|r| r.status != Some(0)) {
-        loser.exits(64)?.says(&["output directory"])?;
+        // Its job is not lost.
+        let kept = loser.exits(64)?.says(&["cannot be used", "outputs and evidence are in"])?;
+        let place = kept.stderr.trim_end().rsplit_once(" are in ").context("no place")?.1;
+        let place = place.rsplit_once(" [").context("no code")?.0;
+        ensure!(Path::new(place).join("outputs/x").exists(), "nothing is in {place}");
+        ensure!(Path::new(place).join("evidence/x.intoto.jsonl").exists(), "no provenance is in {place}");
     }
     let result = crate::check::json(&lab.path("same/evidence/result.json"))?;
     equal("outcome", &result["outcome"], &serde_json::Value::from("succeeded"))?;
@@ -207,15 +218,94 @@ fn same_out_at_once(lab: &Lab) -> Result<()> {
         !tree(&lab.path(""))?.iter().any(|n| n.starts_with(".ampoule-")),
         "a half-made directory is left"
     );
-    // The loser's job is not lost: the next run signs its record.
-    let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["recovered job"])?;
-    let records = tree(&lab.state().join("records"))?;
-    ensure!(
-        records.iter().any(|r| r.ends_with("run.intoto.jsonl")),
-        "no record: {records:?}\n{}",
-        next.stderr
-    );
+    let next = lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
+    ensure!(!next.stderr.contains("recovered"), "{}", next.stderr);
     Ok(())
+}
+
+fn out_unusable(lab: &Lab) -> Result<()> {
+    let job = lab.job(&sh("a", "echo ran"))?;
+    fs::create_dir(lab.path("empty"))?;
+    std::os::unix::fs::symlink(lab.path("empty"), lab.path("link"))?;
+    let run =
+        |out: &Path| lab.ampoule().arg("run").arg(&job).arg("--state").arg(lab.state()).arg("--out").arg(out);
+    for out in [lab.path("link"), lab.path("no/where"), Path::new("/proc/out").to_owned(), job.clone()] {
+        let ran = run(&out).end()?.exits(64)?.says(&["file.unusable", "--out"])?;
+        ensure!(!ran.stderr.contains("admitted"), "{}: the job has run", out.display());
+    }
+    let here =
+        run(Path::new(".")).within(&lab.path("empty")).end()?.exits(64)?.says(&["no name of its own"])?;
+    ensure!(!here.stderr.contains("admitted"), "the job has run");
+    // Every container has one.
+    let mounted = run(Path::new("/dev/shm")).end()?.exits(64)?;
+    ensure!(!mounted.stderr.contains("admitted"), "the job has run: {}", mounted.stderr);
+    Ok(())
+}
+
+fn out_like_before(lab: &Lab) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let out = lab.path("mine");
+    fs::create_dir(&out)?;
+    fs::set_permissions(&out, PermissionsExt::from_mode(0o700))?;
+    let job = lab.job(&sh("a", "true"))?;
+    lab.ampoule()
+        .arg("run")
+        .arg(job)
+        .arg("--state")
+        .arg(lab.state())
+        .arg("--out")
+        .arg(&out)
+        .end()?
+        .exits(0)?;
+    equal("mode", &(fs::metadata(&out)?.permissions().mode() & 0o777), &0o700)
+}
+
+/// A step that can read the key can sign what it likes.
+fn exposed(lab: &Lab) -> Result<()> {
+    lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?;
+    let own = lab.write("mine/key.pem", fs::read(lab.state().join("keys/development.pem"))?)?;
+    fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let input = |path: &Path| super::input("in", &format!("path = '{}'", path.display()), "/build/in", false);
+    let keys = lab.state().join("keys");
+    for path in [lab.path(""), lab.state(), keys.clone(), keys.join("development.pem")] {
+        let ran = lab.run_job(&(input(&path) + &sh("a", "true")))?;
+        ran.exits(64)?.says(&["input.refused", "a step could read the key"])?;
+    }
+    let job = lab.job(&(input(&lab.path("mine")) + &sh("a", "true")))?;
+    let run = lab.run(&job).arg("--key").arg(&own).end()?;
+    run.exits(64)?.says(&["input.refused", "the signing key"])?;
+    Ok(())
+}
+
+/// What rootless containers are.
+fn namespaced_root(lab: &Lab) -> Result<()> {
+    let job = lab.job(&sh("a", "true"))?;
+    let call = lab.call("unshare").args(["-Ur"]).arg(lab.program("ampoule")).arg("run").arg(&job);
+    let ran = call.arg("--state").arg(lab.path("other")).arg("--out").arg(lab.path("o")).end()?.exits(69)?;
+    let expected = if lab.is_root() { "not root of the host" } else { "belongs to user 65534" };
+    let told = ran.stderr.contains(expected) || ran.stderr.contains("not root of the host");
+    ensure!(told, "{}", ran.stderr);
+    Ok(())
+}
+
+fn odd_state(lab: &Lab) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    for name in [b"with blank".as_slice(), b"\xff\xfe", b"-dash", b"quote'\""] {
+        let state = lab.path("").join(std::ffi::OsStr::from_bytes(name));
+        let ran = in_state(lab, &state)?.exits(0)?;
+        ensure!(!ran.stderr.contains("panic"), "{}", ran.stderr);
+        fs::remove_dir_all(lab.path("o"))?;
+    }
+    Ok(())
+}
+
+fn json_error(lab: &Lab) -> Result<()> {
+    let ran = lab.ampoule().args(["run", "/nowhere.toml", "--json"]).end()?.exits(64)?;
+    let last = ran.stdout_text();
+    let said: serde_json::Value = serde_json::from_str(last.lines().last().context("nothing")?)?;
+    equal("event", &said["event"], &serde_json::Value::from("error"))?;
+    equal("code", &said["code"], &serde_json::Value::from("file.unusable"))?;
+    equal("exit", &said["exit"], &serde_json::Value::from(64))
 }
 
 fn other_file_system(lab: &Lab) -> Result<()> {

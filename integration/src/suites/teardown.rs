@@ -80,6 +80,11 @@ pub(super) fn every_point(lab: &Lab, role: &str, what: &str, at_least: u32) -> R
             let next =
                 lab.run(&job).end()?.ended(&SUCCEEDED).with_context(|| format!("after {role} {number}"))?;
             ensure!(!next.stderr.contains("cannot be signed"), "after {role} {number}: {}", next.stderr);
+            let (told, found) = (ran.stderr.contains("admitted"), next.stderr.contains("recovered job"));
+            ensure!(
+                told || !found || what == "die",
+                "after {role} {number}, a job that was refused has a record"
+            );
             fs::remove_dir_all(&next.out)?;
         }
         let _ = fs::remove_dir_all(&ran.out);

@@ -120,15 +120,29 @@ impl Writer {
     ///
     /// # Errors
     /// [`ReadError::Damaged`] when anything else is wrong: nothing is changed then.
-    pub fn resume(mut file: File) -> Result<Resumed, ReadError> {
+    pub fn resume(file: File) -> Result<Resumed, ReadError> {
+        Self::go_on(file, false)
+    }
+
+    /// The same, and cuts off a damaged frame, too, with everything after it: no reader believes that.
+    ///
+    /// # Errors
+    /// [`ReadError::Io`].
+    pub fn salvage(file: File) -> Result<Resumed, ReadError> {
+        Self::go_on(file, true)
+    }
+
+    fn go_on(mut file: File, cuts_damage: bool) -> Result<Resumed, ReadError> {
         file.seek(SeekFrom::Start(0))?;
         let mut reader = Reader::new(io::BufReader::with_capacity(64 << 10, &mut file));
         let mut frames = 0_u64;
         let (offset, torn) = loop {
-            match reader.next_frame()? {
-                Next::Frame(_) => frames = frames.saturating_add(1),
-                Next::End { offset } => break (offset, false),
-                Next::TornTail { offset } => break (offset, true),
+            match reader.next_frame() {
+                Ok(Next::Frame(_)) => frames = frames.saturating_add(1),
+                Ok(Next::End { offset }) => break (offset, false),
+                Ok(Next::TornTail { offset }) => break (offset, true),
+                Err(ReadError::Damaged { offset }) if cuts_damage => break (offset, true),
+                Err(error) => return Err(error),
             }
         };
         drop(reader);

@@ -3,13 +3,13 @@
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
 use crate::protocol::PreparePlan;
-use ampoule_spec::{Profile, StepUser};
+use ampoule_spec::{Profile, SandboxPath, StepUser};
 use caps::{CapSet, Capability, CapsHashSet};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitiesSecureBits;
 use std::os::fd::OwnedFd;
@@ -154,7 +154,9 @@ fn ruleset(
         ruleset = ruleset.scope(scopes)?;
     }
     let mut created = ruleset.create()?;
-    if let Some(root) = open_dir("/") {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(rustix::fs::CWD, "/", flags, Mode::empty()).ok();
+    if let Some(root) = &root {
         let mut read = AccessFs::from_read(abi);
         if abi >= ABI::V2 {
             read |= AccessFs::Refer;
@@ -163,7 +165,7 @@ fn ruleset(
     }
     for path in profile.writable(plan.user).iter().chain(&plan.writable) {
         // A directory that this image does not have needs no rule.
-        let Some(dir) = open_dir(path.as_str()) else { continue };
+        let Some(dir) = root.as_ref().and_then(|root| beneath(root, path)) else { continue };
         let file = rustix::fs::fstat(&dir)
             .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) != rustix::fs::FileType::Directory);
         let access = if file { AccessFs::from_file(abi) } else { AccessFs::from_all(abi) };
@@ -172,13 +174,18 @@ fn ruleset(
     Ok(created)
 }
 
-fn open_dir(path: &str) -> Option<OwnedFd> {
-    openat(rustix::fs::CWD, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).ok()
+/// Opens what a rule is for. An earlier step may have put a link in the place of a directory above it: nothing is
+/// followed, and what is not there any more has no rule.
+fn beneath(root: &OwnedFd, path: &SandboxPath) -> Option<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let path = if path.relative().is_empty() { "." } else { path.relative() };
+    openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
 }
 
 fn limits() -> Result<(), StageError> {
     for (resource, most) in [
-        (Resource::Core, 0),
+        // Not 0: with 1 the kernel leaves a handler of cores alone, too, which would run as the host's root (core(5)).
+        (Resource::Core, 1),
         (Resource::Memlock, 64 << 10),
         (Resource::Nice, 0),
         (Resource::Rtprio, 0),

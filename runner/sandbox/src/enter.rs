@@ -7,6 +7,7 @@ use crate::inner::Gate;
 use crate::protocol::{AssemblePlan, EnterPlan};
 use crate::rootfs::{self, Assembled, InputMount, MountPlan, RootPlan};
 use ampoule_spec::{Device, HOSTNAME, INIT_ID, Namespace, Proc, Profile, SandboxPath};
+use ampoule_sys::mount::{Attributes, set_attributes};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -111,7 +112,9 @@ pub(crate) fn enter(
     }
     clock.mark("mounts");
     attach_proc(root.as_fd(), profile.mounts.proc)?;
-    attach_devices(root.as_fd(), &profile.devices)?;
+    if !authority.is_root() {
+        attach_devices(root.as_fd(), &profile.devices)?;
+    }
     let gate = Gate::open()?;
     clock.mark("proc and devices");
     leave_host(root.as_fd())?;
@@ -203,7 +206,9 @@ fn attach_proc(root: BorrowedFd<'_>, shows: Proc) -> Result<(), StageError> {
     attach(root, "proc", proc.as_fd()).stage(stage)
 }
 
-/// Clones of a few of the host's devices, each checked to be what its name says (CVE-2025-31133).
+/// Clones of a few of the host's devices, each checked to be what its name says (CVE-2025-31133): an ordinary user
+/// cannot make any. They are the host's own inodes, so that locks and watches on them are not the sandbox's alone; their
+/// times cannot be changed through these mounts.
 fn attach_devices(root: BorrowedFd<'_>, devices: &[Device]) -> Result<(), StageError> {
     for (name, major, minor) in devices.iter().map(|device| device.node()) {
         let stage = format!("mounts: /dev/{name}");
@@ -211,9 +216,12 @@ fn attach_devices(root: BorrowedFd<'_>, devices: &[Device]) -> Result<(), StageE
         let device = open_tree(rustix::fs::CWD, format!("/dev/{name}"), flags).stage(&stage)?;
         let stat = rustix::fs::fstat(&device).stage(&stage)?;
         let character = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        if !character || stat.st_rdev != rustix::fs::makedev(major, minor) {
+        if !character || stat.st_rdev != rustix::fs::makedev(major.into(), minor.into()) {
             return Err(Errno::NODEV).stage(&stage);
         }
+        let attributes =
+            Attributes { read_only: true, no_suid: true, no_exec: true, ..Attributes::default() };
+        set_attributes(device.as_fd(), attributes, None).stage(&stage)?;
         attach(root, &format!("dev/{name}"), device.as_fd()).stage(&stage)?;
     }
     Ok(())

@@ -74,6 +74,7 @@ pub fn format(file: &File, layout: &Layout, contents: &Contents<'_>, label: &Lab
                 to.put(block, &records::directory(node.inode, *parent, names))?;
             }
             Body::File(bytes) | Body::Link(bytes) => to.put(block, bytes)?,
+            Body::Device(..) => {}
         }
     }
     to.flush()

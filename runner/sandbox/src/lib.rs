@@ -5,6 +5,7 @@
 //! descriptors ([`rootfs`]) → enter ([`enter`]) → the steps' own namespaces ([`inner`]) → confine ([`confine`]) →
 //! measure ([`probe`]) → steps → destroy ([`teardown`]).
 
+mod account;
 mod by_name;
 pub mod cgroup;
 mod clock;
@@ -29,6 +30,7 @@ pub mod sandbox;
 pub mod scratch;
 pub mod skeleton;
 pub mod teardown;
+pub mod uid_block;
 pub mod userns;
 
 pub use error::StageError;

@@ -3,6 +3,7 @@
 use crate::sandbox::Sandbox;
 use ampoule_sys::process::Child;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, pidfd_send_signal};
 
 impl Sandbox {
     /// Proves that no process but init is left: every control group lists it alone. (Init has reaped all its
@@ -16,6 +17,17 @@ impl Sandbox {
             Ok(0) => Ok(()),
             Ok(others) => Err(format!("{others} processes are left after the last step")),
             Err(error) => Err(format!("a control group cannot be read: {error}")),
+        }
+    }
+
+    /// Kills every process of the sandbox, whatever state it is in. Only to be destroyed after that.
+    pub fn kill(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+        if let Some(init) = &self.init {
+            // The kernel kills the rest of its pid namespace with it.
+            let _ = pidfd_send_signal(&init.pidfd, Signal::KILL);
         }
     }
 

@@ -25,6 +25,8 @@ impl Place<'_> {
             match kind {
                 Kind::Directory { mode } => self.new_dir(path, *mode, *id)?,
                 Kind::File { mode, bytes } => self.new_file(path, bytes, *mode, *id)?,
+                // Only host root can make one, whose list is part of an image.
+                Kind::Device { .. } => return Err(Errno::PERM),
                 Kind::Link { target } => {
                     let target = CString::new(target.as_ref()).map_err(|_| Errno::INVAL)?;
                     symlinkat(target, self.dir, path)?;

@@ -18,9 +18,9 @@ use crate::overlay::{self, Lower, Upper, id_mapped};
 use crate::place::Place;
 use crate::sandbox::PreparePart;
 use crate::scratch::{Layer, Scratch};
-use crate::skeleton::{self, EMPTY, Over, ROOT, ROOT_WORK};
-use ampoule_spec::{BUILD_ID, Profile, SandboxPath, Sealed, SlotId};
-use ampoule_sys::mount::{Attributes, set_attributes};
+use crate::skeleton::{self, DEVICES, EMPTY, Over, ROOT, ROOT_WORK};
+use ampoule_spec::{BUILD_ID, Device, Profile, SandboxPath, Sealed, SlotId};
+use ampoule_sys::mount::{Attributes, set_attributes, show_devices};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -98,6 +98,7 @@ pub struct Rootfs {
     authority: Authority,
     over: Over,
     sealed: Sealed,
+    devices: Vec<Device>,
     /// Where overlays are made, on kernels before 6.15.
     by_name: Option<ByName>,
     /// Whether writable inputs are copies, because no overlay over them would do.
@@ -111,7 +112,8 @@ impl Rootfs {
     /// The stage that failed; [`StageError::unsupported`] if the host cannot do it.
     pub(crate) fn prepare(part: &PreparePart<'_>, slot: &SlotId, base: u32) -> Result<Self, StageError> {
         let over = if part.host_image { Over::Host } else { Over::Image };
-        let entries = skeleton::entries(&part.profile.devices, over)?;
+        let authority = Authority::Root { base };
+        let entries = skeleton::entries(&part.profile.devices, over, authority)?;
         let layer = Layer {
             name: slot.as_str(),
             bytes: part.limits.disk_bytes,
@@ -120,11 +122,16 @@ impl Rootfs {
             entries: &entries,
         };
         let scratch = Scratch::on_loop(part.scratch_dir, &layer)?;
-        Self::new(scratch, Authority::Root { base }, over, part.profile.mounts.sealed)
+        Self::new(scratch, authority, over, part.profile)
     }
 
     /// Takes a writable layer with the skeleton for a root over `over`.
-    fn new(scratch: Scratch, authority: Authority, over: Over, sealed: Sealed) -> Result<Self, StageError> {
+    fn new(
+        scratch: Scratch,
+        authority: Authority,
+        over: Over,
+        profile: &Profile,
+    ) -> Result<Self, StageError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let skeleton =
             openat(scratch.mount(), ROOT, flags, Mode::empty()).stage("rootfs: open the root's skeleton")?;
@@ -133,7 +140,8 @@ impl Rootfs {
             false => Some(ByName::set_up(scratch.mount(), authority)?),
         };
         let copies = !authority.is_root() && !scratch.keeps_user_attributes();
-        Ok(Self { scratch, skeleton, authority, over, sealed, by_name, copies })
+        let (sealed, devices) = (profile.mounts.sealed, profile.devices.clone());
+        Ok(Self { scratch, skeleton, authority, over, sealed, devices, by_name, copies })
     }
 
     /// Makes the root, and the mounts of image and inputs.
@@ -153,20 +161,35 @@ impl Rootfs {
             (RootPlan::Layers(layers), Over::Image) => (self.layers(layers, maps)?, Vec::new()),
             _ => return Err(internal("rootfs: the writable layer was made for another kind of image")),
         };
+        mounts.extend(self.devices()?);
         mounts.extend(inputs);
         let attributes = Attributes { no_suid: true, no_dev: true, ..Attributes::default() };
         set_attributes(root.as_fd(), attributes, None).stage("rootfs: nosuid, nodev on the root")?;
         Ok(Assembled { root, mounts })
     }
 
+    /// The sandbox's devices, each a mount of its own; none as an ordinary user, who has the host's ([`crate::enter`]).
+    fn devices(&self) -> Result<Vec<(SandboxPath, OwnedFd)>, StageError> {
+        if !self.authority.is_root() {
+            return Ok(Vec::new());
+        }
+        let mount = |device: &Device| {
+            let (name, ..) = device.node();
+            let stage = "rootfs: make a device";
+            let made = self.bind(&format!("{DEVICES}/{name}"), stage)?;
+            let attributes = Attributes { no_suid: true, no_exec: true, ..Attributes::default() };
+            set_attributes(made.as_fd(), attributes, None).stage(stage)?;
+            show_devices(made.as_fd()).stage(stage)?;
+            let target = SandboxPath::parse(&format!("/dev/{name}"));
+            Ok((target.map_err(|_| internal("rootfs: name a mount point"))?, made))
+        };
+        self.devices.iter().map(mount).collect()
+    }
+
     /// The root over the host's `/usr`, which is mounted below it.
     fn host(&self, maps: &IdMaps) -> Result<(OwnedFd, Vec<(SandboxPath, OwnedFd)>), StageError> {
         let mounts = self.host_mounts(maps.image.as_ref())?;
-        let root = match &self.by_name {
-            Some(by_name) => by_name.bind(ROOT)?,
-            None => bind(self.scratch.mount(), ROOT).stage("rootfs: clone the root")?,
-        };
-        Ok((root, mounts))
+        Ok((self.bind(ROOT, "rootfs: clone the root")?, mounts))
     }
 
     /// The root as an overlay over an image's layers.
@@ -228,10 +251,7 @@ impl Rootfs {
             copied => copied.stage(stage)?,
         }
         let taken = entry.map_or(name.to_owned(), |entry| format!("{name}/{entry}"));
-        match &self.by_name {
-            Some(by_name) => by_name.bind(&taken),
-            None => bind(self.scratch.mount(), &taken).stage(stage),
-        }
+        self.bind(&taken, stage)
     }
 
     /// A sealed tree: an overlay of lower layers alone, whose superblock is read-only for good. The kernel wants
@@ -289,6 +309,14 @@ impl Rootfs {
         Ok(mounts)
     }
 
+    /// A clone of something in the writable layer as a mount of its own.
+    fn bind(&self, name: &str, stage: &str) -> Result<OwnedFd, StageError> {
+        match &self.by_name {
+            Some(by_name) => by_name.bind(name),
+            None => bind(self.scratch.mount(), name).stage(stage),
+        }
+    }
+
     fn within(&self) -> Place<'_> {
         Place { dir: self.skeleton.as_fd(), authority: self.authority }
     }
@@ -305,10 +333,10 @@ pub(crate) fn assemble_as_user(
     profile: &Profile,
 ) -> Result<Assembled, StageError> {
     let over = mounts.root.over();
-    let skeleton = skeleton::entries(&profile.devices, over)?;
+    let skeleton = skeleton::entries(&profile.devices, over, authority)?;
     let scratch = Scratch::on_tmpfs(disk_bytes, disk_inodes, BUILD_ID)?;
     Place { dir: scratch.mount(), authority }.make(&skeleton).stage("rootfs: make the root's skeleton")?;
-    let rootfs = Rootfs::new(scratch, authority, over, profile.mounts.sealed)?;
+    let rootfs = Rootfs::new(scratch, authority, over, profile)?;
     rootfs.assemble(&mounts.root, &mounts.inputs, &IdMaps::default())
 }
 

@@ -4,6 +4,7 @@
 //! pool; [`Sandbox::furnish`] adds what one job needs. Whatever fails, what was made until then is in the
 //! [`Sandbox`] and has to be destroyed ([`crate::teardown::destroy`]).
 
+use crate::account::on_account_of;
 use crate::cgroup::{Hierarchies, JobCgroup};
 use crate::clock::StageClock;
 use crate::error::{Stage, StageError};
@@ -141,9 +142,10 @@ impl Sandbox {
         };
         let into = self.cgroup.as_ref().and_then(JobCgroup::into).map(AsFd::as_fd);
         let (profile, authority) = (part.profile, self.authority);
-        let child =
+        let child = on_account_of(authority, || {
             spawn(namespaces, into, Keep::Only(&[theirs.as_fd()]), || init::run(&theirs, profile, authority))
-                .map_err(|error| clone_error(&error))?;
+        });
+        let child = child?.map_err(|error| clone_error(&error))?;
         drop(theirs);
         let pid = child.pid;
         self.init = Some(child);

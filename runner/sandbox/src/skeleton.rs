@@ -6,6 +6,7 @@
 
 use crate::error::StageError;
 use crate::host_image;
+use crate::identity::Authority;
 use ampoule_spec::{BUILD_ID, Device};
 use rustix::io::Errno;
 use std::borrow::Cow;
@@ -16,6 +17,9 @@ pub(crate) const ROOT: &str = "root";
 pub(crate) const ROOT_WORK: &str = "root-work";
 /// A directory with nothing in it: the second layer of a sealed tree.
 pub(crate) const EMPTY: &str = "empty";
+/// The directory of the sandbox's devices, as host root makes them. They are inodes of the sandbox's own: on those of the
+/// host, times, locks and watches would be the host's and every other job's too.
+pub(crate) const DEVICES: &str = "devices";
 
 /// A file, directory or link that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,15 @@ pub enum Kind {
         mode: u16,
         /// What is in it.
         bytes: Cow<'static, [u8]>,
+    },
+    /// A character device. Where the file system is mounted it is none, until somebody allows it there.
+    Device {
+        /// At most 0o7777.
+        mode: u16,
+        /// Its major number.
+        major: u8,
+        /// Its minor number.
+        minor: u8,
     },
     /// A symbolic link.
     Link {
@@ -94,10 +107,21 @@ const FILES: [(&str, &[u8]); 2] = [
 ///
 /// # Errors
 /// [`StageError::unsupported`] for the host's `/usr` where that is not merged.
-pub(crate) fn entries(devices: &[Device], over: Over) -> Result<Vec<Entry>, StageError> {
+pub(crate) fn entries(
+    devices: &[Device],
+    over: Over,
+    authority: Authority,
+) -> Result<Vec<Entry>, StageError> {
     let mut list = vec![Entry::directory(EMPTY, 0o755, 0)];
     let in_root = |path: &str| format!("{ROOT}{path}");
     list.extend(DIRECTORIES.map(|(path, mode, id)| Entry::directory(in_root(path), mode, id)));
+    if authority.is_root() {
+        list.push(Entry::directory(DEVICES, 0o700, 0));
+        for (name, major, minor) in devices.iter().map(|device| device.node()) {
+            let kind = Kind::Device { mode: 0o666, major, minor };
+            list.push(Entry { path: format!("{DEVICES}/{name}"), id: 0, kind });
+        }
+    }
     let host = match over {
         Over::Host => host_image::etc().map_err(etc_error)?,
         Over::Image => Vec::new(),

@@ -5,12 +5,16 @@ use crate::fault;
 use crate::identity::{Authority, BLOCK_IDS};
 use crate::sandbox::Sandbox;
 use crate::scratch;
+use crate::uid_block;
 use ampoule_spec::{Check, CheckState, SlotId, TeardownReport};
 use ampoule_sys::namespace::NamespaceHandle;
 use ampoule_sys::process::{Child, Waited, Which, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use std::fs::DirEntry;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -41,9 +45,18 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
         checks.push(processes_check(base, REMOVE_LIMIT));
         checks.push(keys_check(base, REMOVE_LIMIT));
     }
-    if let Some(remains) = remains {
-        let how = "its loop device is free again: no mount and no descriptor refers to it, nor to any overlay over it";
-        checks.push(until_gone("writable layer and mounts", how, REMOVE_LIMIT, || remains.is_gone()));
+    let how =
+        "its loop device is free again: no mount and no descriptor refers to it, nor to any overlay over it";
+    let what = "writable layer and mounts";
+    match remains {
+        Some(remains) => checks.push(until_gone(what, how, REMOVE_LIMIT, || remains.is_gone())),
+        // It may have been made in part.
+        None if sandbox.authority.is_root() => {
+            checks.push(until_gone(what, NONE_NAMED, REMOVE_LIMIT, || {
+                scratch::none_is_named(sandbox.slot.as_str())
+            }));
+        }
+        None => {}
     }
     if sandbox.handles.is_empty() {
         checks.push(unconfirmed("namespaces", "this kernel has no handles of namespaces (Linux 6.18 has)"));
@@ -51,6 +64,8 @@ pub fn destroy(mut sandbox: Sandbox) -> TeardownReport {
     checks.extend(namespace_checks(&sandbox.handles, REMOVE_LIMIT));
     report("supervisor", checks, begun)
 }
+
+const NONE_NAMED: &str = "no loop device has the slot's name";
 
 /// What a sandbox is found by on the host when nobody holds it any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,17 +92,22 @@ pub fn look_again(traces: &Traces) -> TeardownReport {
     named(traces, Duration::ZERO, Duration::ZERO)
 }
 
+const GIVEN_BACK: &str =
+    "the job's user ids were given back by an earlier teardown that found nothing of them left";
+
 fn named(traces: &Traces, kill: Duration, remove: Duration) -> TeardownReport {
     let begun = Instant::now();
     let Traces { slot, cgroups, uid_base, namespaces } = traces;
     let left = cgroup::remove_dirs(cgroups, kill);
     let mut checks = vec![groups_check(cgroups.len(), &left)];
     if let Some(base) = *uid_base {
-        checks.push(processes_check(base, remove));
-        checks.push(keys_check(base, remove));
-        let how = "no loop device has the slot's name";
+        match uid_block::is_of(base, slot) {
+            // They may be another's by now.
+            Ok(false) => checks.push(check("processes of the job's user ids", 0, GIVEN_BACK)),
+            _ => checks.extend([processes_check(base, remove), keys_check(base, remove)]),
+        }
         let what = "writable layer and mounts";
-        checks.push(until_gone(what, how, remove, || scratch::none_is_named(slot.as_str())));
+        checks.push(until_gone(what, NONE_NAMED, remove, || scratch::none_is_named(slot.as_str())));
     }
     let handles = namespaces.iter();
     let handles: Option<Vec<_>> = handles
@@ -168,19 +188,27 @@ fn processes_check(base: u32, limit: Duration) -> Check {
     let range = base..base.saturating_add(BLOCK_IDS);
     let begun = Instant::now();
     loop {
+        // What cannot be looked at counts as there.
         let left = std::fs::read_dir("/proc").map_or(usize::MAX, |entries| {
-            entries
-                .flatten()
-                .filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-                .filter(|e| e.metadata().is_ok_and(|m| range.contains(&m.uid())))
-                .filter(|e| !is_dead(&e.path()))
-                .count()
+            entries.filter(|entry| entry.as_ref().map_or(true, |entry| is_of(entry, &range))).count()
         });
         // A log pump of the job may be on its way out.
         if left == 0 || begun.elapsed() >= limit {
             return check("processes of the job's user ids", left, how);
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether an entry of `/proc` is a live process of one of these owners, for all that can be seen.
+fn is_of(entry: &DirEntry, owners: &Range<u32>) -> bool {
+    if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    match entry.metadata() {
+        Ok(meta) => owners.contains(&meta.uid()) && !is_dead(&entry.path()),
+        // It has gone meanwhile.
+        Err(error) => !matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)),
     }
 }
 

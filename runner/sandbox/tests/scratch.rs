@@ -176,6 +176,7 @@ fn entries_are_there_for_the_kernel_as_the_list_says() {
         Entry::directory("d/deep", 0o700, 0),
         Entry::link("d/short", b"deep".as_slice()),
         Entry::link("d/long", vec![b'x'; 4_000]),
+        Entry { path: "d/null".to_owned(), id: 0, kind: Kind::Device { mode: 0o666, major: 1, minor: 3 } },
     ];
     for bytes in [0, 1, 4_096, 100_000] {
         entries.push(Entry::file(format!("d/deep/{bytes}"), vec![b'a'; bytes]));
@@ -198,6 +199,13 @@ fn entries_are_there_for_the_kernel_as_the_list_says() {
                 assert_eq!(meta.mode(), 0o100_000 | u32::from(*mode), "{name}");
                 assert_eq!(fs::read(&at).unwrap(), bytes.as_ref(), "{name}");
             }
+            Kind::Device { mode, major, minor } => {
+                assert_eq!(meta.mode(), 0o020_000 | u32::from(*mode), "{name}");
+                assert_eq!(meta.rdev(), rustix::fs::makedev((*major).into(), (*minor).into()), "{name}");
+                assert_eq!(meta.size(), 0);
+                // The mount is nodev.
+                assert_eq!(File::open(&at).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            }
             Kind::Link { target } => {
                 assert_eq!(fs::read_link(&at).unwrap().as_os_str().as_encoded_bytes(), target.as_ref());
             }
@@ -207,7 +215,7 @@ fn entries_are_there_for_the_kernel_as_the_list_says() {
     let said = run_as(
         OWNER,
         &scratch,
-        "head -c 300000 /dev/zero >> d/deep/1 && mv d/deep/100000 d/moved && rm d/deep/0 d/deep/4096 d/long &&
+        "head -c 300000 /dev/zero >> d/deep/1 && mv d/deep/100000 d/moved && rm d/deep/0 d/deep/4096 d/long d/null &&
          mkdir d/deep/new && ls d d/deep",
     );
     assert_eq!(said, "d:\ndeep\nmoved\nshort\n\nd/deep:\n1\nnew\n");

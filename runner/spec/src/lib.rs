@@ -26,7 +26,7 @@ pub use job::{
     ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, Output, OutputKind, OutputWhen,
     ParamValue, STEP_TIMEOUT_MS_MAX, SpecError, Step, StepUser, TEXT_BYTES_MAX,
 };
-pub use limits::{LimitRefused, Limits, LimitsRequest};
+pub use limits::{LimitRefused, Limits, LimitsRequest, Unit};
 pub use name::{EnvName, JobId, Name, NameError, OutputName, SlotId};
 pub use path::{PathError, SandboxPath};
 pub use profile::{

@@ -130,7 +130,7 @@ pub enum Device {
 
 impl Device {
     /// The device's name in `/dev`, and its numbers (Documentation/admin-guide/devices.txt).
-    pub fn node(self) -> (&'static str, u32, u32) {
+    pub fn node(self) -> (&'static str, u8, u8) {
         match self {
             Self::Null => ("null", 1, 3),
             Self::Zero => ("zero", 1, 5),

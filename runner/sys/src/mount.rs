@@ -19,6 +19,14 @@ pub struct Attributes {
 /// `MOUNT_ATTR_IDMAP` (linux/mount.h).
 const IDMAP: u64 = 0x0010_0000;
 
+/// Has a mount show devices again: switches `MOUNT_ATTR_NODEV` off.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN` in the user namespace that owns the mount, or if the attribute is locked.
+pub fn show_devices(mount: BorrowedFd<'_>) -> io::Result<()> {
+    change(mount, &libc::mount_attr { attr_set: 0, attr_clr: 4, propagation: 0, userns_fd: 0 })
+}
+
 /// Changes a mount, attached or not: switches attributes on and, if given, maps ids by a user namespace.
 ///
 /// # Errors
@@ -41,6 +49,10 @@ pub fn set_attributes(
         propagation: 0,
         userns_fd: id_map.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).unwrap_or(0)),
     };
+    change(mount, &request)
+}
+
+fn change(mount: BorrowedFd<'_>, request: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the path is a NUL-terminated constant and the kernel reads exactly size_of(mount_attr) bytes
     // of `request`, which outlives the call.
     let done = unsafe {
@@ -49,7 +61,7 @@ pub fn set_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            &raw const request,
+            &raw const *request,
             size_of::<libc::mount_attr>(),
         )
     };

@@ -75,9 +75,14 @@ pub(super) struct Node<'a> {
 /// What an inode has.
 #[derive(Debug)]
 pub(super) enum Body<'a> {
-    Directory { parent: u32, names: Vec<Name<'a>> },
+    Directory {
+        parent: u32,
+        names: Vec<Name<'a>>,
+    },
     File(&'a [u8]),
     Link(&'a [u8]),
+    /// A character device by its numbers.
+    Device(u8, u8),
 }
 
 /// A name in a directory, and what it leads to.
@@ -93,6 +98,7 @@ pub(super) struct Name<'a> {
 pub(super) enum Type {
     File = 1,
     Directory = 2,
+    Device = 3,
     Link = 7,
 }
 
@@ -103,6 +109,7 @@ impl Type {
             Self::File => 0o100_000,
             Self::Directory => 0o040_000,
             Self::Link => 0o120_000,
+            Self::Device => 0o020_000,
         }
     }
 }
@@ -113,12 +120,17 @@ impl Node<'_> {
             Body::Directory { .. } => Type::Directory,
             Body::File(_) => Type::File,
             Body::Link(_) => Type::Link,
+            Body::Device(..) => Type::Device,
         }
     }
 
     /// Whether what it has is in the inode.
     pub(super) fn is_inside(&self) -> bool {
-        matches!(self.body, Body::Link(target) if target.len() <= TARGET_BYTES_INSIDE)
+        match self.body {
+            Body::Link(target) => target.len() <= TARGET_BYTES_INSIDE,
+            Body::Device(..) => true,
+            Body::Directory { .. } | Body::File(_) => false,
+        }
     }
 
     /// Its length.
@@ -126,6 +138,7 @@ impl Node<'_> {
         match self.body {
             Body::Directory { .. } => BLOCK_BYTES,
             Body::File(bytes) | Body::Link(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            Body::Device(..) => 0,
         }
     }
 
@@ -222,7 +235,9 @@ impl<'a> Contents<'a> {
 fn body(entry: &Entry, parent: u32) -> Result<(u16, Body<'_>), ContentsError> {
     let wrong = |what: fn(String) -> ContentsError| Err(what(entry.path.clone()));
     match &entry.kind {
-        Kind::Directory { mode } | Kind::File { mode, .. } if *mode > 0o7777 => wrong(ContentsError::Value),
+        Kind::Directory { mode } | Kind::File { mode, .. } | Kind::Device { mode, .. } if *mode > 0o7777 => {
+            wrong(ContentsError::Value)
+        }
         Kind::Directory { mode } => Ok((*mode, Body::Directory { parent, names: Vec::new() })),
         Kind::File { bytes, .. } if bytes.len() > FILE_BYTES_MAX => wrong(ContentsError::Length),
         Kind::File { mode, bytes } => Ok((*mode, Body::File(bytes))),
@@ -231,5 +246,6 @@ fn body(entry: &Entry, parent: u32) -> Result<(u16, Body<'_>), ContentsError> {
         }
         Kind::Link { target } if target.contains(&0) => wrong(ContentsError::Value),
         Kind::Link { target } => Ok((0o777, Body::Link(target))),
+        Kind::Device { mode, major, minor } => Ok((*mode, Body::Device(*major, *minor))),
     }
 }

@@ -150,6 +150,8 @@ pub(super) fn inode(node: &Node<'_>, owner: u32, block: u32, time_secs: u32) -> 
     ]);
     match node.body {
         Body::Link(target) if node.is_inside() => record.put(0x28, target),
+        // `old_encode_dev` (linux/kdev_t.h), for numbers of 8 bits.
+        Body::Device(major, minor) => record.put(0x28, &[minor, major]),
         _ => put_extents(&mut record, block, node.blocks()),
     }
     record.0

@@ -143,7 +143,7 @@ fn format_writes_little_and_drops_what_was_there() {
 
 /// A tree in which each entry is in one of the directories before it.
 fn tree() -> impl Strategy<Value = Vec<Entry>> {
-    let entry = (any::<u16>(), 0..3_u8, 0..20_000_usize, 1..4_095_usize, 0..0o10000_u16, 0..65_536_u32);
+    let entry = (any::<u16>(), 0..4_u8, 0..20_000_usize, 1..4_095_usize, 0..0o10000_u16, 0..65_536_u32);
     proptest::collection::vec(entry, 0..80).prop_map(|entries| {
         let mut directories = vec![String::new()];
         let mut tree = Vec::new();
@@ -153,6 +153,7 @@ fn tree() -> impl Strategy<Value = Vec<Entry>> {
             let kind = match kind {
                 0 => Kind::Directory { mode },
                 1 => Kind::File { mode, bytes: vec![7; bytes].into() },
+                2 => Kind::Device { mode, major: 1, minor: 9 },
                 _ => Kind::Link { target: vec![b't'; target].into() },
             };
             if matches!(kind, Kind::Directory { .. }) {
