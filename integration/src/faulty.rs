@@ -52,10 +52,14 @@ impl<'l> Faulty<'l> {
         Ok(fs::write(&self.asked, format!("{what}\n"))?)
     }
 
-    /// Asks for a fault at the n-th point of a process.
+    /// Asks for a fault at the n-th point of a process; one of a kernel before 6.15 if the role says so.
     pub(crate) fn fault(&self, role: &str, number: u32, what: &str) -> Result<()> {
         let _ = fs::remove_file(&self.fired);
-        self.ask(&format!("{role}:{number}:{what}:{}", self.fired.display()))
+        let (kernel, role) = match role.strip_prefix("by-name ") {
+            Some(role) => ("by-name,", role),
+            None => ("", role),
+        };
+        self.ask(&format!("{kernel}{role}:{number}:{what}:{}", self.fired.display()))
     }
 
     /// How often it has happened.

@@ -99,7 +99,7 @@ impl Cast {
 }
 
 /// How many ids a process of our own pid namespace shows.
-fn own_depth() -> usize {
+pub(crate) fn own_depth() -> usize {
     Process::read(std::process::id().cast_signed()).map_or(1, |p| p.pids.len())
 }
 

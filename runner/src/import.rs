@@ -108,7 +108,7 @@ fn start(
     let child = spawn(namespaces, None, Keep::Only(&keep), || {
         fault::role("import");
         let Ok((source, dir, result)) = duplicate(&source, &dir, &result) else { return UNCONFINED };
-        if confine(&theirs, &dir, privileged).is_err() {
+        if confine(&theirs, &dir, privileged, limits).is_err() {
             return UNCONFINED;
         }
         let answer = worker::run(content, source, dir, limits).to_json();
@@ -145,7 +145,7 @@ fn duplicate(a: &OwnedFd, b: &OwnedFd, c: &OwnedFd) -> std::io::Result<(OwnedFd,
 }
 
 /// Runs in the worker: waits for its ids, takes them, and gives up everything but its directory.
-fn confine(channel: &Channel, dir: &OwnedFd, privileged: bool) -> Result<(), String> {
+fn confine(channel: &Channel, dir: &OwnedFd, privileged: bool, limits: &Limits) -> Result<(), String> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| e.to_string())?;
     channel.receive::<()>().map_err(|e| e.to_string())?;
     if privileged {
@@ -157,5 +157,6 @@ fn confine(channel: &Channel, dir: &OwnedFd, privileged: bool) -> Result<(), Str
     }
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|e| e.to_string())?;
+    confine::limit_worker(limits.bytes_max).map_err(|e| e.to_string())?;
     confine::confine_to_directory(dir.as_fd()).map_err(|e| e.to_string())
 }

@@ -1,6 +1,6 @@
 //! `kill -9` in the middle of a step: nothing of the job runs on, and its record says that it was aborted.
 
-use super::teardown::{every_point, groups_of_live};
+use super::teardown::{every_point, groups_of_live, slot_of_job};
 use super::{exec, input, output, probe, sh, with_probe};
 use crate::check::{Ending, Ran, equal, json, statement, verify};
 use crate::harness::Test;
@@ -257,24 +257,26 @@ fn damaged(lab: &Lab) -> Result<()> {
     is_aborted(&next, &lab.state().join("records").join(&id))
 }
 
-/// The blocks of ids that are taken, by their files.
-fn taken() -> Result<Vec<String>> {
+/// The blocks of ids that a slot has, by their files.
+fn blocks_of(slot: &str) -> Result<Vec<String>> {
     let blocks = std::fs::read_dir("/run/ampoule/uid-blocks")?.flatten();
-    let taken = blocks.filter(|block| block.metadata().is_ok_and(|meta| meta.len() > 0));
-    Ok(taken.map(|block| block.file_name().to_string_lossy().into_owned()).collect())
+    let its =
+        blocks.filter(|block| std::fs::read(block.path()).is_ok_and(|holder| holder == slot.as_bytes()));
+    Ok(its.map(|block| block.file_name().to_string_lossy().into_owned()).collect())
 }
 
-/// Other tests take blocks beside this one, and give them back.
 fn ids(lab: &Lab) -> Result<()> {
-    let before = taken()?;
     dead_job(lab)?;
-    std::thread::sleep(SOON);
-    let during = taken()?;
-    let ours: Vec<&String> = during.iter().filter(|block| !before.contains(block)).collect();
-    ensure!(!ours.is_empty(), "its block is free although nobody has looked");
+    let slot = slot_of_job(lab)?;
+    let block = blocks_of(&slot)?;
+    equal("blocks of the dead job", &block.len(), &1)?;
+    // Others come and go beside it.
+    for _ in 0..3 {
+        lab.ampoule().args(["doctor", "--state"]).arg(lab.path("other")).end()?.exits(0)?;
+    }
+    equal("blocks of the dead job", &blocks_of(&slot)?, &block)?;
     lab.run_job(&sh("a", "true"))?.ended(&SUCCEEDED)?.says(&["recovered job"])?;
-    let free = || taken().is_ok_and(|now| ours.iter().any(|block| !now.contains(block)));
-    procs::eventually(SOON, "the block is given back", free)
+    equal("blocks after its recovery", &blocks_of(&slot)?, &Vec::new())
 }
 
 fn earlier_steps(lab: &Lab) -> Result<()> {

@@ -5,6 +5,7 @@ use crate::check::{Ending, equal, sha256};
 use crate::harness::Test;
 use crate::image::{Entry, gzip, tar, zstandard};
 use crate::lab::{Lab, tree};
+use crate::procs;
 use crate::serve::Server;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -25,12 +26,58 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("hostile_archives_are_refused_by_name", hostile),
     Test::both("input_that_is_no_plain_tree_is_refused_by_name", odd_trees),
     Test::both("input_changed_between_runs_is_another_input", changed),
+    Test::root("import_worker_has_limits_and_no_privilege", worker),
 ];
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
 
 fn from_path(path: &Path) -> String {
     format!("path = '{}'", path.display())
+}
+
+/// What reads a stranger's archive, looked at while it waits for the rest of one.
+fn worker(lab: &Lab) -> Result<()> {
+    lab.write("src/first", "first")?;
+    // Nothing on the disk, and long enough to be met.
+    fs::File::create(lab.path("src/second"))?.set_len(2 << 30)?;
+    let body = input("src", &from_path(&lab.path("src")), "/build/src", false) + &sh("a", "true");
+    let live = lab.run(&lab.job(&body)?).start()?;
+    let own = procs::own_depth();
+    let workers = || -> Vec<procs::Process> {
+        let all = procs::all();
+        let launchers: Vec<i32> = all.iter().filter(|p| p.parent == live.pid()).map(|p| p.pid).collect();
+        let of_launcher = |p: &procs::Process| launchers.contains(&p.parent) && p.pids.len() > own;
+        all.into_iter().filter(of_launcher).collect()
+    };
+    let confined = |pid: i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == "NoNewPrivs:\t1")
+    };
+    let met = procs::eventually(std::time::Duration::from_secs(20), "an import worker", || {
+        workers().iter().any(|worker| confined(worker.pid))
+    });
+    procs::signal(live.pid(), rustix::process::Signal::STOP)?;
+    let found = workers();
+    let limits = found.first().map(|worker| fs::read_to_string(format!("/proc/{}/limits", worker.pid)));
+    procs::signal(live.pid(), rustix::process::Signal::CONT)?;
+    procs::signal(live.pid(), rustix::process::Signal::INT)?;
+    live.end()?.exits(3)?;
+    met?;
+    let limits = limits.context("the worker is gone")??;
+    for (name, soft) in
+        [("Max address space", "2147483648"), ("Max processes", "0"), ("Max open files", "256")]
+    {
+        let line = limits.lines().find(|line| line.starts_with(name)).context("no such limit")?;
+        ensure!(line.strip_prefix(name).is_some_and(|rest| rest.trim().starts_with(soft)), "{line}");
+    }
+    ensure!(
+        found.first().is_some_and(procs::Process::is_of_a_job),
+        "it has the uid of somebody else: {found:?}"
+    );
+    // Cancelled: nothing of it is kept.
+    let kept = tree(&lab.state().join("store"))?;
+    ensure!(!kept.iter().any(|name| name.ends_with("/second")), "a part of the input is kept: {kept:?}");
+    Ok(())
 }
 
 fn in_tree_make(lab: &Lab) -> Result<()> {

@@ -16,6 +16,9 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("supervisor_that_fails_at_any_point_leaves_nothing", |lab| {
         every_point(lab, "supervisor", "fail", 60)
     }),
+    Test::root("supervisor_that_fails_at_any_point_by_name_leaves_nothing", |lab| {
+        every_point(lab, "by-name supervisor", "fail", 80)
+    }),
     Test::root("init_that_fails_at_any_point_leaves_nothing", |lab| every_point(lab, "init", "fail", 30)),
     Test::root("step_process_that_fails_at_any_point_leaves_nothing", |lab| {
         every_point(lab, "step", "fail", 15)
@@ -110,8 +113,11 @@ fn told(ran: &Ran) -> Result<()> {
             let outputs = ran.out.join("outputs");
             ensure!(!outputs.join("d").exists(), "an output of a run that failed was released");
             if ran.out.exists() {
-                let outcome = ran.result()?["outcome"].clone();
+                let (outcome, code) = (ran.result()?["outcome"].clone(), ran.result()?["code"].clone());
                 ensure!(outcome != "succeeded", "the outcome is {outcome}");
+                // Only a check that fails may find something: everything else that fails leaves nothing.
+                let found = outcome == "quarantined" && code != "teardown.unclean";
+                ensure!(!found, "something is left after {code}: {}", ran.result()?);
                 ran.statement("run.intoto.jsonl")?;
             }
             Ok(())
@@ -138,7 +144,8 @@ fn quarantine(lab: &Lab) -> Result<()> {
     }
     let ran = found.context("no fault made a teardown unclean")?.exits(70)?;
     equal("outcome", &ran.result()?["outcome"], &Value::from("quarantined"))?;
-    equal("code", &ran.result()?["code"], &Value::from("teardown.unclean"))?;
+    equal("code", &ran.result()?["code"], &Value::from("teardown.unclean"))
+        .with_context(|| format!("{}\n{:?}", ran.stderr, ran.report()))?;
     ensure!(!ran.out.join("outputs/x").exists(), "an output was released");
     ensure!(!ran.evidence("x.intoto.jsonl").exists(), "there is provenance");
     let statement = ran.statement("run.intoto.jsonl")?;
@@ -155,14 +162,20 @@ fn quarantine(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The control groups that a live job's intent names.
-pub(super) fn groups_of_live(lab: &Lab) -> Result<Vec<PathBuf>> {
+/// The slot that the intent of the one job in the state directory names.
+pub(super) fn slot_of_job(lab: &Lab) -> Result<String> {
     let jobs = lab.state().join("jobs");
     let mut names = fs::read_dir(&jobs)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
     let job = names.find(|name| !name.starts_with('.')).context("no job")?;
     let bytes = fs::read(jobs.join(job).join("events"))?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let slot = text.split("\"slot\":\"").nth(1).and_then(|rest| rest.get(..36)).context("no slot")?;
+    let slot = text.split("\"slot\":\"").nth(1).and_then(|rest| rest.get(..36));
+    slot.map(str::to_owned).context("no slot")
+}
+
+/// The control groups that a live job's intent names.
+pub(super) fn groups_of_live(lab: &Lab) -> Result<Vec<PathBuf>> {
+    let slot = slot_of_job(lab)?;
     let mut found = Vec::new();
     crate::residue::control_groups(std::path::Path::new("/sys/fs/cgroup"), 6, &mut found);
     found.retain(|path| path.ends_with(format!("ampoule-{slot}")));

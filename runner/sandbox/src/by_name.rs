@@ -9,6 +9,7 @@
 use crate::error::{Stage, StageError};
 use crate::identity::Authority;
 use crate::overlay::{self, Lower, Upper};
+use ampoule_sys::process::exit_now;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
@@ -41,25 +42,31 @@ fn this_namespace() -> Result<OwnedFd, StageError> {
         .stage("overlay by name: open a mount namespace")
 }
 
-fn enter(namespace: &OwnedFd) -> Result<(), StageError> {
-    setns(namespace, CloneFlags::CLONE_NEWNS).stage("overlay by name: enter a mount namespace")
+/// Goes back to the first namespace. Whoever cannot would keep the writable layer, and could not see it gone: it ends, and
+/// the launcher reports it.
+fn go_back(first: &OwnedFd) {
+    if setns(first, CloneFlags::CLONE_NEWNS).is_err() || rustix::process::chdir("/").is_err() {
+        exit_now(70);
+    }
 }
 
 impl ByName {
     /// Sets it up, and attaches the writable layer.
     ///
     /// # Errors
-    /// The stage that failed. The calling process is in its first namespace again, or has to end.
+    /// The stage that failed.
     pub(crate) fn set_up(scratch: BorrowedFd<'_>, authority: Authority) -> Result<Self, StageError> {
         if !authority.is_root() {
             return Ok(Self { dir: attach_layer(scratch)?, namespaces: None, authority });
         }
         let first = this_namespace()?;
-        unshare(CloneFlags::CLONE_NEWNS).stage("overlay by name: mount namespace")?;
-        let made = mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-            .stage("overlay by name: make propagation private")
-            .and_then(|()| Ok((this_namespace()?, attach_layer(scratch)?)));
-        enter(&first)?;
+        let made =
+            unshare(CloneFlags::CLONE_NEWNS).stage("overlay by name: mount namespace").and_then(|()| {
+                mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+                    .stage("overlay by name: make propagation private")?;
+                Ok((this_namespace()?, attach_layer(scratch)?))
+            });
+        go_back(&first);
         let (second, dir) = made?;
         Ok(Self { dir, namespaces: Some((first, second)), authority })
     }
@@ -67,10 +74,10 @@ impl ByName {
     /// Does something where the layers have names.
     fn at_work<T>(&self, work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
         let Some((first, second)) = &self.namespaces else { return work() };
-        enter(second)?;
-        let done = work();
-        enter(first)?;
-        rustix::process::chdir("/").stage("overlay by name: leave the namespace")?;
+        let entered =
+            setns(second, CloneFlags::CLONE_NEWNS).stage("overlay by name: enter a mount namespace");
+        let done = entered.and_then(|()| work());
+        go_back(first);
         done
     }
 

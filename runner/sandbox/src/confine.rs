@@ -183,14 +183,40 @@ fn beneath(root: &OwnedFd, path: &SandboxPath) -> Option<OwnedFd> {
 }
 
 fn limits() -> Result<(), StageError> {
-    for (resource, most) in [
+    set_limits(&[
         // Not 0: with 1 the kernel leaves a handler of cores alone, too, which would run as the host's root (core(5)).
         (Resource::Core, 1),
         (Resource::Memlock, 64 << 10),
         (Resource::Nice, 0),
         (Resource::Rtprio, 0),
         (Resource::Msgqueue, 819_200),
-    ] {
+    ])
+}
+
+/// The most address space of an import worker, in bytes: a window of 128 MiB, and the names of a million entries.
+const WORKER_BYTES_MAX: u64 = 2 << 30;
+/// The most processor time of one, in seconds.
+const WORKER_SECONDS_MAX: u64 = 60 * 60;
+
+/// Limits what an import worker can use, whatever it reads: `file_bytes_max` is the size of the largest file. It makes no
+/// process.
+///
+/// # Errors
+/// The stage that failed.
+pub fn limit_worker(file_bytes_max: u64) -> Result<(), StageError> {
+    set_limits(&[
+        (Resource::As, WORKER_BYTES_MAX),
+        (Resource::Core, 1),
+        (Resource::Cpu, WORKER_SECONDS_MAX),
+        (Resource::Fsize, file_bytes_max),
+        (Resource::Memlock, 0),
+        (Resource::Nofile, 256),
+        (Resource::Nproc, 0),
+    ])
+}
+
+fn set_limits(limits: &[(Resource, u64)]) -> Result<(), StageError> {
+    for (resource, most) in limits.iter().copied() {
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
         match setrlimit(resource, limit) {
             // Without CAP_SYS_RESOURCE a hard limit that is lower already stays: it is stricter than ours.

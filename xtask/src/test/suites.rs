@@ -98,8 +98,17 @@ fn doc_tests(machine: &Machine) -> Option<Suite> {
 }
 
 fn scratch(machine: &Machine) -> Option<Suite> {
-    let args =
-        ["test", "--locked", "--no-fail-fast", "-p", "ampoule-sandbox", ROOT_TESTS, "--test", "scratch"];
+    let args = [
+        "test",
+        "--locked",
+        "--no-fail-fast",
+        "-p",
+        "ampoule-sandbox",
+        ROOT_TESTS,
+        "--lib",
+        "--test",
+        "scratch",
+    ];
     let plan = if !machine.is_root {
         Err("needs root".into())
     } else if !Path::new("/dev/loop-control").exists() {
