@@ -12,6 +12,7 @@ mod inputs;
 mod isolation;
 mod limits;
 mod logs;
+mod out;
 mod outcomes;
 mod outputs;
 mod pool;
@@ -41,6 +42,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "cancel", tests: cancel::TESTS },
     Suite { name: "cgroups", tests: cgroups::TESTS },
     Suite { name: "pool", tests: pool::TESTS },
+    Suite { name: "out", tests: out::TESTS },
     Suite { name: "outputs", tests: outputs::TESTS },
     Suite { name: "run", tests: run::TESTS },
     Suite { name: "step", tests: step::TESTS },

@@ -149,7 +149,6 @@ pub(crate) fn identity(slot: &SlotId) -> Result<(Authority, Option<Claim>), Refu
         let gid = rustix::process::getgid().as_raw();
         return Ok((Authority::User { uid, gid }, None));
     }
-    demand_host_root()?;
     let claim = uid_block::claim(slot).map_err(|e| {
         let busy = e.errno == rustix::io::Errno::AGAIN.raw_os_error();
         refuse(if busy { Code::AdmissionBusy } else { e.code() }, e.to_string())
@@ -157,8 +156,11 @@ pub(crate) fn identity(slot: &SlotId) -> Result<(Authority, Option<Claim>), Refu
     Ok((Authority::Root { base: claim.base }, Some(claim)))
 }
 
-/// Uid 0 of a user namespace has no blocks of ids to give away.
-fn demand_host_root() -> Result<(), Refusal> {
+/// Uid 0 of a user namespace has no ids to give to jobs or to what the store takes in.
+pub(crate) fn demand_host_root() -> Result<(), Refusal> {
+    if !is_privileged() {
+        return Ok(());
+    }
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     // user_namespaces(7): the initial one maps every id to itself.
     if map.split_whitespace().eq(["0", "0", "4294967295"]) {

@@ -185,6 +185,9 @@ impl Launcher {
     fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, Refusal> {
         let mut descriptors = descriptors.into_iter();
         let internal = |e: &dyn std::error::Error| refuse(Code::Internal, admission::chain(e));
+        if matches!(request, Request::Import(_) | Request::Run { .. } | Request::Doctor { .. }) {
+            admission::demand_host_root()?;
+        }
         match request {
             Request::Find(content) => {
                 let imported = self.store.find(&content).map_err(|e| internal(&e))?;
@@ -350,10 +353,7 @@ enum Source {
 
 /// Tells a supervisor of its job. One that is gone is noticed by the end of its channel.
 fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<&OwnedFd>) {
-    let (layers, trees) = match &admitted.mounts.root {
-        ampoule_sandbox::rootfs::RootPlan::Host => (None, [].as_slice()),
-        ampoule_sandbox::rootfs::RootPlan::Layers(layers) => (Some(layers.len()), layers.as_slice()),
-    };
+    let (layers, trees) = admitted.mounts.root.parts();
     let inputs = &admitted.mounts.inputs;
     let assignment = Assignment {
         at: admitted.at,

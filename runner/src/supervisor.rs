@@ -170,10 +170,7 @@ impl Job {
         let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|e| format!("spec.json: {e}"))?;
         let mut descriptors = descriptors.into_iter();
         let lifetime = if assignment.lifetime { descriptors.next() } else { None };
-        let root = match assignment.layers {
-            None => RootPlan::Host,
-            Some(count) => RootPlan::Layers(descriptors.by_ref().take(count).collect()),
-        };
+        let root = RootPlan::take(assignment.layers, &mut descriptors);
         let inputs = spec.inputs.iter().zip(&assignment.files).zip(descriptors);
         let inputs: Vec<InputMount> = inputs
             .map(|((input, file), tree)| InputMount {
@@ -306,17 +303,22 @@ const FACTS_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// Takes over what the launcher gathered meanwhile; if it died or is stuck, the same gathered here.
 fn tell_facts(channel: &Channel, image: &Image, recorder: &mut Recorder, draft: &mut Draft) {
-    let mut ready = [PollFd::new(channel, PollFlags::IN)];
-    let there = poll(&mut ready, Some(&FACTS_LIMIT)).is_ok_and(|count| count > 0);
-    let facts = match there.then(|| channel.receive_all()) {
-        Some(Ok((ToSlot::Facts(facts), _))) => facts,
-        _ => Facts::gather(image),
-    };
+    let facts = facts_in(channel, &FACTS_LIMIT).unwrap_or_else(|| Facts::gather(image));
     draft.report.host = facts.host;
     draft.report.runner_sha256 = facts.runner;
     match facts.image {
         Ok(image) => draft.report.image = Some(image),
         Err(error) => draft.fail(recorder, failure(error.code(), error.to_string())),
+    }
+}
+
+/// What the launcher says of the host, if it does so in time.
+fn facts_in(channel: &Channel, limit: &Timespec) -> Option<Facts> {
+    let mut ready = [PollFd::new(channel, PollFlags::IN)];
+    let there = poll(&mut ready, Some(limit)).is_ok_and(|count| count > 0);
+    match there.then(|| channel.receive_all()) {
+        Some(Ok((ToSlot::Facts(facts), _))) => Some(facts),
+        _ => None,
     }
 }
 
@@ -434,4 +436,20 @@ fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut R
         }
     }
     draft.phase("outputs", begun);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_of_a_launcher_that_is_stuck_or_dead_are_not_waited_for() {
+        let (mine, theirs) = Channel::pair().unwrap();
+        let limit = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        assert!(facts_in(&mine, &limit).is_none());
+        theirs.send_all(&ToSlot::Facts(Facts::gather(&Image::Host)), &[]).unwrap();
+        assert!(facts_in(&mine, &limit).is_some());
+        drop(theirs);
+        assert!(facts_in(&mine, &limit).is_none());
+    }
 }

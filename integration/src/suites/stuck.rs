@@ -50,17 +50,15 @@ fn stopped(lab: &Lab, whom: fn(&Cast) -> i32) -> Result<()> {
 /// What it holds ends without it; its own client has to wait for it.
 fn launcher(lab: &Lab) -> Result<()> {
     let marker = lab.marker();
-    let job = lab.job(&exec("a", &["sleep", "1"]))?;
-    let live = lab.run(&job).start()?;
-    let ready = || Cast::of(live.pid()).is_ok() && !procs::with_args("sleep 1").is_empty();
-    procs::eventually(IN_TIME, "the step runs", ready)?;
+    let job = lab.job(&exec("a", &["timeout", "2", "sleep", &marker]))?;
+    let mut live = lab.run(&job).start()?;
+    live.until_runs(&format!("timeout 2 sleep {marker}"))?;
     let cast = Cast::of(live.pid())?;
     procs::signal(cast.launcher, Signal::STOP)?;
     let gone = || procs::all().iter().all(|p| p.pid != cast.supervisor && p.pid != cast.init);
     let ended = procs::eventually(IN_TIME, "supervisor and init are gone", gone);
     procs::signal(cast.launcher, Signal::CONT)?;
-    let _ = marker;
-    live.end()?.ended(&Ending("succeeded", "", 0))?;
+    live.end()?.ended(&Ending("failed", "step.exit_nonzero", 1))?;
     ended
 }
 

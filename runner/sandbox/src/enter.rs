@@ -153,10 +153,7 @@ fn assemble_here(
         .map(|(descriptor, place)| reopen(&descriptor, place).stage("mounts: open a layer here"))
         .collect::<Result<_, _>>()?;
     let mut descriptors = opened.into_iter();
-    let root = match plan.layers {
-        None => RootPlan::Host,
-        Some(count) => RootPlan::Layers(descriptors.by_ref().take(count).collect()),
-    };
+    let root = RootPlan::take(plan.layers, &mut descriptors);
     let inputs = plan
         .inputs
         .into_iter()

@@ -42,6 +42,19 @@ pub enum RootPlan {
 }
 
 impl RootPlan {
+    /// How it crosses to another process: the number of layers, none for the host's `/usr`, and their descriptors.
+    pub fn parts(&self) -> (Option<usize>, &[OwnedFd]) {
+        match self {
+            Self::Host => (None, &[]),
+            Self::Layers(layers) => (Some(layers.len()), layers),
+        }
+    }
+
+    /// The same on the other side: takes as many descriptors as there are layers.
+    pub fn take(layers: Option<usize>, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Self {
+        layers.map_or(Self::Host, |count| Self::Layers(descriptors.by_ref().take(count).collect()))
+    }
+
     fn over(&self) -> Over {
         match self {
             Self::Host => Over::Host,

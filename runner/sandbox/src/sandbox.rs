@@ -111,7 +111,7 @@ impl Sandbox {
             self.rootfs = Some(Rootfs::prepare(part, &self.slot, base)?);
             clock.mark("writable layer");
         }
-        let (cgroup_namespace, stages) = self.expect(|answer, _| match answer {
+        let (cgroup_namespace, stages) = self.hear(|answer, _| match answer {
             Answer::Joined { cgroup_namespace, stages } => Some((cgroup_namespace, stages)),
             _ => None,
         })?;
@@ -150,7 +150,7 @@ impl Sandbox {
         let pid = child.pid;
         self.init = Some(child);
         self.channel = Some(mine);
-        self.expect(|answer, _| matches!(answer, Answer::Made).then_some(()))?;
+        self.hear(|answer, _| matches!(answer, Answer::Made).then_some(()))?;
         let (uid_map, gid_map) = self.authority.id_maps();
         userns::write_maps(pid, &uid_map, &gid_map, !self.authority.is_root())
             .stage("identity: write id maps")?;
@@ -217,7 +217,7 @@ impl Sandbox {
         let (targets, inputs): (Vec<SandboxPath>, Vec<OwnedFd>) =
             rootfs.inputs(&mounts.inputs, &self.maps)?.into_iter().unzip();
         self.send(&Order::Attach { targets }, &inputs)?;
-        self.expect(|answer, _| matches!(answer, Answer::Attached).then_some(()))?;
+        self.hear(|answer, _| matches!(answer, Answer::Attached).then_some(()))?;
         clock.mark("attach inputs");
         self.stages.append(&mut clock.stages);
         Ok(())
@@ -262,7 +262,7 @@ impl Sandbox {
     }
 
     fn entered(&mut self, clock: &mut StageClock) -> Result<(), StageError> {
-        let (root, stages) = self.expect(|answer, descriptors| match (answer, descriptors.pop()) {
+        let (root, stages) = self.hear(|answer, descriptors| match (answer, descriptors.pop()) {
             (Answer::Entered { stages }, Some(root)) => Some((root, stages)),
             _ => None,
         })?;
@@ -287,7 +287,7 @@ impl Sandbox {
         let channel = self.channel.as_ref().ok_or_else(protocol)?;
         channel.send_all(&Order::Prepare(plan), &streams).stage("init: send an order")?;
         let done = meanwhile()?;
-        let (layers, stages, namespaces) = self.expect(|answer, descriptors| match answer {
+        let (layers, stages, namespaces) = self.hear(|answer, descriptors| match answer {
             Answer::Prepared { layers, stages } => Some((layers, stages, std::mem::take(descriptors))),
             _ => None,
         })?;
@@ -315,7 +315,7 @@ impl Sandbox {
             Answer::Ended { .. } => Some(false),
             _ => None,
         };
-        while !self.expect(|answer, _| discarded(answer))? {}
+        while !self.hear(|answer, _| discarded(answer))? {}
         Ok(())
     }
 
@@ -374,7 +374,7 @@ impl Sandbox {
     }
 
     /// Waits for one answer, bounded, and takes of it what was asked for.
-    fn expect<T>(&self, take: impl FnOnce(Answer, &mut Vec<OwnedFd>) -> Option<T>) -> Result<T, StageError> {
+    fn hear<T>(&self, take: impl FnOnce(Answer, &mut Vec<OwnedFd>) -> Option<T>) -> Result<T, StageError> {
         let channel = self.channel.as_ref().ok_or_else(protocol)?;
         let limit = Timespec { tv_sec: SETUP_LIMIT.as_secs().try_into().unwrap_or(60), tv_nsec: 0 };
         let mut ready = [PollFd::new(channel, PollFlags::IN)];
@@ -450,10 +450,7 @@ fn protocol() -> StageError {
 }
 
 fn hand_over(limits: &Limits, mounts: &MountPlan) -> std::io::Result<(AssemblePlan, Vec<OwnedFd>)> {
-    let (layers, trees): (_, &[OwnedFd]) = match &mounts.root {
-        RootPlan::Host => (None, &[]),
-        RootPlan::Layers(layers) => (Some(layers.len()), layers),
-    };
+    let (layers, trees) = mounts.root.parts();
     let inputs = mounts.inputs.iter();
     let descriptors = trees.iter().chain(inputs.clone().map(|input| &input.tree)).map(OwnedFd::try_clone);
     let descriptors: Vec<OwnedFd> = descriptors.collect::<Result<_, _>>()?;
