@@ -16,6 +16,7 @@ mod quick;
 mod read;
 mod sections;
 mod suggest;
+mod upstream;
 mod values;
 
 pub use error::{JobFileError, Position};
@@ -23,6 +24,7 @@ pub use image::ImageRef;
 pub use model::{InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text};
 pub use plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 pub use quick::{QuickJob, quick_job};
+pub use upstream::{ArtifactPlace, Believed, UpstreamEntry, UpstreamPlan};
 
 use ampoule_spec::Code;
 use std::fs::File;

@@ -10,6 +10,7 @@ mod intake;
 mod place;
 mod release;
 mod runner;
+mod upstream;
 
 pub use evidence::SigningKey;
 pub use follow::Note;
@@ -94,6 +95,16 @@ pub enum LocalError {
         /// Where.
         path: PathBuf,
     },
+    /// What another job has made is not used: its provenance is refused.
+    #[error("{file}: {reason}")]
+    Upstream {
+        /// Why.
+        code: Code,
+        /// The attestation, or what says who is believed.
+        file: PathBuf,
+        /// For people.
+        reason: String,
+    },
     /// A file of the run's own.
     #[error("{what} {path} cannot be used: {reason}")]
     File {
@@ -147,6 +158,7 @@ impl LocalError {
             Self::Runner(error) => error.code(),
             Self::Cancelled => Code::JobCancelled,
             Self::Exposed { .. } => Code::InputRefused,
+            Self::Upstream { code, .. } => *code,
             Self::TakenOver { .. } => Code::JobAborted,
             Self::Evidence { code, .. } => *code,
         }

@@ -11,8 +11,8 @@
 use ampoule_agent::api::convert::{job_request, job_spec};
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
-    EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name, Output, OutputKind,
-    OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step, StepUser,
+    EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy, Name, Output,
+    OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step, StepUser,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -49,6 +49,19 @@ fn source() -> impl Strategy<Value = InputSource> {
         ("https?://[a-z]{1,9}/[a-z?=&%20]{0,9}", sha256(), any::<bool>())
             .prop_map(|(url, sha256, unpack)| InputSource::Http { url, sha256, unpack }),
         sha256().prop_map(|sha256| InputSource::Tar { sha256 }),
+        (sha256(), any::<bool>(), sha256(), "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,9}").prop_map(
+            |(sha256, unpack, statement, subject)| InputSource::Attestation {
+                sha256,
+                unpack,
+                made_by: MadeBy {
+                    builder: "https://ampoule.example/builders/hermetic/v1".to_owned(),
+                    key: "SHA256:x".to_owned(),
+                    job: id(),
+                    subject: OutputName::parse(&subject).unwrap(),
+                    statement,
+                },
+            }
+        ),
     ]
 }
 

@@ -24,6 +24,7 @@ mod stranger;
 mod stuck;
 mod teardown;
 mod tools;
+mod upstream;
 mod weak;
 
 use crate::harness::Suite;
@@ -54,6 +55,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "isolation", tests: isolation::TESTS },
     Suite { name: "attacks", tests: attacks::TESTS },
     Suite { name: "evidence", tests: evidence::TESTS },
+    Suite { name: "upstream", tests: upstream::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
     Suite { name: "exits", tests: exits::TESTS },
     Suite { name: "stranger", tests: stranger::TESTS },

@@ -211,10 +211,13 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
         InputSource::File { sha256, executable } => {
             Content::File { sha256: Some(*sha256), executable: *executable, epoch }
         }
-        InputSource::Http { sha256, unpack: false, .. } => {
+        InputSource::Http { sha256, unpack: false, .. }
+        | InputSource::Attestation { sha256, unpack: false, .. } => {
             Content::File { sha256: Some(*sha256), executable: false, epoch }
         }
-        InputSource::Http { sha256, unpack: true, .. } | InputSource::Tar { sha256 } => {
+        InputSource::Http { sha256, unpack: true, .. }
+        | InputSource::Tar { sha256 }
+        | InputSource::Attestation { sha256, unpack: true, .. } => {
             Content::Archive { sha256: *sha256, epoch }
         }
     }

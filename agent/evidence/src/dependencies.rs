@@ -47,5 +47,10 @@ fn input(input: &InputParameter) -> Option<ResourceDescriptor> {
         .with_annotation("ampoule_kind", &input.kind)
         .with_annotation("ampoule_mount", input.mount.as_str());
     out.name = Some(input.name.as_str().to_owned());
+    if let Some(made_by) = &input.made_by {
+        out = out
+            .with_annotation("ampoule_builder", &made_by.builder)
+            .with_annotation("ampoule_statement", format!("sha256:{}", made_by.statement));
+    }
     Some(if input.kind == "directory" { out.with_media_type(TREE_MEDIA_TYPE) } else { out })
 }

@@ -8,8 +8,8 @@ use crate::statement::sha256_only;
 use crate::uri::{UriError, image_uri, source_uri};
 use ampoule_spec::{
     ENV_DEFAULTS, EnvName, HOSTNAME, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest,
-    LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, RunReport, SandboxPath, StepUser,
-    UMASK,
+    LogOverflow, MadeBy, Name, OutputKind, OutputName, OutputWhen, ParamValue, RunReport, SandboxPath,
+    Sha256, StepUser, UMASK,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -94,7 +94,7 @@ pub struct InputParameter {
     pub mount: SandboxPath,
     /// Whether steps may write to a copy-on-write layer over it.
     pub writable: bool,
-    /// `directory`, `file`, `http` or `tar`.
+    /// `directory`, `file`, `http`, `tar` or `attestation`.
     pub kind: String,
     /// The URI, the same as in `resolvedDependencies`.
     pub uri: String,
@@ -103,9 +103,24 @@ pub struct InputParameter {
     /// File: whether its owner may execute it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<bool>,
-    /// Http: whether it is an archive that is unpacked.
+    /// Http and attestation: whether it is an archive that is unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpack: Option<bool>,
+    /// Attestation: whose word it is that the job in the URI made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<MadeByParameter>,
+}
+
+/// The provenance that was verified for an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MadeByParameter {
+    /// The builder that signed.
+    pub builder: String,
+    /// The OpenSSH fingerprint of its key.
+    pub key: String,
+    /// SHA-256 of the statement.
+    pub statement: Sha256,
 }
 
 /// One step.
@@ -193,6 +208,11 @@ impl InputParameter {
             InputSource::File { executable, .. } => ("file", Some(*executable), None),
             InputSource::Http { unpack, .. } => ("http", None, Some(*unpack)),
             InputSource::Tar { .. } => ("tar", None, None),
+            InputSource::Attestation { unpack, .. } => ("attestation", None, Some(*unpack)),
+        };
+        let made_by = match &input.source {
+            InputSource::Attestation { made_by, .. } => Some(MadeByParameter::of(made_by)),
+            _ => None,
         };
         Ok(Self {
             name: input.name.clone(),
@@ -203,7 +223,15 @@ impl InputParameter {
             digest: sha256_only(input.source.sha256()),
             executable,
             unpack,
+            made_by,
         })
+    }
+}
+
+impl MadeByParameter {
+    fn of(made_by: &MadeBy) -> Self {
+        let MadeBy { builder, key, job: _, subject: _, statement } = made_by;
+        Self { builder: builder.clone(), key: key.clone(), statement: *statement }
     }
 }
 

@@ -5,7 +5,8 @@
 
 use crate::parameters::{ExternalParameters, ImageParameter, InputParameter, Param};
 use ampoule_spec::{
-    FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, Name, Output, ParamValue, Sha256, Step,
+    FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, MadeBy, Name, Output, OutputName,
+    ParamValue, Sha256, Step,
 };
 use std::collections::BTreeMap;
 
@@ -84,14 +85,32 @@ fn params(params: &BTreeMap<Name, Param>) -> Option<BTreeMap<Name, ParamValue>> 
 
 fn input(input: &InputParameter) -> Option<Input> {
     let digest = sha256(&input.digest)?;
+    if input.made_by.is_some() != (input.kind == "attestation") {
+        return None;
+    }
     let source = match (input.kind.as_str(), input.executable, input.unpack) {
         ("directory", None, None) => InputSource::Directory { tree: digest },
         ("file", Some(executable), None) => InputSource::File { sha256: digest, executable },
         ("http", None, Some(unpack)) => InputSource::Http { url: input.uri.clone(), sha256: digest, unpack },
         ("tar", None, None) => InputSource::Tar { sha256: digest },
+        ("attestation", None, Some(unpack)) => {
+            InputSource::Attestation { sha256: digest, unpack, made_by: made_by(input)? }
+        }
         _ => return None,
     };
     Some(Input { name: input.name.clone(), mount: input.mount.clone(), writable: input.writable, source })
+}
+
+fn made_by(input: &InputParameter) -> Option<MadeBy> {
+    let of = input.made_by.as_ref()?;
+    let (job, subject) = input.uri.strip_prefix("urn:uuid:")?.split_once('#')?;
+    Some(MadeBy {
+        builder: of.builder.clone(),
+        key: of.key.clone(),
+        job: JobId::parse(job).ok()?,
+        subject: OutputName::parse(subject).ok()?,
+        statement: of.statement,
+    })
 }
 
 fn limits(asked: &BTreeMap<String, String>) -> Option<LimitsRequest> {

@@ -7,6 +7,7 @@ mod envelopes;
 mod forgeries;
 mod golden;
 mod keys;
+mod made_by;
 mod parameters;
 mod runs;
 mod schema;

@@ -36,6 +36,13 @@ pub(crate) fn source_uri(at: usize, name: &Name, source: &InputSource) -> Result
         InputSource::Directory { .. } | InputSource::File { .. } | InputSource::Tar { .. } => {
             Ok(format!("urn:ampoule:input:{name}"))
         }
+        InputSource::Attestation { made_by, .. } => {
+            let field = || format!("input[{at}].attestation");
+            check_absolute(&made_by.builder).map_err(|rule| UriError { field: field(), rule })?;
+            // The invocation that the other statement names, and which of its subjects (RFC 3986 §3.5).
+            let uri = format!("urn:uuid:{}#{}", made_by.job, made_by.subject);
+            check_absolute(&uri).map_err(|rule| UriError { field: field(), rule }).map(|()| uri)
+        }
     }
 }
 

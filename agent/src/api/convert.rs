@@ -6,8 +6,8 @@
 use crate::inputs::parse_url;
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
-    Code, EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name, Output,
-    OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, SpecError, Step, StepUser,
+    Code, EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy, Name,
+    Output, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, SpecError, Step, StepUser,
 };
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -172,12 +172,28 @@ fn input(field: &str, input: wire::Input) -> Result<Input> {
             InputSource::Http { url: http.url, sha256, unpack: http.unpack }
         }
         Some(Source::Tar(tar)) => InputSource::Tar { sha256: digest("tar.sha256", &tar.sha256)? },
+        Some(Source::Attestation(made)) => attested(&format!("{field}.attestation"), made)?,
     };
     Ok(Input {
         name: parsed(&format!("{field}.name"), &input.name, Name::parse)?,
         mount: parsed(&format!("{field}.mount"), &input.mount, SandboxPath::parse)?,
         writable: input.writable,
         source,
+    })
+}
+
+fn attested(field: &str, made: wire::AttestationSource) -> Result<InputSource> {
+    let field = |name: &str| format!("{field}.{name}");
+    Ok(InputSource::Attestation {
+        sha256: parsed(&field("sha256"), &made.sha256, Sha256::parse)?,
+        unpack: made.unpack,
+        made_by: MadeBy {
+            builder: made.builder,
+            key: made.key,
+            job: parsed(&field("job_id"), &made.job_id, JobId::parse)?,
+            subject: parsed(&field("subject"), &made.subject, OutputName::parse)?,
+            statement: parsed(&field("statement_sha256"), &made.statement_sha256, Sha256::parse)?,
+        },
     })
 }
 
@@ -304,6 +320,17 @@ fn wire_input(input: &Input) -> wire::Input {
             Source::Http(wire::HttpSource { url: url.clone(), sha256: sha256.to_string(), unpack: *unpack })
         }
         InputSource::Tar { sha256 } => Source::Tar(wire::TarSource { sha256: sha256.to_string() }),
+        InputSource::Attestation { sha256, unpack, made_by } => {
+            Source::Attestation(wire::AttestationSource {
+                sha256: sha256.to_string(),
+                unpack: *unpack,
+                builder: made_by.builder.clone(),
+                key: made_by.key.clone(),
+                job_id: made_by.job.to_string(),
+                subject: made_by.subject.to_string(),
+                statement_sha256: made_by.statement.to_string(),
+            })
+        }
     };
     wire::Input {
         name: input.name.to_string(),

@@ -3,6 +3,7 @@
 use super::error::Position;
 use super::fields::Fields;
 use super::image::ImageRef;
+use super::upstream::UpstreamEntry;
 use ampoule_spec::{
     EnvName, LimitsRequest, LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath,
     Sha256, StepUser,
@@ -136,6 +137,8 @@ pub enum SourceEntry {
         /// SHA-256 of its bytes.
         sha256: Sha256,
     },
+    /// `attestation`: what another job has made.
+    Attestation(UpstreamEntry),
 }
 
 /// `[[step]]`.

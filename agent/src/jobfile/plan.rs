@@ -5,6 +5,7 @@ use super::fields::Fields;
 use super::image::ImageRef;
 use super::model::{JobFile, OutputEntry, SourceEntry, StepEntry, Text};
 use super::params;
+use super::upstream::UpstreamPlan;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
 use ampoule_spec::{
     Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name,
@@ -108,6 +109,8 @@ pub enum SourcePlan {
         /// SHA-256 of its bytes.
         sha256: Sha256,
     },
+    /// What another job has made; its digest is known when its provenance is verified.
+    Attestation(UpstreamPlan),
 }
 
 impl JobFile {
@@ -253,13 +256,14 @@ impl SourcePlan {
                 Self::Http { url: url.clone(), sha256: *sha256, unpack: unpack.unwrap_or(false) }
             }
             SourceEntry::Tar { path, sha256 } => Self::Tar { path: base.join(path), sha256: *sha256 },
+            SourceEntry::Attestation(entry) => Self::Attestation(UpstreamPlan::of(entry, base)),
         }
     }
 
     /// A source that is as long as the real one, for a first check.
     fn draft(&self) -> InputSource {
         match self {
-            Self::Path(_) => InputSource::Directory { tree: Sha256::new([0; 32]) },
+            Self::Path(_) | Self::Attestation(_) => InputSource::Directory { tree: Sha256::new([0; 32]) },
             // A file URL names a path of this host, which belongs in no spec: what it gives is a file of ours.
             Self::Http { url, sha256, unpack: false } if is_file(url) => {
                 InputSource::File { sha256: *sha256, executable: false }
@@ -272,9 +276,9 @@ impl SourcePlan {
         }
     }
 
-    /// What a pinned source is in the spec; none for a path, whose digest is known after the import.
+    /// What a pinned source is in the spec; none for one whose digest is known only when it is taken in.
     pub fn pinned(&self) -> Option<InputSource> {
-        (!matches!(self, Self::Path(_))).then(|| self.draft())
+        (!matches!(self, Self::Path(_) | Self::Attestation(_))).then(|| self.draft())
     }
 
     /// Whether `source` is what this plan became.
@@ -282,6 +286,9 @@ impl SourcePlan {
         match self {
             Self::Path(_) => matches!(source, InputSource::Directory { .. } | InputSource::File { .. }),
             Self::Http { .. } | Self::Tar { .. } => *source == self.draft(),
+            Self::Attestation(plan) => {
+                matches!(source, InputSource::Attestation { unpack, .. } if *unpack == plan.unpack)
+            }
         }
     }
 }
@@ -385,6 +392,11 @@ impl JobPlan {
                     self.check_place(&format!("input[{at}].tar.path"), path, Kind::File)?;
                 }
                 SourcePlan::Http { .. } => {}
+                SourcePlan::Attestation(plan) => {
+                    for (key, path) in plan.files() {
+                        self.check_place(&format!("input[{at}].attestation.{key}"), path, Kind::File)?;
+                    }
+                }
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use super::model::{
 };
 use super::params::{self, Misuse};
 use super::read::{Reader, Table, Value};
-use super::{suggest, values};
+use super::{suggest, upstream, values};
 use crate::inputs::parse_url;
 use ampoule_spec::{
     EnvName, LimitsRequest, LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath,
@@ -86,7 +86,7 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
     })
 }
 
-fn optional<'r, T>(
+pub(super) fn optional<'r, T>(
     table: &Table<'r>,
     key: &str,
     read: impl FnOnce(&Value<'r>) -> Result<T>,
@@ -202,7 +202,7 @@ fn sandbox_path(value: &Value<'_>) -> Result<SandboxPath> {
     value.parsed("an absolute path in the sandbox", "\"/build/src\"", SandboxPath::parse)
 }
 
-fn host_path(value: &Value<'_>) -> Result<String> {
+pub(super) fn host_path(value: &Value<'_>) -> Result<String> {
     let path = value.text("a path", "\"./src\"")?;
     if path.is_empty() || path.chars().any(char::is_control) {
         return Err(value.wrong("the path is empty or holds a control character", ""));
@@ -226,7 +226,7 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
     let writable = optional(table, "writable", Value::boolean)?;
     let named: Vec<_> =
         SOURCE_KEYS.iter().filter_map(|key| table.get(key).map(|value| (*key, value))).collect();
-    let forms = "name exactly one of path, http and tar";
+    let forms = "name exactly one of path, http, tar and attestation";
     let (key, value) = match named.as_slice() {
         [] => return Err(table.wrong("the input has no source", forms)),
         [one] => (one.0, &one.1),
@@ -245,7 +245,7 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
         }
         "git" => return Err(value.unsupported("git inputs", "use http with sha256 or path")),
         "oci" => return Err(value.unsupported("oci inputs", "use http with sha256 or path")),
-        _ => return Err(value.unsupported("attestation inputs", "use http with sha256 or path")),
+        _ => SourceEntry::Attestation(upstream::upstream(value)?),
     };
     Ok(InputEntry { name, mount, writable, source })
 }

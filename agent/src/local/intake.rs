@@ -2,7 +2,7 @@
 
 use super::follow::Note;
 use super::runner::{Runner, RunnerError};
-use super::{Cancel, LocalError, Options, SigningKey};
+use super::{Cancel, LocalError, Options, SigningKey, upstream};
 use crate::inputs::{FetchOptions, Fetcher, OciLayout, scratch_file};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use ampoule_spec::wire::Content;
@@ -55,6 +55,9 @@ fn named(input: &ampoule_spec::Name, error: LocalError) -> LocalError {
     match error {
         LocalError::Runner(RunnerError::Refused { code, message }) => {
             RunnerError::Refused { code, message: format!("input {input}: {message}") }.into()
+        }
+        LocalError::Upstream { code, file, reason } => {
+            LocalError::Upstream { code, file, reason: format!("{reason}; input {input} is not used") }
         }
         other => other,
     }
@@ -119,11 +122,11 @@ fn take_image(image: &ImagePlan, runner: &Runner, say: &mut dyn FnMut(Note)) -> 
     }
 }
 
-fn open(path: &Path) -> Result<File> {
+pub(super) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| unusable(path, error))
 }
 
-fn unusable(path: &Path, error: std::io::Error) -> LocalError {
+pub(super) fn unusable(path: &Path, error: std::io::Error) -> LocalError {
     LocalError::File { what: "the file", path: path.to_owned(), reason: error.to_string() }
 }
 
@@ -167,6 +170,7 @@ fn take_input(
             }
             pinned
         }
+        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, cancel, importing),
     }
 }
 
@@ -228,7 +232,7 @@ impl Write for UntilCancelled<'_> {
 }
 
 /// Downloads to a file without a name.
-fn fetch(url: &str, sha256: &Sha256, cancel: &Cancel) -> Result<File> {
+pub(super) fn fetch(url: &str, sha256: &Sha256, cancel: &Cancel) -> Result<File> {
     let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
     let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;

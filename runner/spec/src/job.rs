@@ -198,6 +198,32 @@ pub enum InputSource {
         /// SHA-256 of the archive's bytes.
         sha256: Sha256,
     },
+    /// What another job has made, by the provenance that was verified for it.
+    Attestation {
+        /// SHA-256 of its bytes, as the provenance says.
+        sha256: Sha256,
+        /// Whether it is an archive that is unpacked.
+        #[serde(default)]
+        unpack: bool,
+        /// The job that made it, and whose word that is.
+        made_by: MadeBy,
+    },
+}
+
+/// Provenance that was verified before what it is about was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeBy {
+    /// The builder that signed: an absolute URI.
+    pub builder: String,
+    /// The OpenSSH fingerprint of its key.
+    pub key: String,
+    /// The job that made it.
+    pub job: JobId,
+    /// The name under which it is a subject.
+    pub subject: OutputName,
+    /// SHA-256 of the statement: the same in an envelope and in a bundle.
+    pub statement: Sha256,
 }
 
 impl InputSource {
@@ -205,7 +231,10 @@ impl InputSource {
     pub fn sha256(&self) -> Sha256 {
         match self {
             Self::Directory { tree } => *tree,
-            Self::File { sha256, .. } | Self::Http { sha256, .. } | Self::Tar { sha256 } => *sha256,
+            Self::File { sha256, .. }
+            | Self::Http { sha256, .. }
+            | Self::Tar { sha256 }
+            | Self::Attestation { sha256, .. } => *sha256,
         }
     }
 }
@@ -356,6 +385,11 @@ impl JobSpec {
             }
             if let InputSource::Http { url, .. } = &input.source {
                 check_text(&format!("input[{at}].http.url"), url)?;
+            }
+            if let InputSource::Attestation { made_by, .. } = &input.source {
+                for text in [&made_by.builder, &made_by.key] {
+                    check_text(&format!("input[{at}].attestation"), text)?;
+                }
             }
         }
         Ok(())

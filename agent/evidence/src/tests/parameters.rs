@@ -192,13 +192,16 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
         any::<[u8; 32]>().prop_map(|d| json!({"kind": "tar",
         "sha256": ampoule_spec::Sha256::new(d)}))
     ];
-    let source = (any::<[u8; 32]>(), any::<bool>(), 0..4).prop_map(|(digest, flag, kind)| {
+    let source = (any::<[u8; 32]>(), any::<bool>(), 0..5).prop_map(|(digest, flag, kind)| {
         let digest = ampoule_spec::Sha256::new(digest);
         match kind {
             0 => json!({"kind": "directory", "tree": digest}),
             1 => json!({"kind": "file", "sha256": digest, "executable": flag}),
             2 => json!({"kind": "http", "url": "https://a.example/x", "sha256": digest, "unpack": flag}),
-            _ => json!({"kind": "tar", "sha256": digest}),
+            3 => json!({"kind": "tar", "sha256": digest}),
+            _ => json!({"kind": "attestation", "sha256": digest, "unpack": flag, "made_by": {
+                "builder": "https://a.example/builders/hermetic/v1", "key": "SHA256:k", "statement": digest,
+                "job": "01890a5d-ac96-774b-bcce-b302099a8057", "subject": "lib+z-1.so"}}),
         }
     });
     let limits = prop::collection::btree_map(
