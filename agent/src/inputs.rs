@@ -6,11 +6,13 @@
 
 mod error;
 mod fetch;
+mod guard;
 mod oci_layout;
 mod url;
 
 pub use error::InputError;
 pub use fetch::{FetchOptions, Fetched, Fetcher, scratch_file};
+pub use guard::{Guard, GuardOptions, Lookup, SystemLookup};
 pub use oci_layout::{Blob, LayoutImage, OciLayout};
 pub use url::parse_url;
 

@@ -13,9 +13,9 @@ mod model;
 mod params;
 mod plan;
 mod quick;
-mod read;
+pub(crate) mod read;
 mod sections;
-mod suggest;
+pub(crate) mod suggest;
 mod upstream;
 mod values;
 

@@ -8,3 +8,4 @@ pub mod inputs;
 pub mod jobfile;
 pub mod local;
 pub mod signing;
+pub mod sources;

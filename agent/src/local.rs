@@ -19,6 +19,7 @@ pub use runner::{Measurement, Runner, RunnerError, find_runner};
 use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, JobPlan};
 use crate::signing::SigningError;
+use crate::sources::Policy;
 use ampoule_evidence::Authority;
 use ampoule_spec::wire::CANCEL;
 use ampoule_spec::{Code, Failure, JobId, Outcome};
@@ -41,6 +42,8 @@ pub struct Options {
     pub key: SigningKey,
     /// The base of type URIs and builder ids.
     pub authority: Authority,
+    /// Where inputs may come from.
+    pub sources: Policy,
 }
 
 /// How a local run ended.
@@ -84,9 +87,7 @@ pub enum LocalError {
     #[error("cancelled before there was a job")]
     Cancelled,
     /// An input has in it what a step must not see.
-    #[error(
-        "input {input} has {what} in it ({path}), and a step could read the key that signs; keep that elsewhere"
-    )]
+    #[error("input {input} has {what} in it ({path}), and a step could read that; keep it elsewhere")]
     Exposed {
         /// The input.
         input: String,

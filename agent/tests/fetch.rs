@@ -9,11 +9,13 @@
 )]
 
 use ampoule_agent::inputs::{FetchOptions, Fetched, Fetcher, InputError, scratch_file};
+use ampoule_agent::sources::{Policy, SourcesFile};
 use ampoule_spec::{Code, Sha256};
 use aws_lc_rs::digest::{SHA256, digest};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -152,12 +154,26 @@ fn options() -> FetchOptions {
     }
 }
 
+/// A policy that lists the server of a URL, by address and by name.
+fn listing(url: &str) -> Policy {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let port = rest.split(['/', '?']).next().unwrap().rsplit_once(':').map_or("80", |(_, port)| port);
+    let text = format!(
+        "sources = 1\n[project.default]\nallow = [\"plain\", \"tls\", \"name\"]\n\
+         [origin.plain]\nurl = \"http://127.0.0.1:{port}/\"\n[origin.tls]\nurl = \"https://127.0.0.1:{port}/\"\n\
+         [origin.name]\nurl = \"http://localhost:{port}/\"\naddresses = [\"127.0.0.1\", \"::1\"]\n"
+    );
+    SourcesFile::parse(&text, "sources.toml", Path::new("")).unwrap().policy(None).unwrap()
+}
+
 fn fetch_with(options: FetchOptions, url: &str, expected: &Sha256) -> (Result<Fetched, InputError>, Vec<u8>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut file = scratch_file(dir.path()).unwrap();
     file.write_all(b"left over").unwrap();
-    let fetcher = Fetcher::new(options);
+    let policy =
+        if url.starts_with("http") && !url.contains("u:p@") { listing(url) } else { Policy::built_in() };
+    let fetcher = Fetcher::new(options, policy);
     let fetched = runtime.block_on(fetcher.fetch(url, expected, &mut file));
     assert_eq!(file.stream_position().unwrap(), 0);
     let mut bytes = Vec::new();

@@ -79,6 +79,8 @@ pub(crate) struct RunArgs {
     pub(crate) outputs: Vec<String>,
     #[command(flatten)]
     pub(crate) host: HostArgs,
+    #[command(flatten)]
+    pub(crate) sources: SourcesArgs,
     /// One JSON object a line on stdout.
     #[arg(long)]
     pub(crate) json: bool,
@@ -100,6 +102,18 @@ pub(crate) struct HostArgs {
     /// A directory of compiled profiles instead of those built in.
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) profiles: Option<PathBuf>,
+}
+
+/// Where inputs may come from.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SourcesArgs {
+    /// The rules of where inputs may come from. Default: $XDG_CONFIG_HOME/ampoule/sources.toml or
+    /// ~/.config/ampoule/sources.toml (not for root), else /etc/ampoule/sources.toml; without any, every public address.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sources: Option<PathBuf>,
+    /// The project whose rules hold. Default: default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

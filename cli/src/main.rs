@@ -10,6 +10,7 @@ mod inspect;
 mod job;
 mod run;
 mod show;
+mod sources;
 mod verify;
 
 use ampoule_spec::Exit;

@@ -3,6 +3,7 @@
 use crate::args::{HostArgs, RunArgs};
 use crate::failure::Failed;
 use crate::show::{self, LogLines};
+use crate::sources;
 use ampoule_agent::jobfile::{self, JobPlan, QuickJob, quick_job};
 use ampoule_agent::local::{self, Cancel, Completed, Note, Options, SigningKey};
 use ampoule_evidence::Authority;
@@ -24,6 +25,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failed> {
         profiles: args.host.profiles.clone(),
         key: args.key.clone().map_or(SigningKey::Development, SigningKey::File),
         authority,
+        sources: sources::policy(&args.sources)?,
     };
     let cancel = Cancel::default();
     listen_for_signals(cancel.clone())?;

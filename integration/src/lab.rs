@@ -82,6 +82,7 @@ pub(crate) struct Lab<'a> {
     number: AtomicU32,
     leaves_jobs: AtomicBool,
     token: OnceLock<String>,
+    listed: Mutex<Vec<String>>,
 }
 
 impl<'a> Lab<'a> {
@@ -91,12 +92,15 @@ impl<'a> Lab<'a> {
         fs::create_dir(&dir)?;
         fs::create_dir(dir.join("tmp"))?;
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+        let sources = "sources = 1\n[project.default]\npublic = true\nallow = []\n";
+        fs::write(dir.join("sources.toml"), sources)?;
         Ok(Self {
             kit,
             dir,
             number: AtomicU32::new(0),
             leaves_jobs: AtomicBool::new(false),
             token: OnceLock::new(),
+            listed: Mutex::default(),
         })
     }
 
@@ -201,7 +205,31 @@ impl<'a> Lab<'a> {
         let mut call = self.call(program).arg("run").arg(job);
         call.out = self.path(&format!("out-{number}"));
         let out = call.out.clone();
-        call.arg("--state").arg(self.state()).arg("--out").arg(out)
+        // The host's own rules are none of the test's.
+        let sources = self.sources();
+        call.arg("--state").arg(self.state()).arg("--out").arg(out).arg("--sources").arg(sources)
+    }
+
+    /// The rules of where inputs may come from: public addresses, and what was [listed](Self::list).
+    pub(crate) fn sources(&self) -> PathBuf {
+        self.path("sources.toml")
+    }
+
+    /// Allows inputs from the server of a URL with an address in it.
+    pub(crate) fn list(&self, url: &str) -> Result<()> {
+        let (scheme, rest) = url.split_once("://").context("no URL")?;
+        let server = format!("{scheme}://{}/", rest.split('/').next().unwrap_or_default());
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !listed.contains(&server) {
+            listed.push(server);
+        }
+        let names: Vec<String> = (0..listed.len()).map(|at| format!("\"s{at}\"")).collect();
+        let mut text =
+            format!("sources = 1\n[project.default]\npublic = true\nallow = [{}]\n", names.join(", "));
+        for (at, server) in listed.iter().enumerate() {
+            text += &format!("[origin.s{at}]\nurl = \"{server}\"\n");
+        }
+        self.write("sources.toml", text).map(drop)
     }
 
     /// Runs a job to its end.

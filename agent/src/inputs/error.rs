@@ -14,12 +14,12 @@ pub enum InputError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A redirect leads where no input may come from.
+    /// Policy does not let anything be fetched there.
     #[error("{url}: {reason}")]
     Denied {
-        /// The URL that answered with the redirect.
+        /// The URL, or the one that answered with a redirect.
         url: String,
-        /// Why it is not followed.
+        /// Why not, by which rule, and what to do.
         reason: String,
     },
     /// The source says that it does not have it, or a file is not there.

@@ -1,25 +1,23 @@
 //! Downloads: one pass from the source through the hash into a file.
 
 use super::error::InputError;
-use super::url::{check, parse_url, without_query};
+use super::guard::{Guard, GuardOptions, unreachable};
+use super::url::{parse_url, without_query};
+use crate::sources::{Policy, Purpose};
 use ampoule_spec::Sha256;
 use aws_lc_rs::digest::{Context, SHA256};
 use futures_util::StreamExt;
-use reqwest::header::LOCATION;
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use reqwest::{Method, Request, Response, StatusCode, Url};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
-/// How many redirects are followed.
-const REDIRECTS_MAX: usize = 5;
 /// How many bytes are collected before they are written.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -57,47 +55,18 @@ pub struct Fetched {
     pub final_url: String,
 }
 
-/// Fetches inputs. Uses no proxy and no cookie, and of the environment only `SSL_CERT_FILE` and
-/// `SSL_CERT_DIR`, which the TLS library reads to find the host's certificate authorities.
+/// Fetches inputs.
 #[derive(Debug)]
 pub struct Fetcher {
     options: FetchOptions,
-    /// Made when the first `https` URL needs it: it loads the host's certificate authorities.
-    secure: OnceLock<Client>,
-    /// Made when the first `http` URL needs it. It knows no certificate authority and needs none.
-    plain: OnceLock<Client>,
+    guard: Guard,
 }
 
 impl Fetcher {
-    /// A fetcher with these bounds.
-    pub fn new(options: FetchOptions) -> Self {
-        Self { options, secure: OnceLock::new(), plain: OnceLock::new() }
-    }
-
-    fn client(&self, url: &Url) -> Result<&Client, InputError> {
-        let secure = url.scheme() == "https";
-        let place = if secure { &self.secure } else { &self.plain };
-        if let Some(client) = place.get() {
-            return Ok(client);
-        }
-        // reqwest's `rustls` feature brings aws-lc-rs as its provider when no default is installed.
-        let mut builder = Client::builder();
-        if !secure {
-            builder = builder.tls_certs_only(std::iter::empty());
-        }
-        let client = builder
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            // A connection that is used again may just be closing, which no one could tell from a failure.
-            .pool_max_idle_per_host(0)
-            .referer(false)
-            .user_agent(concat!("ampoule/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(self.options.connect_timeout)
-            .read_timeout(self.options.read_timeout)
-            .build()
-            .map_err(|source| InputError::Client { source })?;
-        Ok(place.get_or_init(|| client))
+    /// A fetcher with these bounds, from where this policy allows.
+    pub fn new(options: FetchOptions, policy: Policy) -> Self {
+        let FetchOptions { connect_timeout, read_timeout, .. } = options;
+        Self { options, guard: Guard::new(policy, GuardOptions { connect_timeout, read_timeout }) }
     }
 
     /// Fetches `url` into `into`, which is emptied first and stands at its beginning afterwards.
@@ -188,40 +157,11 @@ impl Fetcher {
 
     /// Asks until something other than a redirect answers.
     async fn follow(&self, start: Url) -> Result<(Response, Url), InputError> {
-        let what = without_query(&start);
-        let mut url = start;
-        for _ in 0..=REDIRECTS_MAX {
-            let response = self.client(&url)?.get(url.clone()).send().await.map_err(|e| {
-                let reason = if e.is_timeout() { "no answer in time" } else { "cannot be reached" };
-                unreachable(&without_query(&url), reason.to_owned(), Some(e))
-            })?;
-            match response.status() {
-                StatusCode::OK => return Ok((response, url)),
-                StatusCode::MOVED_PERMANENTLY
-                | StatusCode::FOUND
-                | StatusCode::SEE_OTHER
-                | StatusCode::TEMPORARY_REDIRECT
-                | StatusCode::PERMANENT_REDIRECT => {
-                    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-                    url = redirected(&url, location)?;
-                }
-                status => return Err(refused(&url, status)),
-            }
+        let (response, url) = self.guard.send(Purpose::Http, Request::new(Method::GET, start)).await?;
+        match response.status() {
+            StatusCode::OK => Ok((response, url)),
+            status => Err(refused(&url, status)),
         }
-        Err(unreachable(&what, format!("more than {REDIRECTS_MAX} redirects"), None))
-    }
-}
-
-/// Where a redirect leads, if it may be followed.
-fn redirected(from: &Url, location: Option<&str>) -> Result<Url, InputError> {
-    let denied = |reason: String| InputError::Denied { url: without_query(from), reason };
-    let location = location.ok_or_else(|| denied("a redirect without a readable Location".to_owned()))?;
-    let to = from.join(location).map_err(|e| denied(format!("a redirect to no URL: {e}")))?;
-    check(&to).map_err(|reason| denied(format!("a redirect is not followed: {reason}")))?;
-    match (from.scheme(), to.scheme()) {
-        ("http", "http") | (_, "https") => Ok(to),
-        ("https", "http") => Err(denied(format!("a redirect from https to {}", without_query(&to)))),
-        (_, scheme) => Err(denied(format!("a redirect to the scheme {scheme:?} is not followed"))),
     }
 }
 
@@ -235,12 +175,6 @@ fn refused(url: &Url, status: StatusCode) -> InputError {
     } else {
         unreachable(&what, reason, None)
     }
-}
-
-fn unreachable(url: &str, reason: String, cause: Option<reqwest::Error>) -> InputError {
-    // reqwest repeats the URL, query included.
-    let source = cause.map(|e| Box::new(e.without_url()) as Box<dyn std::error::Error + Send + Sync>);
-    InputError::Unreachable { url: url.to_owned(), reason, source }
 }
 
 /// Copies a local file.
@@ -311,28 +245,5 @@ pub fn scratch_file(dir: &Path) -> std::io::Result<File> {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && number < 10_000 => {}
             Err(e) => return Err(e),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn redirected_never_leaves_https_nor_the_web() {
-        let to = |from: &str, location| {
-            redirected(&Url::parse(from).unwrap(), location).map(String::from).map_err(|e| e.code())
-        };
-        let denied = Err(ampoule_spec::Code::InputSourceDenied);
-        assert_eq!(to("http://h/a/b", Some("c")), Ok("http://h/a/c".to_owned()));
-        assert_eq!(to("http://h/a", Some("https://i/c")), Ok("https://i/c".to_owned()));
-        assert_eq!(to("https://h/a", Some("//i/c")), Ok("https://i/c".to_owned()));
-        for location in
-            ["http://h/a", "ftp://h/a", "file:///etc/passwd", "https://u@h/a", "data:,x", "https://"]
-        {
-            assert_eq!(to("https://h/a", Some(location)), denied, "{location}");
-        }
-        assert_eq!(to("http://h/a", Some("file:///etc/passwd")), denied);
-        assert_eq!(to("http://h/a", None), denied);
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn take_in(
             return Err(LocalError::Cancelled);
         }
         let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-        let taken = take_input(input, plan.source_date_epoch, runner, cancel, &mut importing);
+        let taken = take_input(input, plan.source_date_epoch, runner, options, cancel, &mut importing);
         sources.push(taken.map_err(|error| named(&input.name, error))?);
     }
     let id = new_id()?;
@@ -72,8 +72,9 @@ fn keeps_our_secrets(input: &InputPlan, options: &Options) -> Result<()> {
         SigningKey::File(key) => Some(("the signing key", key.clone())),
         SigningKey::Development => None,
     };
+    let shown = options.sources.secrets().map(|file| ("what an origin knows us by", file.clone()));
     let ours = [("the state directory", options.state.clone()), ("the keys", options.state.join("keys"))];
-    for (what, path) in ours.into_iter().chain(key) {
+    for (what, path) in ours.into_iter().chain(key).chain(shown) {
         let Ok(path) = std::fs::canonicalize(path) else { continue };
         if path.starts_with(&source) || what == "the keys" && source.starts_with(&path) {
             return Err(LocalError::Exposed { input: input.name.to_string(), what, path });
@@ -134,6 +135,7 @@ fn take_input(
     input: &InputPlan,
     epoch: u64,
     runner: &Runner,
+    options: &Options,
     cancel: &Cancel,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
@@ -166,11 +168,11 @@ fn take_input(
             };
             if runner.find(content.clone())?.is_none() {
                 importing();
-                runner.import(content, fetch(url, sha256, cancel)?.into())?;
+                runner.import(content, fetch(url, sha256, options, cancel)?.into())?;
             }
             pinned
         }
-        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, cancel, importing),
+        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, options, cancel, importing),
     }
 }
 
@@ -232,11 +234,11 @@ impl Write for UntilCancelled<'_> {
 }
 
 /// Downloads to a file without a name.
-pub(super) fn fetch(url: &str, sha256: &Sha256, cancel: &Cancel) -> Result<File> {
+pub(super) fn fetch(url: &str, sha256: &Sha256, options: &Options, cancel: &Cancel) -> Result<File> {
     let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
     let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let fetcher = Fetcher::new(FetchOptions::default());
+    let fetcher = Fetcher::new(FetchOptions::default(), options.sources.clone());
     runtime.block_on(async {
         let cancelled = async {
             while !cancel.is_cancelled() {

@@ -2,7 +2,7 @@
 
 use super::intake::{fetch, open, unusable};
 use super::runner::Runner;
-use super::{Cancel, LocalError};
+use super::{Cancel, LocalError, Options};
 use crate::jobfile::{ArtifactPlace, Believed, UpstreamPlan};
 use ampoule_evidence::{ATTESTATION_BYTES_MAX, MadeByRequest, PublicKey, TrustFile, TrustedKey, made_by};
 use ampoule_spec::wire::Content;
@@ -20,6 +20,7 @@ pub(super) fn take(
     plan: &UpstreamPlan,
     epoch: u64,
     runner: &Runner,
+    options: &Options,
     cancel: &Cancel,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
@@ -46,7 +47,7 @@ pub(super) fn take(
         // The import holds the bytes against the digest that was verified.
         let bytes = match &plan.artifact {
             ArtifactPlace::Path(path) => open(path)?,
-            ArtifactPlace::Url(url) => fetch(url, &sha256, cancel)?,
+            ArtifactPlace::Url(url) => fetch(url, &sha256, options, cancel)?,
         };
         runner.import(content, bytes.into())?;
     }

@@ -61,6 +61,7 @@ fn before_admission(lab: &Lab) -> Result<()> {
     // A source that never ends its answer keeps the run in its import.
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}/slow", listener.local_addr()?);
+    lab.list(&url)?;
     let source = format!("http = {{ url = \"{url}\", sha256 = \"{}\" }}", crate::check::sha256(b"x"));
     let job = lab.job(&(input("slow", &source, "/build/slow", false) + &sh("a", "true")))?;
     let live = lab.run(&job).start()?;

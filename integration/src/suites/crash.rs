@@ -168,6 +168,7 @@ fn daemons(lab: &Lab) -> Result<()> {
 fn import(lab: &Lab) -> Result<()> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}/slow", listener.local_addr()?);
+    lab.list(&url)?;
     let slow = format!("http = {{ url = \"{url}\", sha256 = \"{}\" }}", crate::check::sha256(b"x"));
     let big = lab.write("big/file", vec![7; 4 << 20])?;
     let big = format!("path = '{}'", big.parent().context("no parent")?.display());

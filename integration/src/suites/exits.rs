@@ -347,9 +347,10 @@ fn mute_runner(lab: &Lab) -> Result<()> {
 
 fn denied(lab: &Lab) -> Result<()> {
     let server = Server::start("302 Found\r\nlocation: file:///etc/passwd", Vec::new())?;
+    lab.list(&server.url(""))?;
     let source = format!("http = {{ url = \"{}\", sha256 = \"{}\" }}", server.url("a"), sha256(b"x"));
     let ran = lab.run_job(&(input("a", &source, "/build/a", false) + &sh("a", "true")))?;
-    ran.exits(77)?.says(&["input.source_denied"]).map(drop)
+    ran.exits(77)?.says(&["input.source_denied", "a redirect to the scheme"]).map(drop)
 }
 
 fn doctor(lab: &Lab) -> Result<()> {

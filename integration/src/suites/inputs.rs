@@ -207,6 +207,7 @@ fn archives(lab: &Lab) -> Result<()> {
 fn http(lab: &Lab) -> Result<()> {
     let bytes = gzip(&archive()?)?;
     let server = Server::start("200 OK", bytes.clone())?;
+    lab.list(&server.url(""))?;
     let source = |unpack: bool, digest: &str| {
         format!(
             "http = {{ url = \"{}\", sha256 = \"{digest}\", unpack = {unpack} }}",
@@ -247,6 +248,7 @@ fn wrong_digest(lab: &Lab) -> Result<()> {
     let bytes = archive()?;
     let file = lab.write("a.tar", &bytes)?;
     let server = Server::start("200 OK", bytes.clone())?;
+    lab.list(&server.url(""))?;
     let sources = [
         format!("tar = {{ path = '{}', sha256 = \"{wrong}\" }}", file.display()),
         format!("http = {{ url = \"{}\", sha256 = \"{wrong}\", unpack = true }}", server.url("a")),
@@ -275,10 +277,12 @@ fn unreachable(lab: &Lab) -> Result<()> {
         ("429 Too Many Requests", 75, "input.unreachable"),
     ] {
         let server = Server::start(status, b"x".to_vec())?;
+        lab.list(&server.url(""))?;
         let ran = lab.run_job(&body(&server.url("a")))?.exits(exit)?.says(&[code])?;
         ensure!(!ran.out.exists(), "there is an output directory");
     }
     let closed = Server::start("200 OK", Vec::new())?.url("a");
+    lab.list(&closed)?;
     lab.run_job(&body(&closed))?.exits(75)?.says(&["input.unreachable"])?;
     lab.run_job(&body(&format!("file://{}", lab.path("none").display())))?
         .exits(64)?
