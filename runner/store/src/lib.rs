@@ -18,6 +18,7 @@ mod durable;
 mod entry_path;
 mod error;
 mod limits;
+mod magic;
 mod oci;
 pub mod pack;
 mod receive;

@@ -1,6 +1,7 @@
 //! The bytes of a source, decompressed, counted and capped while they flow.
 
 use crate::limits::{BUFFER_BYTES, Limits};
+use crate::magic;
 use crate::refusal::Refusal;
 use crate::worker::WorkError;
 use ampoule_spec::Sha256;
@@ -115,7 +116,7 @@ impl Stream {
     /// A stream of what the source holds, decompressed if its first bytes say so.
     pub(crate) fn detect(source: OwnedFd, limits: Limits) -> Result<Self, WorkError> {
         let mut source = Source::new(source);
-        let decoder = match source.peek(10).map_err(WorkError::source)? {
+        let decoder = match source.peek(magic::LOOKED_AT).map_err(WorkError::source)? {
             [0x1f, 0x8b, ..] => Decoder::Gzip(Box::new(MultiGzDecoder::new(source))),
             // A frame, or a skippable one before it (RFC 8878 §3.1.2).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
@@ -124,14 +125,10 @@ impl Stream {
                 decoder.window_log_max(WINDOW_LOG_MAX).map_err(WorkError::source)?;
                 Decoder::Zstd(Box::new(decoder))
             }
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
-                return Err(Refusal::CompressionUnknown { format: "xz" }.into());
-            }
-            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
-                return Err(Refusal::CompressionUnknown { format: "bzip2" }.into());
-            }
-            [b'P', b'K', 3, 4, ..] => return Err(Refusal::CompressionUnknown { format: "zip" }.into()),
-            _ => Decoder::Plain(source),
+            other => match magic::unread(other) {
+                Some(format) => return Err(Refusal::CompressionUnknown { format }.into()),
+                None => Decoder::Plain(source),
+            },
         };
         Ok(Self { decoder, limits, bytes: 0, sha256: None })
     }

@@ -14,6 +14,10 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["git", "--version"], package: "git" },
     Needed { probe: &["openssl", "version"], package: "openssl" },
     Needed { probe: &["strace", "-V"], package: "strace" },
+    // The other readers of archives, and what GNU tar calls for zstd.
+    Needed { probe: &["tar", "--version"], package: "tar" },
+    Needed { probe: &["bsdtar", "--version"], package: "libarchive-tools" },
+    Needed { probe: &["zstd", "--version"], package: "zstd" },
     Needed { probe: &["setpriv", "--version"], package: "util-linux" },
     Needed { probe: &["/usr/bin/python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
     // An ordinary user's PATH may not lead to it.

@@ -28,12 +28,33 @@ pub(crate) enum Flag {
     LongLink,
 }
 
+impl Kind {
+    /// The type as stat(2) has it in `st_mode`, divided by 010000.
+    fn bits(self) -> u64 {
+        match self {
+            Self::File | Self::HardLink => 0o10,
+            Self::Directory => 0o4,
+            Self::Symlink => 0o12,
+            Self::CharDevice => 0o2,
+            Self::BlockDevice => 0o6,
+            Self::Fifo => 0o1,
+        }
+    }
+
+    /// The permissions in a header's mode. Its other bits may say the same type or nothing: libarchive believes them.
+    pub(crate) fn permissions(self, mode: u64) -> Option<u32> {
+        let fits = matches!(mode >> 12, 0) || mode >> 12 == self.bits();
+        fits.then(|| u32::try_from(mode & 0o7777).unwrap_or(0))
+    }
+}
+
 /// A header's fields.
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) name: Vec<u8>,
     pub(crate) link: Vec<u8>,
-    pub(crate) mode: u32,
+    /// With the bits of a type, which some programs write.
+    pub(crate) mode: u64,
     pub(crate) uid: u64,
     pub(crate) gid: u64,
     pub(crate) size: u64,
@@ -60,7 +81,7 @@ fn checksum(block: &[u8; BLOCK]) -> u64 {
 }
 
 /// Octal digits after spaces, ended by NUL, space or the field's end; nothing but NUL and space behind them.
-/// Or a positive binary number after a byte 0x80 (GNU, star). Nothing at all is `None`.
+/// Or a positive binary number after a byte 0x80 (GNU, star). NULs alone are `None`; GNU tar refuses spaces alone.
 fn number(bytes: &[u8]) -> Result<Option<u64>, ()> {
     if let [0x80, rest @ ..] = bytes {
         let mut value = 0_u64;
@@ -69,6 +90,11 @@ fn number(bytes: &[u8]) -> Result<Option<u64>, ()> {
         }
         return Ok(Some(value));
     }
+    octal(bytes)
+}
+
+/// The same without the binary form.
+fn octal(bytes: &[u8]) -> Result<Option<u64>, ()> {
     let start = bytes.iter().position(|byte| *byte != b' ').unwrap_or(bytes.len());
     let text = bytes.get(start..).unwrap_or_default();
     let end = text.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(text.len());
@@ -83,7 +109,25 @@ fn number(bytes: &[u8]) -> Result<Option<u64>, ()> {
         }
         value = value.checked_mul(8).ok_or(())? | u64::from(digit - b'0');
     }
-    Ok((!digits.is_empty()).then_some(value))
+    match (digits, start) {
+        ([], 0) => Ok(None),
+        ([], _) => Err(()),
+        _ => Ok(Some(value)),
+    }
+}
+
+/// Numbers of devices, which nobody needs here: libarchive refuses what is none, whatever the entry is.
+fn devices_are_numbers(block: &[u8; BLOCK]) -> bool {
+    [329, 337].into_iter().map(|from| field(block, from, 8)).all(|bytes| {
+        let blank = bytes.iter().all(|byte| matches!(byte, 0 | b' '));
+        blank || number(bytes).is_ok()
+    })
+}
+
+/// An owner's id, for which Linux has 32 bits: GNU tar refuses more.
+fn id(bytes: &[u8]) -> Result<u64, ()> {
+    let id = number(bytes)?.unwrap_or(0);
+    if id > u64::from(u32::MAX) { Err(()) } else { Ok(id) }
 }
 
 /// A time may also be a negative binary number.
@@ -111,12 +155,12 @@ impl Header {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        if number(field(block, 148, 8)) != Ok(Some(checksum(block))) {
+        if octal(field(block, 148, 8)) != Ok(Some(checksum(block))) {
             return Err(Refusal::Checksum { offset });
         }
         let raw = field(block, 0, 100);
         let entry = || shown(raw.split(|byte| *byte == 0).next().unwrap_or_default());
-        let bad = |field| move |()| Refusal::Field { entry: shown(raw), field };
+        let bad = |field| move |()| Refusal::Field { entry: entry(), field };
         let format = format(block).ok_or_else(|| Refusal::HeaderFormat { entry: entry() })?;
         let mut name = text(raw).map_err(|()| Refusal::NulInName { entry: entry() })?.to_vec();
         if format == Format::Ustar {
@@ -132,6 +176,9 @@ impl Header {
             }
             _ => &[],
         };
+        if !devices_are_numbers(block) {
+            return Err(bad("device")(()));
+        }
         let mode = number(field(block, 100, 8)).map_err(bad("mode"))?.unwrap_or(0);
         let size = number(field(block, 124, 12)).map_err(bad("size"))?;
         let no_data = matches!(flag, Flag::Entry(kind) if kind != Kind::File);
@@ -140,9 +187,9 @@ impl Header {
         }
         Ok(Some(Self {
             link: link.to_vec(),
-            mode: u32::try_from(mode & 0o7777).unwrap_or(0),
-            uid: number(field(block, 108, 8)).map_err(bad("uid"))?.unwrap_or(0),
-            gid: number(field(block, 116, 8)).map_err(bad("gid"))?.unwrap_or(0),
+            mode,
+            uid: id(field(block, 108, 8)).map_err(bad("uid"))?,
+            gid: id(field(block, 116, 8)).map_err(bad("gid"))?,
             size: size.unwrap_or(0),
             mtime: time(field(block, 136, 12)).map_err(bad("mtime"))?,
             flag,

@@ -26,6 +26,9 @@ const IGNORED: &[&[u8]] = &[
     b"SCHILY.fflags",
 ];
 
+/// Keys whose values are UTF-8, unless `hdrcharset` says that they are any bytes.
+const TEXTS: &[&[u8]] = &[b"path", b"linkpath", b"uname", b"gname"];
+
 /// Beginnings of keys that are known and change nothing here.
 const IGNORED_FAMILIES: &[&[u8]] = &[b"SCHILY.xattr.", b"LIBARCHIVE."];
 
@@ -94,6 +97,7 @@ impl Pax {
         let malformed = |reason| Refusal::PaxMalformed { entry: shown(entry), reason };
         let mut pax = Self::default();
         let mut seen = BTreeSet::new();
+        let (mut text, mut binary) = (true, false);
         let mut rest = bytes;
         while !rest.is_empty() {
             let record = record(rest).map_err(malformed)?;
@@ -101,7 +105,12 @@ impl Pax {
             if !seen.insert(record.key) {
                 return Err(malformed("a key occurs twice"));
             }
+            text &= !TEXTS.contains(&record.key) || std::str::from_utf8(record.value).is_ok();
+            binary |= record.key == b"hdrcharset" && record.value == b"BINARY";
             pax.take(record.key, record.value, entry)?;
+        }
+        if !text && !binary {
+            return Err(malformed("a name that is not UTF-8, and no hdrcharset=BINARY"));
         }
         Ok(pax)
     }
@@ -123,13 +132,17 @@ impl Pax {
     fn take(&mut self, key: &[u8], value: &[u8], entry: &[u8]) -> Result<(), Refusal> {
         let malformed = |reason| move || Refusal::PaxMalformed { entry: shown(entry), reason };
         let number = || decimal(value).ok_or_else(malformed("a size or id is not a number"));
+        let id = || match number()? {
+            id if id > u64::from(u32::MAX) => Err(malformed("an id of more than 32 bits")()),
+            id => Ok(id),
+        };
         match key {
             b"path" | b"linkpath" if value.is_empty() => return Err(malformed("an empty name")()),
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.link = Some(value.to_vec()),
             b"size" => self.size = Some(number()?),
-            b"uid" => self.uid = Some(number()?),
-            b"gid" => self.gid = Some(number()?),
+            b"uid" => self.uid = Some(id()?),
+            b"gid" => self.gid = Some(id()?),
             b"mtime" => self.mtime = Some(time(value).ok_or_else(malformed("a time is not a number"))?),
             b"atime" | b"ctime" => {
                 time(value).ok_or_else(malformed("a time is not a number"))?;

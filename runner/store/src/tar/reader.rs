@@ -11,6 +11,8 @@ use crate::worker::WorkError;
 const PAX_BYTES_MAX: u64 = 1 << 20;
 /// The largest GNU long name or target with its final NUL.
 const LONG_BYTES_MAX: u64 = 8 << 10;
+/// The most extension headers before one entry: libarchive stops at 33.
+const EXTENSIONS_MAX: usize = 16;
 /// The first size that eleven octal digits cannot say.
 const OCTAL_END: u64 = 1 << 33;
 
@@ -63,6 +65,7 @@ impl Archive {
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, WorkError> {
         self.skip_data()?;
         let mut extensions = Extensions::default();
+        let mut headers = 0;
         loop {
             let offset = self.from.bytes();
             let Some(block) = self.block()? else {
@@ -79,7 +82,10 @@ impl Archive {
                 return Err(Refusal::Field { entry: shown(&header.name), field: "size" }.into());
             }
             let conflict = || Refusal::ExtensionsConflict { entry: shown(&header.name) };
+            headers += 1;
             match header.flag {
+                Flag::Old | Flag::Entry(_) => return self.entry(header, extensions).map(Some),
+                _ if headers > EXTENSIONS_MAX => return Err(conflict().into()),
                 Flag::Pax if extensions.none() => {
                     let bytes = self.extension(&header, PAX_BYTES_MAX)?;
                     extensions.pax = Some(Pax::parse(&bytes, &header.name)?);
@@ -97,7 +103,6 @@ impl Archive {
                 Flag::Pax | Flag::PaxGlobal | Flag::LongName | Flag::LongLink => {
                     return Err(conflict().into());
                 }
-                Flag::Old | Flag::Entry(_) => return self.entry(header, extensions).map(Some),
             }
         }
     }
@@ -139,6 +144,9 @@ impl Archive {
             }
             None => header.size,
         };
+        if size > i64::MAX as u64 {
+            return Err(Refusal::Field { entry: shown(&name), field: "size" }.into());
+        }
         if kind != Kind::File && size != 0 {
             // Whether the data follows depends on the program that reads it.
             return Err(Refusal::SizeOnEmpty { entry: shown(&name), bytes: size }.into());
@@ -147,6 +155,10 @@ impl Archive {
         if link.is_some() && !is_link {
             return Err(Refusal::ExtensionsConflict { entry: shown(&name) }.into());
         }
+        if is_link && header.link.is_empty() {
+            // Libarchive takes the target of an extension header in place of another one, and not of none.
+            return Err(Refusal::LinkTarget { entry: shown(&name) }.into());
+        }
         let link = link.unwrap_or(header.link);
         if is_link && (link.is_empty() || link.contains(&0)) {
             return Err(Refusal::LinkTarget { entry: shown(&name) }.into());
@@ -154,12 +166,14 @@ impl Archive {
         if link.len() > TARGET_BYTES_MAX {
             return Err(Refusal::LinkTooLong { entry: shown(&name) }.into());
         }
+        let mode = kind.permissions(header.mode);
+        let mode = mode.ok_or_else(|| Refusal::Field { entry: shown(&name), field: "mode" })?;
         self.data = size;
         self.padding = padding(size);
         Ok(Entry {
             link,
             kind,
-            mode: header.mode,
+            mode,
             uid: pax.uid.unwrap_or(header.uid),
             gid: pax.gid.unwrap_or(header.gid),
             mtime: pax.mtime.unwrap_or((header.mtime, 0)),
