@@ -1,9 +1,10 @@
 //! The unprivileged side of Ampoule: it reads what people and clients write, fetches bytes, and decides.
 //!
-//! Nothing here holds privilege: no mount, no clone, no unpacking. What it learns it hands to the runner
-//! as data and descriptors.
+//! Nothing here holds privilege: no mount, no clone. It unpacks nothing but the runner's own archive of an output. What
+//! it learns it hands to the runner as data and descriptors.
 
 pub mod api;
+pub mod artifact;
 pub mod inputs;
 pub mod jobfile;
 pub mod local;

@@ -22,7 +22,7 @@ use crate::signing::SigningError;
 use crate::sources::Policy;
 use ampoule_evidence::Authority;
 use ampoule_spec::wire::CANCEL;
-use ampoule_spec::{Code, Failure, JobId, Outcome};
+use ampoule_spec::{Code, Failure, JobId, Outcome, OutputForm};
 use release::Evidence;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,10 +61,25 @@ pub struct Completed {
     pub public_key: PathBuf,
     /// The builder that signed.
     pub builder: String,
-    /// Outputs that were released: name, bytes, SHA-256.
-    pub outputs: Vec<(String, u64, String)>,
+    /// Outputs that were released.
+    pub outputs: Vec<ReleasedOutput>,
     /// Whether there is provenance.
     pub provenance: bool,
+}
+
+/// An output that was released.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleasedOutput {
+    /// Its name: that of its file or directory.
+    pub name: String,
+    /// How it left.
+    pub form: OutputForm,
+    /// The length of the file or archive; of a tree, of all its files together.
+    pub bytes: u64,
+    /// A directory's: how many entries were in it.
+    pub entries: Option<u64>,
+    /// SHA-256 of the file or archive, or the tree digest.
+    pub sha256: String,
 }
 
 /// Why a local run has no record of its own.

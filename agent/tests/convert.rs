@@ -12,7 +12,7 @@ use ampoule_agent::api::convert::{job_request, job_spec};
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
     EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy, Name, Output,
-    OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step, StepUser,
+    OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step, StepUser,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -92,12 +92,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn outputs() -> impl Strategy<Value = Vec<Output>> {
     vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..4).prop_map(|outputs| {
+        let forms = [None, Some(OutputForm::File), Some(OutputForm::Tree), Some(OutputForm::TarZst)];
         let output = |(at, (always, report, optional))| Output {
             name: OutputName::parse(&format!("Out_{at}")).unwrap(),
             path: SandboxPath::parse(&format!("/build/out/{at}")).unwrap(),
             when: if always { OutputWhen::Always } else { OutputWhen::Success },
             kind: if report { OutputKind::Report } else { OutputKind::Artifact },
             optional,
+            form: forms[at],
         };
         outputs.into_iter().enumerate().map(output).collect()
     })

@@ -132,7 +132,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("trusted").required(true).args(["key", "trust"]))]
 pub(crate) struct VerifyArgs {
-    /// The artifact.
+    /// The artifact: a file, or the directory of an output that is a tree.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Its attestation: .intoto.jsonl or .sigstore.json.

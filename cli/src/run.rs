@@ -5,9 +5,9 @@ use crate::failure::Failed;
 use crate::show::{self, LogLines};
 use crate::sources;
 use ampoule_agent::jobfile::{self, JobPlan, QuickJob, quick_job};
-use ampoule_agent::local::{self, Cancel, Completed, Note, Options, SigningKey};
+use ampoule_agent::local::{self, Cancel, Completed, Note, Options, ReleasedOutput, SigningKey};
 use ampoule_evidence::Authority;
-use ampoule_spec::{Code, Event, LogChunk, Name, Outcome, StepEnd, StepReport, Stream};
+use ampoule_spec::{Code, Event, LogChunk, Name, Outcome, OutputForm, StepEnd, StepReport, Stream};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -198,7 +198,10 @@ impl Printer {
             let outputs: Vec<Value> = done
                 .outputs
                 .iter()
-                .map(|(name, bytes, sha256)| json!({"name": name, "bytes": bytes, "sha256": sha256}))
+                .map(|o| {
+                    let form = o.form.as_str();
+                    json!({"name": o.name, "form": form, "bytes": o.bytes, "entries": o.entries, "sha256": o.sha256})
+                })
                 .collect();
             show::json(&json!({
                 "event": "result", "job": done.job, "outcome": done.outcome, "exit": done.exit(),
@@ -207,8 +210,13 @@ impl Printer {
             }));
             return;
         }
-        for (name, bytes, sha256) in &done.outputs {
-            show::line(&format!("output {name}: {bytes} bytes, sha256:{sha256}"));
+        for ReleasedOutput { name, form, bytes, entries, sha256 } in &done.outputs {
+            let what = match (form, entries) {
+                (OutputForm::Tree, Some(entries)) => format!("a tree of {entries} entries, "),
+                (OutputForm::TarZst, Some(entries)) => format!("{entries} entries in "),
+                _ => String::new(),
+            };
+            show::line(&format!("output {name}: {what}{bytes} bytes, sha256:{sha256}"));
         }
         let code = done.failure.as_ref().map(|f| format!(" [{}]", f.code)).unwrap_or_default();
         show::line(&format!("job {}{code}; builder {}", done.outcome.as_str(), done.builder));

@@ -3,11 +3,11 @@
 use crate::args::VerifyArgs;
 use crate::failure::Failed;
 use crate::{run, show};
+use ampoule_agent::artifact::{Artifact, artifact};
 use ampoule_evidence::{
     ATTESTATION_BYTES_MAX, Kind, PublicKey, TrustFile, TrustedKey, Verified, VerifyRequest,
 };
-use ampoule_spec::{Code, Sha256};
-use aws_lc_rs::digest::{Context, SHA256};
+use ampoule_spec::Code;
 use serde_json::json;
 use std::fs::File;
 use std::io::Read;
@@ -20,12 +20,14 @@ const TRUST_BYTES_MAX: u64 = 1 << 20;
 pub(crate) fn verify(args: &VerifyArgs) -> Result<u8, Failed> {
     let trusted = trusted_keys(args)?;
     let attestation = read_attestation(&args.attestation)?;
-    let artifact = sha256_of(&args.file)?;
+    let artifact = artifact(&args.file)
+        .map_err(|e| Failed::new(Code::FileUnusable, format!("{}: {e}", args.file.display())))?;
     let params = run::params(&args.params)?;
     let request = VerifyRequest {
         attestation: &attestation,
         trusted: &trusted,
-        artifact,
+        artifact: artifact.sha256,
+        tree: artifact.tree,
         kind: if args.run { Kind::Run } else { Kind::Provenance },
         builder: args.builder.as_deref(),
         source: args.source.as_deref(),
@@ -77,36 +79,19 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Failed> {
     Ok(bytes)
 }
 
-fn sha256_of(path: &Path) -> Result<Sha256, Failed> {
-    let mut file = File::open(path).map_err(|e| Failed::file(path, &e))?;
-    let mut context = Context::new(&SHA256);
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let count = file.read(&mut buffer).map_err(|e| Failed::file(path, &e))?;
-        match buffer.get(..count) {
-            None | Some([]) => break,
-            Some(part) => context.update(part),
-        }
-    }
-    let digest: [u8; 32] = context
-        .finish()
-        .as_ref()
-        .try_into()
-        .map_err(|_| Failed::new(Code::Internal, "a digest of another length"))?;
-    Ok(Sha256::new(digest))
-}
-
-fn print(args: &VerifyArgs, verified: &Verified, artifact: Sha256) {
+fn print(args: &VerifyArgs, verified: &Verified, artifact: Artifact) {
+    let sha256 = artifact.sha256;
     if args.json {
         show::json(&json!({
-            "verified": true, "file": args.file, "sha256": artifact, "builder": verified.builder,
+            "verified": true, "file": args.file, "sha256": sha256, "tree": artifact.tree, "builder": verified.builder,
             "subjects": verified.subjects, "predicateType": verified.predicate_type,
             "buildType": verified.build_type, "invocation": verified.invocation,
             "outcome": verified.outcome, "key": verified.key_fingerprint, "checks": verified.checks,
         }));
         return;
     }
-    show::line(&format!("verified {} (sha256:{artifact})", args.file.display()));
+    let what = if artifact.tree { "tree " } else { "" };
+    show::line(&format!("verified {} ({what}sha256:{sha256})", args.file.display()));
     show::line(&format!("  subject     {}", verified.subjects.join(", ")));
     show::line(&format!("  builder     {}", verified.builder));
     show::line(&format!("  invocation  {} ({})", verified.invocation, verified.outcome.as_str()));

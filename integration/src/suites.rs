@@ -5,6 +5,7 @@ mod by_name;
 mod cancel;
 mod cgroups;
 mod crash;
+mod directories;
 mod evidence;
 mod exits;
 mod images;
@@ -45,6 +46,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "pool", tests: pool::TESTS },
     Suite { name: "out", tests: out::TESTS },
     Suite { name: "outputs", tests: outputs::TESTS },
+    Suite { name: "directories", tests: directories::TESTS },
     Suite { name: "run", tests: run::TESTS },
     Suite { name: "step", tests: step::TESTS },
     Suite { name: "logs", tests: logs::TESTS },

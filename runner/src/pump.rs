@@ -48,7 +48,9 @@ impl Pump {
         let keep = [out.as_fd(), err.as_fd(), theirs.as_fd()];
         let child = spawn(Namespaces::default(), None, Keep::Only(&keep), || {
             fault::role("pump");
-            match lower_privilege(run_as).and_then(|()| wait_and_pump(out, err, &theirs)) {
+            match lower_privilege("pump: lower its privilege", run_as)
+                .and_then(|()| wait_and_pump(out, err, &theirs))
+            {
                 Ok(()) | Err(IpcError::Closed) => 0,
                 Err(_) => 70,
             }
@@ -76,9 +78,10 @@ impl Drop for Pump {
     }
 }
 
-/// As host root the pump runs as an id of the job's block that nothing in the sandbox has.
-fn lower_privilege(run_as: Option<u32>) -> Result<(), IpcError> {
-    fault::point("pump: lower its privilege").map_err(|_| IpcError::Closed)?;
+/// As host root the pump runs as an id of the job's block that nothing in the sandbox has. So does the compressor of
+/// outputs, when no pump is left.
+pub(crate) fn lower_privilege(stage: &'static str, run_as: Option<u32>) -> Result<(), IpcError> {
+    fault::point(stage).map_err(|_| IpcError::Closed)?;
     let refused = |e: nix::errno::Errno| IpcError::Kernel(Errno::from_raw_os_error(e as i32));
     if let Some(id) = run_as {
         let (uid, gid) = (nix::unistd::Uid::from_raw(id), nix::unistd::Gid::from_raw(id));

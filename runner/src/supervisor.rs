@@ -18,8 +18,8 @@ use ampoule_sandbox::protocol::{PreparePlan, StepPlan};
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::{PreparePart, Sandbox, StageError, fault, teardown};
 use ampoule_spec::{
-    Code, Event, Failure, Image, JobSpec, Limits, Measured, Profile, SPEC_BYTES_MAX, SandboxPath, SlotId,
-    StepUser,
+    Code, Event, Failure, Image, JobSpec, Limits, Measured, PUMP_ID, Profile, SPEC_BYTES_MAX, SandboxPath,
+    SlotId, StepUser,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -412,7 +412,12 @@ fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut R
             return;
         }
     };
-    let (lifetime, bytes_max) = (&mut job.lifetime, job.assignment.limits.disk_bytes);
+    let (lifetime, budget) = (&mut job.lifetime, outputs::Budget::of(&job.assignment.limits));
+    let authority = sandbox.authority;
+    let packing = outputs::Packing {
+        epoch: job.spec.source_date_epoch,
+        compress_as: authority.is_root().then(|| authority.host_id(PUMP_ID)),
+    };
     let mut stop = || {
         if begun.since() > outputs::TIME_LIMIT {
             let message = "taking the outputs out lasted longer than 10 minutes";
@@ -420,7 +425,8 @@ fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut R
         }
         lifetime.wish_now().map(wished)
     };
-    let (taken, failed) = outputs::collect(&job.spec, succeeded, root, into.as_fd(), bytes_max, &mut stop);
+    let into_fd = into.as_fd();
+    let (taken, failed) = outputs::collect(&job.spec, succeeded, root, into_fd, budget, packing, &mut stop);
     draft.report.outputs = taken;
     if let Some(failed) = failed {
         draft.fail(recorder, failed);

@@ -219,9 +219,13 @@ fn check_outputs(asked: &[Output], taken: &[OutputReport]) -> Result<(), Unclean
         if !names.insert(&output.name) {
             return Err(Unclean::OutputTwice { name: name() });
         }
-        let declared =
-            asked.iter().any(|a| a.name == output.name && a.path == output.path && a.kind == output.kind);
-        if !declared {
+        let declared = asked.iter().any(|a| {
+            a.name == output.name
+                && a.path == output.path
+                && a.kind == output.kind
+                && a.form.is_none_or(|form| form == output.form)
+        });
+        if !declared || output.form.is_file() != output.entries.is_none() {
             return Err(Unclean::OutputUndeclared { name: name() });
         }
     }

@@ -74,6 +74,8 @@ pub fn made_by(request: &MadeByRequest<'_>) -> Result<(Sha256, MadeBy), MadeByEr
         attestation: request.attestation,
         trusted: request.trusted,
         artifact,
+        // A directory cannot be taken yet.
+        tree: false,
         kind: Kind::Provenance,
         builder: request.builder,
         source: None,

@@ -8,8 +8,8 @@ use crate::statement::sha256_only;
 use crate::uri::{UriError, image_uri, source_uri};
 use ampoule_spec::{
     ENV_DEFAULTS, EnvName, HOSTNAME, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest,
-    LogOverflow, MadeBy, Name, OutputKind, OutputName, OutputWhen, ParamValue, RunReport, SandboxPath,
-    Sha256, StepUser, UMASK,
+    LogOverflow, MadeBy, Name, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, RunReport,
+    SandboxPath, Sha256, StepUser, UMASK,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -153,6 +153,9 @@ pub struct OutputParameter {
     pub kind: OutputKind,
     /// Whether the job may succeed without it.
     pub optional: bool,
+    /// What it has to be, where the job says so: `file`, `tree` or `tar.zst`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<OutputForm>,
 }
 
 impl ExternalParameters {
@@ -255,6 +258,7 @@ impl OutputParameter {
             when: output.when,
             kind: output.kind,
             optional: output.optional,
+            form: output.form,
         }
     }
 }

@@ -29,6 +29,7 @@ impl ExternalParameters {
             when: output.when,
             kind: output.kind,
             optional: output.optional,
+            form: output.form,
         });
         Some(JobSpec {
             ampoule: FORMAT,

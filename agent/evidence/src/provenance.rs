@@ -14,7 +14,7 @@ use crate::slsa::{
 use crate::statement::{Kind, ResourceDescriptor, Statement, UnsignedStatement, sha256};
 use crate::time;
 use crate::uri::UriError;
-use ampoule_spec::{Code, JobId, OutputKind, RunReport, Sha256, UnixNanos};
+use ampoule_spec::{Code, JobId, OutputKind, OutputReport, RunReport, Sha256, UnixNanos};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::collections::BTreeMap;
@@ -87,7 +87,8 @@ pub fn provenance(
 
 fn subject(report: &RunReport) -> Vec<ResourceDescriptor> {
     let artifacts = report.outputs.iter().filter(|output| output.kind == OutputKind::Artifact);
-    artifacts.map(|output| ResourceDescriptor::named(output.name.as_str(), output.sha256)).collect()
+    let named = |o: &OutputReport| ResourceDescriptor::named(o.name.as_str(), o.sha256).with_form(o.form);
+    artifacts.map(named).collect()
 }
 
 fn build_definition(run: &CleanRun<'_>, issuer: &Issuer) -> Result<BuildDefinition, ProvenanceRefused> {
@@ -154,7 +155,9 @@ fn byproducts(report: &RunReport, report_sha256: Sha256) -> Result<Vec<ResourceD
         .collect();
     let reports = report.outputs.iter().filter(|output| output.kind == OutputKind::Report);
     // ':' is in no output's name, so a tenant's report cannot be taken for one of ours.
-    out.extend(reports.map(|o| ResourceDescriptor::named(format!("output:{}", o.name), o.sha256)));
+    out.extend(
+        reports.map(|o| ResourceDescriptor::named(format!("output:{}", o.name), o.sha256).with_form(o.form)),
+    );
     out.push(ResourceDescriptor::named("report.json", report_sha256).with_media_type("application/json"));
     let record = canonical_json(&TeardownRecord::of(&report.teardown))?;
     let mut teardown =

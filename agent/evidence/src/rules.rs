@@ -13,7 +13,7 @@ use crate::slsa::Builder;
 use crate::statement::{ResourceDescriptor, SUBJECTS_MAX};
 use crate::time;
 use crate::uri::check_absolute;
-use ampoule_spec::{CheckState, JobId, Sha256, UnixNanos};
+use ampoule_spec::{CheckState, JobId, OutputForm, Sha256, UnixNanos};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A field that breaks its rule.
@@ -57,7 +57,7 @@ pub enum SubjectError {
         /// Its place, from 0.
         at: usize,
     },
-    /// There is more than a name and a digest.
+    /// There is more than a name, a digest and the media type of a tree.
     #[error("subject {at} has more than a name and a digest")]
     Extra {
         /// Its place, from 0.
@@ -89,7 +89,8 @@ pub(crate) fn check_subjects(
             return Err(SubjectError::Twice { name: name.to_owned() });
         }
         let sha256 = subject.sha256().ok_or(SubjectError::Digest { at })?;
-        if *subject != ResourceDescriptor::named(name, sha256) {
+        let bare = ResourceDescriptor::named(name, sha256);
+        if *subject != bare && *subject != bare.with_form(OutputForm::Tree) {
             return Err(SubjectError::Extra { at });
         }
     }

@@ -7,7 +7,8 @@ use crate::parameters::HostFactsParameter;
 use crate::slsa::Builder;
 use crate::statement::Statement;
 use ampoule_spec::{
-    CheckState, Code, Fault, Name, Outcome, OutputKind, OutputName, SandboxPath, Stream, TeardownReport,
+    CheckState, Code, Fault, Name, Outcome, OutputForm, OutputKind, OutputName, SandboxPath, Stream,
+    TeardownReport,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -246,9 +247,15 @@ pub struct RunOutput {
     pub path: SandboxPath,
     /// Whether it is a subject of provenance.
     pub kind: OutputKind,
-    /// Its length.
+    /// How it left, unless as a file: `tree` or `tar.zst`.
+    #[serde(default, skip_serializing_if = "OutputForm::is_file")]
+    pub form: OutputForm,
+    /// The length of the file or archive; of a tree, of all its files together.
     pub bytes: String,
-    /// Of the bytes that were copied.
+    /// With another form than `file`: how many entries the directory had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<String>,
+    /// Of the bytes that were copied; of a tree, its tree digest.
     pub digest: Digests,
     /// Whether its owner may execute it.
     pub executable: bool,

@@ -189,7 +189,9 @@ fn outputs(report: &RunReport) -> Vec<RunOutput> {
         name: output.name.clone(),
         path: output.path.clone(),
         kind: output.kind,
+        form: output.form,
         bytes: output.bytes.to_string(),
+        entries: output.entries.map(|entries| entries.to_string()),
         digest: sha256_only(output.sha256),
         executable: output.executable,
     });

@@ -3,7 +3,8 @@
 //! Anyone may read a [`Statement`]; only this crate makes an [`UnsignedStatement`], and only that is sealed.
 
 use crate::canonical::{NotCanonical, canonical_json};
-use ampoule_spec::Sha256;
+use crate::dependencies::TREE_MEDIA_TYPE;
+use ampoule_spec::{OutputForm, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -114,6 +115,19 @@ impl ResourceDescriptor {
     pub(crate) fn with_annotation(mut self, key: &str, value: impl Into<String>) -> Self {
         self.annotations.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// Something by its tree digest, where that is what the digest is.
+    pub(crate) fn with_form(self, form: OutputForm) -> Self {
+        match form {
+            OutputForm::Tree => self.with_media_type(TREE_MEDIA_TYPE),
+            OutputForm::File | OutputForm::TarZst => self,
+        }
+    }
+
+    /// Whether the digest is that of a directory's tree and not of a file's bytes.
+    pub fn is_tree(&self) -> bool {
+        self.media_type.as_deref() == Some(TREE_MEDIA_TYPE)
     }
 
     /// The digest, if it is exactly one SHA-256 in lower-case hex.

@@ -12,5 +12,6 @@ mod parameters;
 mod runs;
 mod schema;
 mod seals;
+mod trees;
 mod tricks;
 mod verifying;

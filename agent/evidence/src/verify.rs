@@ -33,6 +33,9 @@ pub struct VerifyRequest<'a> {
     pub trusted: &'a [TrustedKey],
     /// SHA-256 of the artifact's bytes; for a run attestation, of `report.json` or of a log.
     pub artifact: Sha256,
+    /// Whether `artifact` is the tree digest of a directory. A file can be made whose bytes have that digest, so the
+    /// two are never taken for each other.
+    pub tree: bool,
     /// Which statement it must be.
     pub kind: Kind,
     /// The builder that must have signed.
@@ -290,10 +293,10 @@ fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, VerifyError> 
 fn bind(
     subjects: &[ResourceDescriptor],
     name_ok: fn(&str) -> bool,
-    artifact: Sha256,
+    (artifact, tree): (Sha256, bool),
 ) -> Result<Vec<String>, VerifyError> {
     rules::check_subjects(subjects, name_ok)?;
-    let same = subjects.iter().filter(|subject| subject.sha256() == Some(artifact));
+    let same = subjects.iter().filter(|s| s.sha256() == Some(artifact) && s.is_tree() == tree);
     let names: Vec<_> = same.filter_map(|subject| subject.name.clone()).collect();
     if names.is_empty() { Err(VerifyError::OtherArtifact { artifact }) } else { Ok(names) }
 }
@@ -324,7 +327,7 @@ fn verify_provenance(
     key: &TrustedKey,
     statement: ProvenanceStatement,
 ) -> Result<Verified, VerifyError> {
-    let subjects = bind(statement.subject(), rules::artifact_name, request.artifact)?;
+    let subjects = bind(statement.subject(), rules::artifact_name, (request.artifact, request.tree))?;
     let predicate = statement.predicate();
     let (definition, run) = (&predicate.build_definition, &predicate.run_details);
     let (authority, mode) = check_builder(request, key, &run.builder.id)?;
@@ -358,7 +361,7 @@ fn verify_run(
     key: &TrustedKey,
     statement: RunStatement,
 ) -> Result<Verified, VerifyError> {
-    let subjects = bind(statement.subject(), rules::record_name, request.artifact)?;
+    let subjects = bind(statement.subject(), rules::record_name, (request.artifact, request.tree))?;
     let run = statement.predicate();
     let (_, mode) = check_builder(request, key, &run.builder.id)?;
     rules::check_run(&statement)?;

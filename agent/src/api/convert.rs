@@ -7,7 +7,8 @@ use crate::inputs::parse_url;
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
     Code, EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy, Name,
-    Output, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, SpecError, Step, StepUser,
+    Output, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, SpecError, Step,
+    StepUser,
 };
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -218,12 +219,20 @@ fn output(field: &str, output: wire::Output) -> Result<Output> {
         Ok(wire::OutputKind::Report) => OutputKind::Report,
         Err(_) => return Err(unknown(format!("{field}.kind"), output.kind)),
     };
+    let form = match wire::OutputForm::try_from(output.form) {
+        Ok(wire::OutputForm::Unspecified) => None,
+        Ok(wire::OutputForm::File) => Some(OutputForm::File),
+        Ok(wire::OutputForm::Tree) => Some(OutputForm::Tree),
+        Ok(wire::OutputForm::TarZst) => Some(OutputForm::TarZst),
+        Err(_) => return Err(unknown(format!("{field}.form"), output.form)),
+    };
     Ok(Output {
         name: parsed(&format!("{field}.name"), &output.name, OutputName::parse)?,
         path: parsed(&format!("{field}.path"), &output.path, SandboxPath::parse)?,
         when,
         kind,
         optional: output.optional,
+        form,
     })
 }
 
@@ -359,12 +368,19 @@ fn wire_output(output: &Output) -> wire::Output {
         OutputKind::Artifact => wire::OutputKind::Artifact,
         OutputKind::Report => wire::OutputKind::Report,
     };
+    let form = match output.form {
+        None => wire::OutputForm::Unspecified,
+        Some(OutputForm::File) => wire::OutputForm::File,
+        Some(OutputForm::Tree) => wire::OutputForm::Tree,
+        Some(OutputForm::TarZst) => wire::OutputForm::TarZst,
+    };
     wire::Output {
         name: output.name.to_string(),
         path: output.path.to_string(),
         when: when.into(),
         kind: kind.into(),
         optional: output.optional,
+        form: form.into(),
     }
 }
 

@@ -5,8 +5,8 @@ use super::fields::Fields;
 use super::image::ImageRef;
 use super::upstream::UpstreamEntry;
 use ampoule_spec::{
-    EnvName, LimitsRequest, LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath,
-    Sha256, StepUser,
+    EnvName, LimitsRequest, LogOverflow, Name, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue,
+    SandboxPath, Sha256, StepUser,
 };
 use std::collections::BTreeMap;
 
@@ -163,6 +163,8 @@ pub struct OutputEntry {
     pub name: Option<OutputName>,
     /// Where it lies in the sandbox.
     pub path: SandboxPath,
+    /// What it has to be, and how a directory leaves.
+    pub form: Option<OutputForm>,
     /// For which outcomes it is taken out.
     pub when: Option<OutputWhen>,
     /// Whether it is a subject of provenance.
@@ -174,11 +176,16 @@ pub struct OutputEntry {
 impl OutputEntry {
     /// The output's name, written or taken from the path.
     pub fn effective_name(&self) -> Option<OutputName> {
-        self.name.clone().or_else(|| name_of(&self.path))
+        self.name.clone().or_else(|| name_of(&self.path, self.form))
     }
 }
 
-/// The output name that a path gives.
-pub(crate) fn name_of(path: &SandboxPath) -> Option<OutputName> {
-    path.components().last().and_then(|name| OutputName::parse(name).ok())
+/// The output name that a path gives; an archive of a directory has its ending.
+pub(crate) fn name_of(path: &SandboxPath, form: Option<OutputForm>) -> Option<OutputName> {
+    let last = path.components().last()?;
+    let name = match form {
+        Some(OutputForm::TarZst) => format!("{last}.tar.zst"),
+        _ => last.to_owned(),
+    };
+    OutputName::parse(&name).ok()
 }

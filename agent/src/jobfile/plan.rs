@@ -216,6 +216,7 @@ fn output(at: usize, entry: &OutputEntry, fields: &Fields) -> Result<Output> {
         when: entry.when.unwrap_or_default(),
         kind: entry.kind.unwrap_or_default(),
         optional: entry.optional.unwrap_or(false),
+        form: entry.form,
     })
 }
 

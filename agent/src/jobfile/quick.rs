@@ -56,7 +56,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
     let mut outputs = Vec::new();
     for text in ask.outputs {
         let path = path(&format!("{SRC}/{}", relative(text).map_err(|e| usage("--output", e, ""))?))?;
-        let name = name_of(&path).ok_or_else(|| {
+        let name = name_of(&path, None).ok_or_else(|| {
             let reason = format!("{} does not end in a name that an output can have", shown(text));
             usage("--output", reason, "use A-Z, a-z, 0-9, '.', '_', '+' and '-'")
         })?;
@@ -70,6 +70,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
             when: Default::default(),
             kind: Default::default(),
             optional: false,
+            form: None,
         });
     }
     let plan = JobPlan {

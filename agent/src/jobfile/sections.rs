@@ -10,8 +10,8 @@ use super::read::{Reader, Table, Value};
 use super::{suggest, upstream, values};
 use crate::inputs::parse_url;
 use ampoule_spec::{
-    EnvName, LimitsRequest, LogOverflow, Name, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath,
-    Sha256, StepUser,
+    EnvName, LimitsRequest, LogOverflow, Name, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue,
+    SandboxPath, Sha256, StepUser,
 };
 use std::collections::BTreeMap;
 use toml::Spanned;
@@ -42,7 +42,7 @@ const INPUT_KEYS: &[&str] =
 const HTTP_KEYS: &[&str] = &["url", "sha256", "unpack"];
 const TAR_KEYS: &[&str] = &["path", "sha256"];
 const STEP_KEYS: &[&str] = &["name", "run", "cwd", "env", "timeout", "secrets"];
-const OUTPUT_KEYS: &[&str] = &["name", "path", "when", "kind", "optional"];
+const OUTPUT_KEYS: &[&str] = &["name", "path", "form", "when", "kind", "optional"];
 const LIMIT_KEYS: &[&str] =
     &["memory", "cpus", "pids", "disk", "inodes", "log", "log_overflow", "timeout", "open_files"];
 
@@ -284,7 +284,8 @@ fn output(table: &Table<'_>) -> Result<OutputEntry> {
     let name = optional(table, "name", |v| v.parsed("an output's name", "\"libz.a\"", OutputName::parse))?;
     let place = table.need("path", "\"/build/src/libz.a\"")?;
     let path = sandbox_path(&place)?;
-    if name.is_none() && path.as_str() != "/" && name_of(&path).is_none() {
+    let form = optional(table, "form", |v| v.one_of(&OutputForm::ALL.map(|form| (form.as_str(), form))))?;
+    if name.is_none() && path.as_str() != "/" && name_of(&path, form).is_none() {
         let reason = format!("{} does not end in a name that an output can have", shown(path.as_str()));
         return Err(place.wrong(reason, "add name = \"…\""));
     }
@@ -295,7 +296,7 @@ fn output(table: &Table<'_>) -> Result<OutputEntry> {
         v.one_of(&[("artifact", OutputKind::Artifact), ("report", OutputKind::Report)])
     })?;
     let optional = optional(table, "optional", Value::boolean)?;
-    Ok(OutputEntry { name, path, when, kind, optional })
+    Ok(OutputEntry { name, path, form, when, kind, optional })
 }
 
 fn duration(value: &Value<'_>) -> Result<u64> {

@@ -18,6 +18,9 @@ const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXE
 const NEW: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Directories in one another below one of ours: those of an output, and two around it.
+const DEPTH_MAX: usize = ampoule_store::DEPTH_MAX + 2;
+
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct Place(OwnedFd);
@@ -37,6 +40,11 @@ impl Place {
             return Err(swapped(name));
         }
         Ok(made)
+    }
+
+    /// The directory as a descriptor.
+    pub(super) fn into_descriptor(self) -> OwnedFd {
+        self.0
     }
 
     /// Makes a new file.
@@ -96,12 +104,12 @@ impl Place {
             (Ok(meant), Ok(found)) => (meant.st_dev, meant.st_ino) == (found.st_dev, found.st_ino),
             _ => false,
         };
-        if same && made.clear(4).is_ok() {
+        if same && made.clear(DEPTH_MAX).is_ok() {
             let _ = unlinkat(&self.0, aside, AtFlags::REMOVEDIR);
         }
     }
 
-    fn clear(&self, depth: u32) -> io::Result<()> {
+    fn clear(&self, depth: usize) -> io::Result<()> {
         let mut entries = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.0)? {
             let entry = entry?;

@@ -1,13 +1,14 @@
 //! Release: outputs and evidence appear together, by one rename, or not at all.
 
-use super::LocalError;
 use super::evidence::Signing;
 use super::place::Place;
+use super::{LocalError, ReleasedOutput};
 use ampoule_evidence::{CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::{
-    Code, FRAME_LOG, Failure, LogChunk, Outcome, OutputReport, REPORT_BYTES_MAX, SPEC_BYTES_MAX,
+    Code, FRAME_LOG, Failure, LogChunk, Outcome, OutputForm, OutputReport, REPORT_BYTES_MAX, SPEC_BYTES_MAX,
 };
+use ampoule_store::unpack::unpack;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::{AtFlags, StatxFlags};
 use serde::Serialize;
@@ -29,7 +30,7 @@ pub(super) struct Evidence {
 pub(super) struct Released {
     pub(super) provenance: bool,
     pub(super) builder: String,
-    pub(super) outputs: Vec<(String, u64, String)>,
+    pub(super) outputs: Vec<ReleasedOutput>,
     /// Why a job that succeeded has no provenance although it has artifacts.
     pub(super) refused: Option<Failure>,
 }
@@ -195,8 +196,15 @@ fn fill(
     let withheld = released.refused.is_some() || report.outcome == Outcome::Quarantined;
     let outputs = made.make("outputs")?;
     for output in report.outputs.iter().filter(|_| !withheld) {
-        copy_output(output, &job_dir.join("outputs"), &outputs)?;
-        released.outputs.push((output.name.to_string(), output.bytes, output.sha256.to_string()));
+        let epoch = evidence.record.spec().source_date_epoch;
+        copy_output(output, &job_dir.join("outputs"), &outputs, epoch)?;
+        released.outputs.push(ReleasedOutput {
+            name: output.name.to_string(),
+            form: output.form,
+            bytes: output.bytes,
+            entries: output.entries,
+            sha256: output.sha256.to_string(),
+        });
     }
     let files = made.make("evidence")?;
     let logs = files.make("logs")?;
@@ -240,9 +248,18 @@ fn provenance_of(
 }
 
 /// Copies an output and hashes what it writes: the bytes that leave are the bytes that were hashed.
-fn copy_output(output: &OutputReport, from: &Path, into: &Place) -> io::Result<()> {
+fn copy_output(output: &OutputReport, from: &Path, into: &Place, epoch: u64) -> io::Result<()> {
     let name = output.name.as_str();
     let mut source = File::open(from.join(name))?;
+    let other = || Err(io::Error::other(format!("output {name} is no longer what was hashed")));
+    if output.form == OutputForm::Tree {
+        let dir = into.make(name)?.into_descriptor();
+        let unpacked = unpack(source, dir, epoch, output.entries.unwrap_or(0))
+            .map_err(|error| io::Error::other(format!("output {name}: {error}")))?;
+        let same = (unpacked.tree, unpacked.bytes, Some(unpacked.entries))
+            == (output.sha256, output.bytes, output.entries);
+        return if same { Ok(()) } else { other() };
+    }
     let mut copy = into.create(name, if output.executable { 0o755 } else { 0o644 })?;
     let mut context = Context::new(&SHA256);
     let mut buffer = vec![0; 256 << 10];
@@ -256,10 +273,7 @@ fn copy_output(output: &OutputReport, from: &Path, into: &Place) -> io::Result<(
         copy.write_all(part)?;
     }
     copy.sync_all()?;
-    if context.finish().as_ref() == output.sha256.as_bytes() {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("output {name} is no longer what was hashed")))
+    if context.finish().as_ref() == output.sha256.as_bytes() { Ok(()) } else { other() }
 }
 
 fn write_evidence(evidence: &Evidence, dir: &Place, sealed: Option<&Sealed>, run: &Sealed) -> io::Result<()> {

@@ -44,6 +44,9 @@ pub(super) const TESTS: &[Test] = &[
         every_point(lab, "holder", "die", 1)
     }),
     Test::both("log_pump_killed_at_any_point_leaves_nothing", |lab| every_point(lab, "pump", "die", 1)),
+    Test::both("compressor_killed_at_any_point_leaves_nothing", |lab| {
+        every_point(lab, "compressor", "die", 1)
+    }),
     Test::user("ordinary_users_init_killed_at_any_point_leaves_nothing", |lab| {
         every_point(lab, "init", "die", 30)
     }),

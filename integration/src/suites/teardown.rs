@@ -30,6 +30,9 @@ pub(super) const TESTS: &[Test] = &[
         every_point(lab, "import", "fail", 2)
     }),
     Test::both("log_pump_that_fails_at_any_point_leaves_nothing", |lab| every_point(lab, "pump", "fail", 1)),
+    Test::both("compressor_that_fails_at_any_point_leaves_nothing", |lab| {
+        every_point(lab, "compressor", "fail", 1)
+    }),
     Test::user("ordinary_users_set_up_that_fails_at_any_point_leaves_nothing", |lab| {
         every_point(lab, "init", "fail", 30)
     }),
@@ -43,7 +46,7 @@ pub(super) const TESTS: &[Test] = &[
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
 
-/// A job that goes through everything: an input, a layer over another, two steps, an output.
+/// A job that goes through everything: an input, a layer over another, two steps, an output of each form.
 pub(super) fn whole_job(lab: &Lab) -> Result<PathBuf> {
     lab.write("src/a", "a")?;
     lab.write("read/b", "b")?;
@@ -52,7 +55,9 @@ pub(super) fn whole_job(lab: &Lab) -> Result<PathBuf> {
         + &input("read", &source("read"), "/build/read", false)
         + &sh("one", "cat /build/read/b > /build/src/c")
         + &exec("two", &["cp", "/build/src/c", "/build/d"])
-        + &output("d", "/build/d");
+        + &output("d", "/build/d")
+        + &output("tree", "/build/read")
+        + &(output("archive", "/build/src") + "form = \"tar.zst\"\n");
     lab.job(&body)
 }
 

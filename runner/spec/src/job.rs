@@ -5,6 +5,7 @@
 //! arrived.
 
 use crate::limits::LimitsRequest;
+use crate::output::Output;
 use crate::{EnvName, JobId, Name, OutputName, SandboxPath, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,47 +255,6 @@ pub struct Step {
     pub env: BTreeMap<EnvName, String>,
     /// The step's own time limit in milliseconds.
     pub timeout_ms: u64,
-}
-
-/// A file that is taken out after the last process is gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Output {
-    /// The output's name: its file name outside, and its subject name in the attestation.
-    pub name: OutputName,
-    /// Where it lies in the sandbox.
-    pub path: SandboxPath,
-    /// For which outcomes it is taken out.
-    #[serde(default)]
-    pub when: OutputWhen,
-    /// Whether it is a subject of provenance.
-    #[serde(default)]
-    pub kind: OutputKind,
-    /// Whether the job may succeed without it.
-    #[serde(default)]
-    pub optional: bool,
-}
-
-/// For which outcomes an output is taken out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutputWhen {
-    /// Only when every step succeeded.
-    #[default]
-    Success,
-    /// Also when a step failed.
-    Always,
-}
-
-/// Whether an output is a subject of provenance.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutputKind {
-    /// It is.
-    #[default]
-    Artifact,
-    /// It never is: a test report, a coverage file.
-    Report,
 }
 
 /// A parameter's value.

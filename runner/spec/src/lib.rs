@@ -11,6 +11,7 @@ mod event;
 mod job;
 mod limits;
 mod name;
+mod output;
 mod path;
 mod profile;
 mod report;
@@ -23,11 +24,12 @@ pub use event::{
     Event, FRAME_EVENT, FRAME_LOG, FRAME_REPORT_END, FRAME_REPORT_PART, FRAME_SPEC, LogChunk, Stream,
 };
 pub use job::{
-    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, MadeBy, Output, OutputKind,
-    OutputWhen, ParamValue, STEP_TIMEOUT_MS_MAX, SpecError, Step, StepUser, TEXT_BYTES_MAX,
+    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, MadeBy, ParamValue,
+    STEP_TIMEOUT_MS_MAX, SpecError, Step, StepUser, TEXT_BYTES_MAX,
 };
 pub use limits::{LimitRefused, Limits, LimitsRequest, Unit};
 pub use name::{EnvName, JobId, Name, NameError, OutputName, SlotId};
+pub use output::{Output, OutputForm, OutputKind, OutputWhen};
 pub use path::{PathError, SandboxPath};
 pub use profile::{
     Capabilities, Device, LandlockRules, Mounts, Namespace, Network, Proc, Profile, Requirements, Sealed,

@@ -2,7 +2,7 @@
 
 use crate::event::Stream;
 use crate::limits::Limits;
-use crate::{Blake3, Code, JobId, Name, OutputKind, OutputName, SandboxPath, Sha256};
+use crate::{Blake3, Code, JobId, Name, OutputForm, OutputKind, OutputName, SandboxPath, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -270,13 +270,19 @@ pub struct OutputReport {
     pub path: SandboxPath,
     /// Whether it is a subject.
     pub kind: OutputKind,
-    /// Its length.
+    /// How it leaves.
+    #[serde(default, skip_serializing_if = "OutputForm::is_file")]
+    pub form: OutputForm,
+    /// The length of the file or archive; of a tree, of all its files together.
     pub bytes: u64,
-    /// SHA-256 of the bytes that were copied.
+    /// A directory's: how many entries are in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// SHA-256 of the bytes that were copied; of a tree, its tree digest.
     pub sha256: Sha256,
-    /// BLAKE3 of the same bytes.
+    /// BLAKE3 of the bytes in the job directory: those of the file or archive, or a tree packed for its release.
     pub blake3: Blake3,
-    /// Whether its owner may execute it.
+    /// Whether its owner may execute it. A directory: false.
     pub executable: bool,
 }
 

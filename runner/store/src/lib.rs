@@ -5,7 +5,8 @@
 //! - [`Store`] (and [`receive`]) runs with the launcher's privilege, parses no archive, and takes a worker's tree
 //!   only after it has read it back: [`Store::begin`] → [`receive`] beside [`worker::run`] → [`Store::commit`].
 //!
-//! [`pack`] is for the unprivileged side: it streams a client's directory as an archive that the worker reads.
+//! [`mod@pack`] is for the unprivileged side: it streams a client's directory as an archive that the worker reads. The
+//! supervisor packs a job's directories with it, and [`mod@unpack`] is how they are released.
 //!
 //! Guarantees: what the store returns for a content is what its digest names; every limit holds before memory,
 //! disk or recursion is spent; what [`Store::commit`] returned survives `kill -9` and power loss. Not guaranteed:
@@ -13,6 +14,7 @@
 
 mod beneath;
 mod commit;
+pub mod compress;
 mod digest;
 mod durable;
 mod entry_path;
@@ -20,6 +22,7 @@ mod error;
 mod limits;
 mod magic;
 mod oci;
+mod outward;
 pub mod pack;
 mod receive;
 mod record;
@@ -29,6 +32,7 @@ mod seal;
 mod store;
 mod stream;
 mod tar;
+pub mod unpack;
 mod walk;
 pub mod worker;
 

@@ -2,10 +2,14 @@
 //!
 //! Equal trees give equal bytes: entries in ascending order of their names' bytes, modes 0755 and 0644, no owners,
 //! no times. The tree digest is computed on the way, so a client knows what the store must answer.
+//!
+//! [`pack_output`] is for the way out: what a job left in a directory, with rules of its own.
 
+use crate::beneath;
 use crate::digest::{FileHasher, NodeKind, WorldNode};
 use crate::entry_path::EntryPath;
 use crate::limits::{Limits, TARGET_BYTES_MAX};
+use crate::outward;
 use crate::refusal::{Refusal, shown};
 use crate::walk::{Step, Walk, WalkError};
 use ampoule_spec::Sha256;
@@ -49,6 +53,28 @@ pub enum PackError {
         /// Why not.
         errno: Errno,
     },
+    /// An output's link that leads out of it, or could.
+    #[error("{path}: the link to {target} {reason}")]
+    Link {
+        /// Which.
+        path: String,
+        /// Where to.
+        target: String,
+        /// What is wrong with that, and what to do.
+        reason: &'static str,
+    },
+    /// A file of an output with a set-user-id or set-group-id bit.
+    #[error("{path} has a set-user-id or set-group-id bit; remove it with chmod")]
+    SetId {
+        /// Which.
+        path: String,
+    },
+    /// Something is mounted in an output.
+    #[error("{path}: something else is mounted there; name a directory without it")]
+    Mounted {
+        /// Where.
+        path: String,
+    },
     /// The archive cannot be written.
     #[error("the archive cannot be written")]
     Write(#[source] io::Error),
@@ -65,8 +91,18 @@ pub struct Packed {
     pub entries: u64,
 }
 
+/// What an archive is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// An input: times are 0, and what is mounted in the directory belongs to it.
+    Input,
+    /// An output: everything has this time, and nothing leads out.
+    Output { epoch: u64 },
+}
+
 struct Packer<'a> {
     out: &'a mut dyn Write,
+    purpose: Purpose,
     limits: Limits,
     hasher: FileHasher,
     packed: Packed,
@@ -86,8 +122,35 @@ pub fn pack(
     exclude: &dyn Fn(&[u8]) -> bool,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
+    pack_for(Purpose::Input, dir, out, exclude, limits)
+}
+
+/// Writes a directory that a job leaves as a tar archive. Nobody may change the directory meanwhile.
+///
+/// As [`pack`], with `epoch` (seconds since 1970) as the time of every entry. Refused are besides: what is mounted in
+/// the directory, files with set-id bits, and links that lead out of it or could. Hard links become files of their own,
+/// extended attributes are left behind.
+///
+/// # Errors
+/// [`PackError`]; the archive is incomplete then.
+pub fn pack_output(
+    dir: BorrowedFd<'_>,
+    out: &mut dyn Write,
+    epoch: u64,
+    limits: &Limits,
+) -> Result<Packed, PackError> {
+    pack_for(Purpose::Output { epoch }, dir, out, &|_| false, limits)
+}
+
+fn pack_for(
+    purpose: Purpose,
+    dir: BorrowedFd<'_>,
+    out: &mut dyn Write,
+    exclude: &dyn Fn(&[u8]) -> bool,
+    limits: &Limits,
+) -> Result<Packed, PackError> {
     let packed = Packed { tree: Sha256::new([0; 32]), bytes: 0, entries: 0 };
-    let mut packer = Packer { out, limits: *limits, hasher: FileHasher::new(), packed };
+    let mut packer = Packer { out, purpose, limits: *limits, hasher: FileHasher::new(), packed };
     packer.run(dir, exclude)?;
     packer.write(&[0; 2 * BLOCK])?;
     packer.out.flush().map_err(PackError::Write)?;
@@ -96,14 +159,22 @@ pub fn pack(
 
 fn failed(path: &[u8]) -> impl FnOnce(Errno) -> PackError {
     let path = shown(path);
-    move |errno| PackError::Io { path, errno }
-}
-
-fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(dir, name, flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    move |errno| match errno {
+        // Only `beneath` answers so.
+        Errno::XDEV => PackError::Mounted { path },
+        errno => PackError::Io { path, errno },
+    }
 }
 
 impl Packer<'_> {
+    fn open(&self, dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match self.purpose {
+            Purpose::Input => rustix::fs::openat(dir, name, flags, Mode::empty()),
+            Purpose::Output { .. } => beneath::open(dir, name, flags),
+        }
+    }
+
     fn run(&mut self, dir: BorrowedFd<'_>, exclude: &dyn Fn(&[u8]) -> bool) -> Result<(), PackError> {
         let entries_max = self.limits.entries_max;
         let walk_failed = |error: WalkError, path: &[u8]| match error {
@@ -111,7 +182,7 @@ impl Packer<'_> {
             WalkError::TooMany => Refusal::TooMany { entries_max }.into(),
             WalkError::Io(errno) => failed(path)(errno),
         };
-        let root = open(dir, b".", OFlags::DIRECTORY).map_err(failed(b"."))?;
+        let root = self.open(dir, b".", OFlags::DIRECTORY).map_err(failed(b"."))?;
         let mut walk = Walk::new(root, entries_max).map_err(|error| walk_failed(error, b"."))?;
         let mut nodes = vec![WorldNode::new()];
         while let Some(step) = walk.next_step() {
@@ -155,7 +226,7 @@ impl Packer<'_> {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path))?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                let entered = open(dir, name, OFlags::DIRECTORY).map_err(failed(path))?;
+                let entered = self.open(dir, name, OFlags::DIRECTORY).map_err(failed(path))?;
                 self.header(b'5', path, b"", 0o755, 0)?;
                 return Ok(Some(entered));
             }
@@ -168,6 +239,9 @@ impl Packer<'_> {
                 let target = target.to_bytes();
                 if target.is_empty() || target.len() > TARGET_BYTES_MAX {
                     return Err(Refusal::LinkTooLong { entry: shown(path) }.into());
+                }
+                if self.purpose != Purpose::Input {
+                    outward::check_link(path, target)?;
                 }
                 self.header(b'2', path, target, 0o777, 0)?;
                 node.add_link(name, target);
@@ -189,10 +263,13 @@ impl Packer<'_> {
     ) -> Result<(), PackError> {
         let changed = || PackError::Changed { path: shown(path) };
         // Without O_NONBLOCK, a FIFO that took the file's place would hang us.
-        let file = open(dir, name, OFlags::NONBLOCK).map_err(failed(path))?;
+        let file = self.open(dir, name, OFlags::NONBLOCK).map_err(failed(path))?;
         let before = rustix::fs::fstat(&file).map_err(failed(path))?;
         if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
             return Err(changed());
+        }
+        if self.purpose != Purpose::Input && before.st_mode & 0o6000 != 0 {
+            return Err(PackError::SetId { path: shown(path) });
         }
         let executable = before.st_mode & 0o100 != 0;
         let size = u64::try_from(before.st_size).unwrap_or(0);
@@ -232,6 +309,10 @@ impl Packer<'_> {
         if flag == b'5' {
             name.push(b'/');
         }
+        let epoch = match self.purpose {
+            Purpose::Input => 0,
+            Purpose::Output { epoch } => epoch,
+        };
         let mut records = Vec::new();
         let plain = |text: &[u8]| text.len() <= 100 && text.is_ascii();
         if std::str::from_utf8(&name).is_err() || std::str::from_utf8(target).is_err() {
@@ -239,6 +320,9 @@ impl Packer<'_> {
         }
         if !plain(target) {
             record(&mut records, "linkpath", target);
+        }
+        if epoch >= OCTAL_END {
+            record(&mut records, "mtime", epoch.to_string().as_bytes());
         }
         if !plain(&name) {
             record(&mut records, "path", &name);
@@ -248,13 +332,14 @@ impl Packer<'_> {
         }
         if !records.is_empty() {
             let length = records.len() as u64;
-            self.write(&block(b'x', b"PaxHeader", b"", 0o644, length))?;
+            self.write(&block(b'x', b"PaxHeader", b"", 0o644, length, 0))?;
             self.write(&records)?;
             self.pad(length)?;
         }
         let name = if plain(&name) { name.as_slice() } else { b"PaxName" };
         let target = if plain(target) { target } else { b"PaxTarget" };
-        self.write(&block(flag, name, target, mode, if size >= OCTAL_END { 0 } else { size }))
+        let octal = |number: u64| if number >= OCTAL_END { 0 } else { number };
+        self.write(&block(flag, name, target, mode, octal(size), octal(epoch)))
     }
 
     fn pad(&mut self, size: u64) -> Result<(), PackError> {
@@ -304,8 +389,8 @@ fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
     records.push(b'\n');
 }
 
-/// A ustar header without owner and time.
-fn block(flag: u8, name: &[u8], target: &[u8], mode: u32, size: u64) -> [u8; BLOCK] {
+/// A ustar header without an owner.
+fn block(flag: u8, name: &[u8], target: &[u8], mode: u32, size: u64, mtime: u64) -> [u8; BLOCK] {
     let mut block = [0_u8; BLOCK];
     let mut put = |at: usize, bytes: &[u8]| {
         for (to, from) in block.iter_mut().skip(at).zip(bytes) {
@@ -317,7 +402,7 @@ fn block(flag: u8, name: &[u8], target: &[u8], mode: u32, size: u64) -> [u8; BLO
     put(108, b"0000000\0");
     put(116, b"0000000\0");
     put(124, format!("{size:011o}\0").as_bytes());
-    put(136, b"00000000000\0");
+    put(136, format!("{mtime:011o}\0").as_bytes());
     put(148, b"        ");
     put(156, &[flag]);
     put(157, target);

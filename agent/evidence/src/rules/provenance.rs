@@ -13,7 +13,7 @@ use crate::run::TeardownRecord;
 use crate::slsa::{BuildDefinition, PROVENANCE_PREDICATE_TYPE, ProvenanceStatement, RunDetails};
 use crate::statement::{ResourceDescriptor, sha256};
 use crate::strict::parse_strict;
-use ampoule_spec::{ImageReport, JobSpec, OutputKind, OutputName, Sha256};
+use ampoule_spec::{ImageReport, JobSpec, OutputForm, OutputKind, OutputName, Sha256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
@@ -98,6 +98,16 @@ fn check_outputs(external: &ExternalParameters, subjects: &[ResourceDescriptor])
     let artifacts = || external.outputs.iter().filter(|output| output.kind == OutputKind::Artifact);
     if names.iter().any(|name| !artifacts().any(|output| output.name.as_str() == *name)) {
         return Err(broken("subject", "a subject is no output of kind artifact"));
+    }
+    let asked = |subject: &ResourceDescriptor| {
+        artifacts().find(|output| Some(output.name.as_str()) == subject.name.as_deref()).and_then(|o| o.form)
+    };
+    // What a job leaves open is what lay there.
+    let other = |subject: &&ResourceDescriptor| {
+        asked(subject).is_some_and(|form| (form == OutputForm::Tree) != subject.is_tree())
+    };
+    if subjects.iter().any(|subject| other(&subject)) {
+        return Err(broken("subject", "a subject has another form than the job asked for"));
     }
     if artifacts().any(|output| !output.optional && !names.contains(output.name.as_str())) {
         return Err(broken("subject", "an output that must be there is no subject"));

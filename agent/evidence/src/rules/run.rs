@@ -12,6 +12,9 @@ use ampoule_spec::{Outcome, UnixNanos};
 /// Holds a run attestation against every rule that needs no expectation of the reader's.
 pub(crate) fn check_run(statement: &RunStatement) -> Checked {
     check_subjects(statement.subject(), subject_name).map_err(|e| broken("subject", e.to_string()))?;
+    if let Some(at) = statement.subject().iter().position(ResourceDescriptor::is_tree) {
+        return Err(broken(format!("subject[{at}]"), "a file: no directory is a subject of it"));
+    }
     let run = statement.predicate();
     let (authority, _) = check_builder("builder", &run.builder)?;
     if statement.predicate_type() != authority.run_predicate_type() {
@@ -95,6 +98,12 @@ fn check_numbers(run: &RunPredicate) -> Checked {
     }
     for (at, output) in run.outputs.iter().enumerate() {
         check_decimal(format!("outputs[{at}].bytes"), &output.bytes)?;
+        if let Some(entries) = &output.entries {
+            check_decimal(format!("outputs[{at}].entries"), entries)?;
+        }
+        if output.form.is_file() != output.entries.is_none() {
+            return Err(broken(format!("outputs[{at}].entries"), "present for directories alone"));
+        }
     }
     Ok(())
 }

@@ -105,6 +105,7 @@ pub(crate) fn artifact() -> Sha256 {
 pub(crate) struct Reader {
     pub(crate) trusted: Vec<TrustedKey>,
     pub(crate) artifact: Sha256,
+    pub(crate) tree: bool,
     pub(crate) kind: Kind,
     pub(crate) builder: Option<String>,
     pub(crate) source: Option<String>,
@@ -120,6 +121,7 @@ impl Reader {
                 ..TrustedKey::any(PublicKey::from_pem(KEY_PUB).unwrap())
             }],
             artifact: artifact(),
+            tree: false,
             kind: Kind::Provenance,
             builder: None,
             source: None,
@@ -137,6 +139,7 @@ impl Reader {
             attestation,
             trusted: &self.trusted,
             artifact: self.artifact,
+            tree: self.tree,
             kind: self.kind,
             builder: self.builder.as_deref(),
             source: self.source.as_deref(),

@@ -22,6 +22,7 @@ fn specs() -> Vec<Value> {
     // Both stand in a spec only where they are not the default.
     tar["user"] = json!("root");
     tar["log_overflow"] = json!("fail");
+    tar["outputs"][0]["form"] = json!("file");
     vec![first, host, tar]
 }
 
@@ -66,6 +67,7 @@ fn others(value: &Value) -> Vec<Value> {
                 json!("build"),
                 json!("cut"),
                 json!("sh"),
+                json!("tar.zst"),
             ]
         }
         _ => Vec::new(),
@@ -121,6 +123,8 @@ fn order_presence_and_kind_change_external_parameters() {
         |s| s["limits"]["open_files"] = json!(4096),
         |s| s["user"] = json!("root"),
         |s| s["log_overflow"] = json!("fail"),
+        |s| s["outputs"][0]["form"] = json!("file"),
+        |s| s["outputs"][0]["form"] = json!("tree"),
         |s| s["image"] = json!({"kind": "host"}),
         |s| s["image"] = json!({"kind": "tar", "sha256": s["image"]["manifest"]}),
         |s| s["inputs"][3]["source"] = json!({"kind": "file", "sha256": s["inputs"][3]["source"]["sha256"]}),
@@ -209,9 +213,10 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
         any::<u64>(),
         0..8,
     );
+    let form = prop::sample::select(vec![None, Some("file"), Some("tree"), Some("tar.zst")]);
     let choices = (prop::sample::select(vec!["build", "root"]), prop::sample::select(vec!["cut", "fail"]));
     (maps, prop::collection::vec(step, 1..4), image, prop::collection::vec(source, 0..4), limits, 0_u64..253_402_300_799,
-        prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..3), choices).prop_map(
+        prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), form), 0..3), choices).prop_map(
         |((env, params), steps, image, inputs, limits, epoch, outputs, (user, overflow))| {
             let mut spec: Value = serde_json::from_slice(SPEC).unwrap();
             spec["env"] = json!(env);
@@ -231,9 +236,9 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
                 json!({"name": format!("i{at}"), "mount": format!("/m{at}"), "writable": at % 2 == 0, "source": source})
             });
             spec["inputs"] = inputs.collect();
-            let outputs = outputs.into_iter().enumerate().map(|(at, (always, report, optional))| json!({
+            let outputs = outputs.into_iter().enumerate().map(|(at, (always, report, optional, form))| json!({
                 "name": format!("o{at}"), "path": format!("/o{at}"), "when": if always { "always" } else { "success" },
-                "kind": if report { "report" } else { "artifact" }, "optional": optional}));
+                "kind": if report { "report" } else { "artifact" }, "optional": optional, "form": form}));
             spec["outputs"] = outputs.collect();
             serde_json::from_value(spec).unwrap()
         },

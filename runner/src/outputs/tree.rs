@@ -1,0 +1,93 @@
+//! Directories: packed as one file of the job directory, so that no name of a tenant's ever becomes one there.
+//!
+//! A tree is released by whoever unpacks that file (`ampoule_store::unpack`), an archive as it is. Either way the
+//! directory is read once, from its first entry to its last, by descriptor, and hashed while it is read.
+
+use super::compressor::Compressor;
+use super::sink::{Sink, Stop, Sunk};
+use super::{Budget, Refused, internal, refused};
+use ampoule_spec::OutputForm;
+use ampoule_store::pack::{PackError, Packed, pack_output};
+use ampoule_store::{Limits, Refusal};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::fd::BorrowedFd;
+
+/// The buffer before a file or a compressor: a header alone has 512 bytes.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What a directory is packed with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packing {
+    /// The time of every entry, in seconds since 1970.
+    pub(crate) epoch: u64,
+    /// As which host id a compressor runs, if this is host root.
+    pub(crate) compress_as: Option<u32>,
+}
+
+/// Packs a directory into a new file.
+pub(super) fn take(
+    dir: BorrowedFd<'_>,
+    form: OutputForm,
+    copy: File,
+    packing: Packing,
+    budget: &Budget,
+    stop: &mut Stop<'_>,
+) -> Result<(Packed, Sunk), Refused> {
+    let limits = Limits { bytes_max: budget.bytes, entries_max: budget.entries, ..Limits::default() };
+    let taken = {
+        let sink = Sink::new(copy, limits.stream_bytes_max(), stop);
+        match form {
+            OutputForm::TarZst => compressed(dir, sink, packing, &limits),
+            OutputForm::File | OutputForm::Tree => plain(dir, sink, packing, &limits),
+        }
+    };
+    taken.map_err(|error| match stop.said.take() {
+        Some(failure) => Refused { stopped: Some(failure), ..refused("stopped") },
+        None => reason(error, budget),
+    })
+}
+
+fn plain(
+    dir: BorrowedFd<'_>,
+    sink: Sink<'_, '_>,
+    packing: Packing,
+    limits: &Limits,
+) -> Result<(Packed, Sunk), PackError> {
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, sink);
+    let packed = pack_output(dir, &mut out, packing.epoch, limits)?;
+    let sink = out.into_inner().map_err(|error| PackError::Write(error.into_error()))?;
+    Ok((packed, sink.finish().map_err(PackError::Write)?))
+}
+
+fn compressed(
+    dir: BorrowedFd<'_>,
+    sink: Sink<'_, '_>,
+    packing: Packing,
+    limits: &Limits,
+) -> Result<(Packed, Sunk), PackError> {
+    let compressor = Compressor::start(sink, packing.compress_as).map_err(PackError::Write)?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, compressor);
+    let packed = pack_output(dir, &mut out, packing.epoch, limits)?;
+    out.flush().map_err(PackError::Write)?;
+    let compressor = out.into_inner().map_err(|error| PackError::Write(error.into_error()))?;
+    Ok((packed, compressor.finish().map_err(PackError::Write)?))
+}
+
+/// Why a directory is not taken out.
+fn reason(error: PackError, budget: &Budget) -> Refused {
+    match error {
+        PackError::Refused(Refusal::TooLarge { .. }) => budget.too_large(),
+        PackError::Refused(Refusal::TooMany { .. }) => {
+            refused(format!("outputs have more entries than limits.inodes allows ({} left)", budget.entries))
+        }
+        PackError::Special { path, kind } => refused(format!("{path} in it is a {kind}")),
+        PackError::Io { path, errno: Errno::ACCESS | Errno::PERM } => {
+            refused(format!("{path} in it cannot be read; let its owner read it with chmod"))
+        }
+        PackError::Io { path, errno } => internal(std::io::Error::other(format!("{path}: {errno}"))),
+        PackError::Write(error) => internal(error),
+        other => refused(format!("in it, {other}")),
+    }
+}
