@@ -5,6 +5,7 @@
 //! reaches only the import worker of the runner.
 
 mod error;
+pub mod exclude;
 mod fetch;
 mod guard;
 mod oci_layout;

@@ -71,6 +71,10 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
             name: Name::parse(&format!("input-{at}")).unwrap(),
             mount: SandboxPath::parse(&format!("/build/{at}")).unwrap(),
             writable,
+            exclude: match &source {
+                InputSource::Directory { .. } if writable => vec!["target/".to_owned(), "!*.o".to_owned()],
+                _ => Vec::new(),
+            },
             source,
         };
         inputs.into_iter().enumerate().map(input).collect()
@@ -189,6 +193,7 @@ fn request() -> wire::JobRequest {
             mount: "/build/src".into(),
             writable: false,
             source: Some(wire::input::Source::Http(http)),
+            exclude: Vec::new(),
         }],
         steps: vec![wire::Step {
             name: "s".into(),

@@ -103,6 +103,9 @@ pub struct InputParameter {
     /// File: whether its owner may execute it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<bool>,
+    /// Directory: the patterns of what was left out of it, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     /// Http and attestation: whether it is an archive that is unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpack: Option<bool>,
@@ -225,6 +228,7 @@ impl InputParameter {
             uri: source_uri(at, &input.name, &input.source)?,
             digest: sha256_only(input.source.sha256()),
             executable,
+            exclude: input.exclude.clone(),
             unpack,
             made_by,
         })

@@ -99,7 +99,13 @@ fn input(input: &InputParameter) -> Option<Input> {
         }
         _ => return None,
     };
-    Some(Input { name: input.name.clone(), mount: input.mount.clone(), writable: input.writable, source })
+    Some(Input {
+        name: input.name.clone(),
+        mount: input.mount.clone(),
+        writable: input.writable,
+        source,
+        exclude: input.exclude.clone(),
+    })
 }
 
 fn made_by(input: &InputParameter) -> Option<MadeBy> {

@@ -180,6 +180,7 @@ fn input(field: &str, input: wire::Input) -> Result<Input> {
         mount: parsed(&format!("{field}.mount"), &input.mount, SandboxPath::parse)?,
         writable: input.writable,
         source,
+        exclude: input.exclude,
     })
 }
 
@@ -346,6 +347,7 @@ fn wire_input(input: &Input) -> wire::Input {
         mount: input.mount.to_string(),
         writable: input.writable,
         source: Some(source),
+        exclude: input.exclude.clone(),
     }
 }
 

@@ -114,6 +114,8 @@ pub struct InputEntry {
     pub writable: Option<bool>,
     /// Where its bytes come from.
     pub source: SourceEntry,
+    /// What of a directory is left out, as patterns of .gitignore.
+    pub exclude: Vec<String>,
 }
 
 /// Where an input's bytes come from.

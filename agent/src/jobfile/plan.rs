@@ -86,6 +86,8 @@ pub struct InputPlan {
     pub writable: bool,
     /// Where its bytes come from.
     pub source: SourcePlan,
+    /// What of a directory is left out, as patterns of .gitignore.
+    pub exclude: Vec<String>,
 }
 
 /// Where an input's bytes come from.
@@ -160,6 +162,7 @@ impl JobFile {
                     mount: input.mount.clone(),
                     writable: input.writable.unwrap_or(false),
                     source: SourcePlan::of(&input.source, base),
+                    exclude: input.exclude.clone(),
                 })
                 .collect(),
             steps: steps
@@ -346,6 +349,7 @@ impl JobPlan {
             mount: input.mount,
             writable: input.writable,
             source,
+            exclude: input.exclude,
         });
         let spec = JobSpec {
             ampoule: FORMAT,
@@ -387,7 +391,12 @@ impl JobPlan {
         for (at, input) in self.inputs.iter().enumerate() {
             match &input.source {
                 SourcePlan::Path(path) => {
-                    self.check_place(&format!("input[{at}].path"), path, Kind::Either)?
+                    self.check_place(&format!("input[{at}].path"), path, Kind::Either)?;
+                    if !input.exclude.is_empty() && path.is_file() {
+                        let (field, reason) =
+                            (format!("input[{at}].exclude"), "patterns are for directories");
+                        return Err(self.fields.error(Code::JobInvalid, &field, reason, "remove the key"));
+                    }
                 }
                 SourcePlan::Tar { path, .. } => {
                     self.check_place(&format!("input[{at}].tar.path"), path, Kind::File)?;

@@ -86,6 +86,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
             mount: src.clone(),
             writable: true,
             source: SourcePlan::Path(ask.dir.to_owned()),
+            exclude: Vec::new(),
         }],
         steps: vec![Step {
             name: name("run")?,

@@ -8,6 +8,7 @@ use super::model::{
 use super::params::{self, Misuse};
 use super::read::{Reader, Table, Value};
 use super::{suggest, upstream, values};
+use crate::inputs::exclude::check_pattern;
 use crate::inputs::parse_url;
 use ampoule_spec::{
     EnvName, LimitsRequest, LogOverflow, Name, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue,
@@ -38,7 +39,7 @@ const JOB_KEYS: &[&str] = &[
 const PARAM_KEYS: &[&str] = &["type", "default", "description"];
 const SOURCE_KEYS: &[&str] = &["path", "http", "git", "tar", "oci", "attestation"];
 const INPUT_KEYS: &[&str] =
-    &["name", "mount", "writable", "path", "http", "git", "tar", "oci", "attestation"];
+    &["name", "mount", "writable", "exclude", "path", "http", "git", "tar", "oci", "attestation"];
 const HTTP_KEYS: &[&str] = &["url", "sha256", "unpack"];
 const TAR_KEYS: &[&str] = &["path", "sha256"];
 const STEP_KEYS: &[&str] = &["name", "run", "cwd", "env", "timeout", "secrets"];
@@ -247,7 +248,21 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
         "oci" => return Err(value.unsupported("oci inputs", "use http with sha256 or path")),
         _ => SourceEntry::Attestation(upstream::upstream(value)?),
     };
-    Ok(InputEntry { name, mount, writable, source })
+    let exclude = optional(table, "exclude", |v| exclude(v, &source))?.unwrap_or_default();
+    Ok(InputEntry { name, mount, writable, source, exclude })
+}
+
+fn exclude(value: &Value<'_>, source: &SourceEntry) -> Result<Vec<String>> {
+    if !matches!(source, SourceEntry::Path(_)) {
+        return Err(value.wrong("patterns are for a path that is a directory", "remove the key"));
+    }
+    let patterns = value.items("a list of patterns as in .gitignore", "[\"target/\", \"*.o\"]")?;
+    let pattern = |v: &Value<'_>| {
+        v.parsed("a pattern as in .gitignore", "\"target/\"", |text| {
+            check_pattern(text).map(|()| text.to_owned())
+        })
+    };
+    patterns.iter().map(pattern).collect()
 }
 
 fn http(value: &Value<'_>) -> Result<SourceEntry> {

@@ -3,12 +3,13 @@
 use super::follow::Note;
 use super::runner::{Runner, RunnerError};
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
+use crate::inputs::exclude::Excludes;
 use crate::inputs::{FetchOptions, Fetcher, OciLayout, scratch_file};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{InputSource, JobId, Sha256};
 use ampoule_store::Limits;
-use ampoule_store::pack::{PackError, pack};
+use ampoule_store::pack::{PackError, pack_filtered};
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::os::fd::AsFd;
@@ -146,7 +147,7 @@ fn take_input(
             let file = open(path)?;
             let meta = file.metadata().map_err(|e| unusable(path, e))?;
             if meta.is_dir() {
-                return take_directory(path, &file, epoch, runner, cancel);
+                return take_directory(path, &file, &input.exclude, epoch, runner, cancel);
             }
             let executable = meta.mode() & 0o100 != 0;
             let content = Content::File { sha256: None, executable, epoch };
@@ -181,17 +182,19 @@ fn take_input(
 fn take_directory(
     path: &Path,
     dir: &File,
+    exclude: &[String],
     epoch: u64,
     runner: &Runner,
     cancel: &Cancel,
 ) -> Result<InputSource> {
+    let excludes = Excludes::new(exclude);
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
     let (packed, imported) = std::thread::scope(|scope| {
-        let packing = scope.spawn(move || {
+        let packing = scope.spawn(|| {
             let out = UntilCancelled { out: File::from(write), cancel };
             let mut out = BufWriter::with_capacity(256 << 10, out);
-            pack(dir.as_fd(), &mut out, &|_| false, &Limits::default())
+            pack_filtered(dir.as_fd(), &mut out, &|path, dir| excludes.has(path, dir), &Limits::default())
         });
         let imported = runner.import(Content::Directory { tree: None, epoch }, read);
         (packing.join(), imported)

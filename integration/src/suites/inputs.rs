@@ -25,6 +25,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("sources_that_do_not_answer_have_their_own_status", unreachable),
     Test::both("hostile_archives_are_refused_by_name", hostile),
     Test::both("input_that_is_no_plain_tree_is_refused_by_name", odd_trees),
+    Test::both("directory_is_taken_in_without_what_is_left_out", excluded),
     Test::both("input_changed_between_runs_is_another_input", changed),
     Test::root("import_worker_has_limits_and_no_privilege", worker),
 ];
@@ -325,6 +326,41 @@ fn odd_trees(lab: &Lab) -> Result<()> {
     let alone = input("a", &from_path(&lab.path("fifo/pipe")), "/build/a", false) + &sh("a", "true");
     lab.run_job(&alone)?.exits(64)?.says(&["input.refused"])?;
     Ok(())
+}
+
+fn excluded(lab: &Lab) -> Result<()> {
+    for name in ["a.o", "keep.o", "main.c", "target/deep/x", "d/target", "d/b.o", "empty/x"] {
+        lab.write(&format!("src/{name}"), name)?;
+    }
+    // What is left out is not looked at: nobody could take this in.
+    lab.call("mkfifo").arg(lab.path("src/target/pipe")).end()?.exits(0)?;
+    fs::set_permissions(lab.path("src/target/deep"), fs::Permissions::from_mode(0o000))?;
+    let source = from_path(&lab.path("src")) + "\nexclude = ['target/', '*.o', '!keep.o', 'empty/*']";
+    let body = input("src", &source, "/build/src", false)
+        + &sh("a", "cd /build/src; find . | LC_ALL=C sort | tee /build/x")
+        + &output("x", "/build/x");
+    let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
+    let expected = ".\n./d\n./d/target\n./empty\n./keep.o\n./main.c\n";
+    equal("taken in", &ran.output_text("x")?, &expected.to_owned())?;
+    let statement = ran.statement("x.intoto.jsonl")?;
+    let definition = &statement["predicate"]["buildDefinition"];
+    let recorded = &definition["externalParameters"]["inputs"][0]["exclude"];
+    equal("recorded", recorded, &serde_json::json!(["target/", "*.o", "!keep.o", "empty/*"]))?;
+    // The digest is that of a directory that never had it.
+    fs::set_permissions(lab.path("src/target/deep"), fs::Permissions::from_mode(0o755))?;
+    for name in ["src/target", "src/a.o", "src/d/b.o", "src/empty/x"] {
+        let path = lab.path(name);
+        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    }
+    let plain = input("src", &from_path(&lab.path("src")), "/build/src", false)
+        + &sh("a", "echo x > /build/x")
+        + &output("x", "/build/x");
+    let again = lab.run_job(&plain)?.ended(&SUCCEEDED)?;
+    let other = &again.statement("x.intoto.jsonl")?["predicate"]["buildDefinition"];
+    equal("digest", &definition["resolvedDependencies"][1], &other["resolvedDependencies"][1])?;
+    ensure!(other["externalParameters"]["inputs"][0].get("exclude").is_none(), "patterns out of nowhere");
+    let file = input("f", &(from_path(&lab.path("src/main.c")) + "\nexclude = ['a']"), "/build/f", false);
+    lab.run_job(&(file + &sh("a", "true")))?.exits(64)?.says(&["input[0].exclude", "directories"]).map(drop)
 }
 
 fn changed(lab: &Lab) -> Result<()> {

@@ -165,6 +165,9 @@ pub struct Input {
     pub writable: bool,
     /// What it is, by digest.
     pub source: InputSource,
+    /// A directory's: what was left out when it was taken in, as patterns of .gitignore. Where nothing was, it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
 }
 
 /// Where an input came from and the digest that names it.
@@ -342,6 +345,14 @@ impl JobSpec {
             if let Some(other) = self.inputs.iter().take(at).find(|o| overlap(&o.mount, &input.mount)) {
                 let reason = format!("{} overlaps input {} at {}", input.mount, other.name, other.mount);
                 return Err(wrong(field, reason));
+            }
+            let field = format!("input[{at}].exclude");
+            if !input.exclude.is_empty() && !matches!(input.source, InputSource::Directory { .. }) {
+                return Err(wrong(field, "patterns are for directories; leave them out"));
+            }
+            check_count(&field, input.exclude.len())?;
+            for pattern in &input.exclude {
+                check_text(&field, pattern)?;
             }
             if let InputSource::Http { url, .. } = &input.source {
                 check_text(&format!("input[{at}].http.url"), url)?;

@@ -122,6 +122,19 @@ pub fn pack(
     exclude: &dyn Fn(&[u8]) -> bool,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
+    pack_filtered(dir, out, &|path, _| exclude(path), limits)
+}
+
+/// As [`pack`], where `exclude` is told whether a path is a directory.
+///
+/// # Errors
+/// [`PackError`]; the archive is incomplete then.
+pub fn pack_filtered(
+    dir: BorrowedFd<'_>,
+    out: &mut dyn Write,
+    exclude: &dyn Fn(&[u8], bool) -> bool,
+    limits: &Limits,
+) -> Result<Packed, PackError> {
     pack_for(Purpose::Input, dir, out, exclude, limits)
 }
 
@@ -139,14 +152,14 @@ pub fn pack_output(
     epoch: u64,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
-    pack_for(Purpose::Output { epoch }, dir, out, &|_| false, limits)
+    pack_for(Purpose::Output { epoch }, dir, out, &|_, _| false, limits)
 }
 
 fn pack_for(
     purpose: Purpose,
     dir: BorrowedFd<'_>,
     out: &mut dyn Write,
-    exclude: &dyn Fn(&[u8]) -> bool,
+    exclude: &dyn Fn(&[u8], bool) -> bool,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
     let packed = Packed { tree: Sha256::new([0; 32]), bytes: 0, entries: 0 };
@@ -175,7 +188,7 @@ impl Packer<'_> {
         }
     }
 
-    fn run(&mut self, dir: BorrowedFd<'_>, exclude: &dyn Fn(&[u8]) -> bool) -> Result<(), PackError> {
+    fn run(&mut self, dir: BorrowedFd<'_>, exclude: &dyn Fn(&[u8], bool) -> bool) -> Result<(), PackError> {
         let entries_max = self.limits.entries_max;
         let walk_failed = |error: WalkError, path: &[u8]| match error {
             WalkError::TooDeep => Refusal::TooDeep { entry: shown(path) }.into(),
@@ -196,13 +209,16 @@ impl Packer<'_> {
                 }
                 Step::Name(name) => {
                     let path = walk.path(&name);
-                    if exclude(&path) {
+                    let current = walk.dir().map_err(failed(&path))?;
+                    let stat = rustix::fs::statat(current, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)
+                        .map_err(failed(&path))?;
+                    let kind = FileType::from_raw_mode(stat.st_mode);
+                    if exclude(&path, kind == FileType::Directory) {
                         continue;
                     }
                     EntryPath::parse(&path)?;
-                    let current = walk.dir().map_err(failed(&path))?;
                     let entered = match nodes.last_mut() {
-                        Some(node) => self.entry(current, node, &name, &path)?,
+                        Some(node) => self.entry(kind, current, node, &name, &path)?,
                         None => None,
                     };
                     self.packed.entries += 1;
@@ -218,13 +234,13 @@ impl Packer<'_> {
 
     fn entry(
         &mut self,
+        kind: FileType,
         dir: BorrowedFd<'_>,
         node: &mut WorldNode,
         name: &[u8],
         path: &[u8],
     ) -> Result<Option<OwnedFd>, PackError> {
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path))?;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
+        let kind = match kind {
             FileType::Directory => {
                 let entered = self.open(dir, name, OFlags::DIRECTORY).map_err(failed(path))?;
                 self.header(b'5', path, b"", 0o755, 0)?;

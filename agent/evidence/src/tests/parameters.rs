@@ -23,6 +23,7 @@ fn specs() -> Vec<Value> {
     tar["user"] = json!("root");
     tar["log_overflow"] = json!("fail");
     tar["outputs"][0]["form"] = json!("file");
+    tar["inputs"][1]["exclude"] = json!(["*.orig", "!keep.orig"]);
     vec![first, host, tar]
 }
 
@@ -125,6 +126,8 @@ fn order_presence_and_kind_change_external_parameters() {
         |s| s["log_overflow"] = json!("fail"),
         |s| s["outputs"][0]["form"] = json!("file"),
         |s| s["outputs"][0]["form"] = json!("tree"),
+        |s| s["inputs"][1]["exclude"] = json!(["*.o"]),
+        |s| s["inputs"][1]["exclude"] = json!(["!*.o", "*.o"]),
         |s| s["image"] = json!({"kind": "host"}),
         |s| s["image"] = json!({"kind": "tar", "sha256": s["image"]["manifest"]}),
         |s| s["inputs"][3]["source"] = json!({"kind": "file", "sha256": s["inputs"][3]["source"]["sha256"]}),
@@ -233,7 +236,9 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
             });
             spec["steps"] = steps.collect();
             let inputs = inputs.into_iter().enumerate().map(|(at, source)| {
-                json!({"name": format!("i{at}"), "mount": format!("/m{at}"), "writable": at % 2 == 0, "source": source})
+                let exclude = if source["kind"] == "directory" { vec!["*.o"; at] } else { Vec::new() };
+                json!({"name": format!("i{at}"), "mount": format!("/m{at}"), "writable": at % 2 == 0, "source": source,
+                    "exclude": exclude})
             });
             spec["inputs"] = inputs.collect();
             let outputs = outputs.into_iter().enumerate().map(|(at, (always, report, optional, form))| json!({
