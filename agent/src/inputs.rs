@@ -8,12 +8,14 @@ mod error;
 pub mod exclude;
 mod fetch;
 mod guard;
+mod mirrors;
 mod oci_layout;
 mod url;
 
 pub use error::InputError;
 pub use fetch::{FetchOptions, Fetched, Fetcher, scratch_file};
 pub use guard::{Guard, GuardOptions, Lookup, SystemLookup};
+pub use mirrors::PassedOver;
 pub use oci_layout::{Blob, LayoutImage, OciLayout};
 pub use url::parse_url;
 

@@ -9,6 +9,7 @@
 mod error;
 mod fields;
 mod image;
+mod mirrors;
 mod model;
 mod params;
 mod plan;

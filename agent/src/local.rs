@@ -4,6 +4,7 @@
 //! needs privilege happens in `ampoule-runner`, which it starts for this one job and which looks up by digest
 //! whatever it mounts.
 
+mod download;
 mod evidence;
 mod follow;
 mod intake;
@@ -23,6 +24,7 @@ use crate::sources::Policy;
 use ampoule_evidence::Authority;
 use ampoule_spec::wire::CANCEL;
 use ampoule_spec::{Code, Failure, JobId, Outcome, OutputForm};
+use intake::TakenIn;
 use release::Evidence;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -242,7 +244,7 @@ pub fn run(
     for recovered in runner.recovered().to_vec() {
         evidence::sign_recovered(&mut runner, options, &signing, &recovered, say);
     }
-    let (spec_bytes, id) = intake::take_in(plan, &mut runner, options, cancel, say)?;
+    let TakenIn { spec: spec_bytes, id, claims } = intake::take_in(plan, &mut runner, options, cancel, say)?;
     if cancel.is_cancelled() {
         return Err(LocalError::Cancelled);
     }
@@ -255,7 +257,7 @@ pub fn run(
     let kept = options.state.join("runs").join(id.as_str());
     let out = options.out.clone().unwrap_or_else(|| kept.clone());
     let job_dir = options.state.join("jobs").join(id.as_str());
-    let evidence = Evidence::read(&job_dir)?;
+    let evidence = Evidence::read(&job_dir)?.with_claims(claims);
     let released = match release::release(&evidence, &job_dir, &out, &signing) {
         // Somebody else has taken it meanwhile, or it is full: what the job made is not lost for that.
         Err(LocalError::File { reason, .. }) if options.out.is_some() => {

@@ -46,8 +46,11 @@ fn source() -> impl Strategy<Value = InputSource> {
     prop_oneof![
         sha256().prop_map(|tree| InputSource::Directory { tree }),
         (sha256(), any::<bool>()).prop_map(|(sha256, executable)| InputSource::File { sha256, executable }),
-        ("https?://[a-z]{1,9}/[a-z?=&%20]{0,9}", sha256(), any::<bool>())
-            .prop_map(|(url, sha256, unpack)| InputSource::Http { url, sha256, unpack }),
+        (vec("https?://[a-z]{1,9}/[a-z?=&%20]{0,9}", 1..4), sha256(), any::<bool>()).prop_map(
+            |(mut urls, sha256, unpack)| {
+                InputSource::Http { url: urls.remove(0), sha256, unpack, mirrors: urls }
+            }
+        ),
         sha256().prop_map(|sha256| InputSource::Tar { sha256 }),
         (sha256(), any::<bool>(), sha256(), "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,9}").prop_map(
             |(sha256, unpack, statement, subject)| InputSource::Attestation {
@@ -181,7 +184,7 @@ proptest! {
 
 fn request() -> wire::JobRequest {
     let zero = "0".repeat(64);
-    let http = wire::HttpSource { url: "https://h/x".into(), sha256: zero, unpack: false };
+    let http = wire::HttpSource { url: "https://h/x".into(), sha256: zero, unpack: false, mirrors: vec![] };
     wire::JobRequest {
         ampoule: 1,
         attempt: 1,
@@ -247,6 +250,8 @@ fn job_spec_names_the_field_of_the_message() {
     assert_eq!(refused(|r| http(r).sha256.clear()), "inputs[0].http.sha256");
     assert_eq!(refused(|r| http(r).url = "file:///etc/passwd".into()), "inputs[0].http.url");
     assert_eq!(refused(|r| http(r).url = "https://u:p@h/".into()), "inputs[0].http.url");
+    let mirror = |url: &str| vec!["https://h/x".to_owned(), url.to_owned()];
+    assert_eq!(refused(|r| http(r).mirrors = mirror("file:///x")), "inputs[0].http.mirrors[1]");
     assert_eq!(refused(|r| r.steps.clear()), "steps");
     assert_eq!(refused(|r| r.steps[0].cwd = "x".into()), "steps[0].cwd");
     assert_eq!(refused(|r| r.steps[0].timeout_ms = 0), "steps[0].timeout_ms");

@@ -154,6 +154,9 @@ impl Printer {
                 }
             }
             Note::Importing { what } => show::line(&format!("importing {what}")),
+            Note::PassedOver { input, passed } => {
+                show::line(&format!("input {input}: passed over: {} [{}]", passed.reason, passed.code));
+            }
             Note::Admitted { job } => show::line(&format!("job {job} admitted")),
             Note::LauncherLost => show::line("ampoule: the launcher died; the job is being ended"),
             Note::Log(chunk) => self.log(&chunk),
@@ -268,6 +271,9 @@ fn as_json(note: &Note) -> Option<Value> {
             json!({"event": "recovered", "job": job, "removed": removed, "outcome": outcome, "record": record})
         }
         Note::Importing { what } => json!({"event": "importing", "what": what}),
+        Note::PassedOver { input, passed } => {
+            json!({"event": "passed_over", "input": input, "url": passed.url, "code": passed.code, "message": passed.reason})
+        }
         // The job's own event says the same and more.
         Note::Admitted { .. } => return None,
         // What is about to exist on the host is the launcher's to know, after a crash.

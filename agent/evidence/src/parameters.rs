@@ -5,7 +5,7 @@
 //! the report alone. They share no key. Whole numbers are strings, because many readers keep only 53 bits.
 
 use crate::statement::sha256_only;
-use crate::uri::{UriError, image_uri, source_uri};
+use crate::uri::{UriError, image_uri, mirror_uris, source_uri};
 use ampoule_spec::{
     ENV_DEFAULTS, EnvName, HOSTNAME, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest,
     LogOverflow, MadeBy, Name, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, RunReport,
@@ -109,6 +109,9 @@ pub struct InputParameter {
     /// Http and attestation: whether it is an archive that is unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpack: Option<bool>,
+    /// Http: where else the same bytes are, in the order in which they are asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
     /// Attestation: whose word it is that the job in the URI made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_by: Option<MadeByParameter>,
@@ -230,6 +233,7 @@ impl InputParameter {
             executable,
             exclude: input.exclude.clone(),
             unpack,
+            mirrors: mirror_uris(at, &input.source)?,
             made_by,
         })
     }

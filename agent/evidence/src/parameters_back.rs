@@ -86,13 +86,17 @@ fn params(params: &BTreeMap<Name, Param>) -> Option<BTreeMap<Name, ParamValue>> 
 
 fn input(input: &InputParameter) -> Option<Input> {
     let digest = sha256(&input.digest)?;
-    if input.made_by.is_some() != (input.kind == "attestation") {
+    let misplaced = !input.mirrors.is_empty() && input.kind != "http";
+    if misplaced || input.made_by.is_some() != (input.kind == "attestation") {
         return None;
     }
     let source = match (input.kind.as_str(), input.executable, input.unpack) {
         ("directory", None, None) => InputSource::Directory { tree: digest },
         ("file", Some(executable), None) => InputSource::File { sha256: digest, executable },
-        ("http", None, Some(unpack)) => InputSource::Http { url: input.uri.clone(), sha256: digest, unpack },
+        ("http", None, Some(unpack)) => {
+            let (url, mirrors) = (input.uri.clone(), input.mirrors.clone());
+            InputSource::Http { url, sha256: digest, unpack, mirrors }
+        }
         ("tar", None, None) => InputSource::Tar { sha256: digest },
         ("attestation", None, Some(unpack)) => {
             InputSource::Attestation { sha256: digest, unpack, made_by: made_by(input)? }

@@ -23,6 +23,7 @@ pub fn check_uris(spec: &JobSpec) -> Result<(), UriError> {
     image_uri(&spec.image)?;
     for (at, input) in spec.inputs.iter().enumerate() {
         source_uri(at, &input.name, &input.source)?;
+        mirror_uris(at, &input.source)?;
     }
     Ok(())
 }
@@ -44,6 +45,16 @@ pub(crate) fn source_uri(at: usize, name: &Name, source: &InputSource) -> Result
             check_absolute(&uri).map_err(|rule| UriError { field: field(), rule }).map(|()| uri)
         }
     }
+}
+
+/// The URIs of a download's mirrors.
+pub(crate) fn mirror_uris(at: usize, source: &InputSource) -> Result<Vec<String>, UriError> {
+    let InputSource::Http { mirrors, .. } = source else { return Ok(Vec::new()) };
+    let field = |place| format!("input[{at}].http.mirrors[{place}]");
+    let normal = |(place, url): (usize, &String)| {
+        normal_http(url).map_err(|rule| UriError { field: field(place), rule })
+    };
+    mirrors.iter().enumerate().map(normal).collect()
 }
 
 /// The URI of an image.

@@ -163,14 +163,12 @@ fn input(field: &str, input: wire::Input) -> Result<Input> {
             InputSource::File { sha256: digest("file.sha256", &file.sha256)?, executable: file.executable }
         }
         Some(Source::Http(http)) => {
-            let url_field = format!("{field}.http.url");
-            let url = parsed(&url_field, &http.url, parse_url)?;
-            // A file URL is a path of some host; on the wire there is none.
-            if url.scheme() == "file" {
-                return Err(wrong(url_field, "file URLs are for `ampoule run` alone; upload the file"));
+            web_url(format!("{field}.http.url"), &http.url)?;
+            for (at, mirror) in http.mirrors.iter().enumerate() {
+                web_url(format!("{field}.http.mirrors[{at}]"), mirror)?;
             }
             let sha256 = digest("http.sha256", &http.sha256)?;
-            InputSource::Http { url: http.url, sha256, unpack: http.unpack }
+            InputSource::Http { url: http.url, sha256, unpack: http.unpack, mirrors: http.mirrors }
         }
         Some(Source::Tar(tar)) => InputSource::Tar { sha256: digest("tar.sha256", &tar.sha256)? },
         Some(Source::Attestation(made)) => attested(&format!("{field}.attestation"), made)?,
@@ -182,6 +180,14 @@ fn input(field: &str, input: wire::Input) -> Result<Input> {
         source,
         exclude: input.exclude,
     })
+}
+
+fn web_url(field: String, text: &str) -> Result<()> {
+    // A file URL is a path of some host; on the wire there is none.
+    if parsed(&field, text, parse_url)?.scheme() == "file" {
+        return Err(wrong(field, "file URLs are for `ampoule run` alone; upload the file"));
+    }
+    Ok(())
 }
 
 fn attested(field: &str, made: wire::AttestationSource) -> Result<InputSource> {
@@ -326,9 +332,12 @@ fn wire_input(input: &Input) -> wire::Input {
         InputSource::File { sha256, executable } => {
             Source::File(wire::FileSource { sha256: sha256.to_string(), executable: *executable })
         }
-        InputSource::Http { url, sha256, unpack } => {
-            Source::Http(wire::HttpSource { url: url.clone(), sha256: sha256.to_string(), unpack: *unpack })
-        }
+        InputSource::Http { url, sha256, unpack, mirrors } => Source::Http(wire::HttpSource {
+            url: url.clone(),
+            sha256: sha256.to_string(),
+            unpack: *unpack,
+            mirrors: mirrors.clone(),
+        }),
         InputSource::Tar { sha256 } => Source::Tar(wire::TarSource { sha256: sha256.to_string() }),
         InputSource::Attestation { sha256, unpack, made_by } => {
             Source::Attestation(wire::AttestationSource {

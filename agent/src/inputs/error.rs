@@ -58,6 +58,16 @@ pub enum InputError {
         /// What came.
         found: Sha256,
     },
+    /// Several places were asked, and none gave the bytes.
+    #[error("{url}: no place has it: {}", reasons.join("; "))]
+    Nowhere {
+        /// The URL that the job names.
+        url: String,
+        /// What counts.
+        code: Code,
+        /// What each place did.
+        reasons: Vec<String>,
+    },
     /// The content is of a kind that is not accepted.
     #[error("{what}: {reason}")]
     Refused {
@@ -91,6 +101,7 @@ impl InputError {
             Self::Missing { .. } => Code::InputMissing,
             Self::Unreachable { .. } => Code::InputUnreachable,
             Self::TooLarge { .. } | Self::Refused { .. } => Code::InputRefused,
+            Self::Nowhere { code, .. } => *code,
             Self::DigestMismatch { .. } => Code::InputDigestMismatch,
             Self::File { .. } | Self::Client { .. } => Code::FileUnusable,
         }

@@ -69,6 +69,10 @@ impl Fetcher {
         Self { options, guard: Guard::new(policy, GuardOptions { connect_timeout, read_timeout }) }
     }
 
+    pub(super) fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
     /// Fetches `url` into `into`, which is emptied first and stands at its beginning afterwards.
     ///
     /// The file holds bytes only if they are the right ones: after any error it is empty. A future that is
@@ -90,7 +94,12 @@ impl Fetcher {
         }
     }
 
-    async fn fetch_parsed(&self, start: Url, expected: &Sha256, into: &File) -> Result<Fetched, InputError> {
+    pub(super) async fn fetch_parsed(
+        &self,
+        start: Url,
+        expected: &Sha256,
+        into: &File,
+    ) -> Result<Fetched, InputError> {
         let into = into.try_clone().map_err(scratch)?;
         let what = without_query(&start);
         let (found, fetched) = if start.scheme() == "file" {
@@ -222,11 +231,11 @@ fn finish(hash: Context) -> Result<Sha256, InputError> {
     super::sha256_of(hash.finish().as_ref())
 }
 
-fn empty(file: &mut File) -> Result<(), InputError> {
+pub(super) fn empty(file: &mut File) -> Result<(), InputError> {
     file.set_len(0).and_then(|()| file.rewind()).map_err(scratch)
 }
 
-fn scratch(source: std::io::Error) -> InputError {
+pub(super) fn scratch(source: std::io::Error) -> InputError {
     InputError::File { what: "the file for a download".to_owned(), source }
 }
 

@@ -131,6 +131,8 @@ pub enum SourceEntry {
         sha256: Sha256,
         /// Whether it is an archive to unpack.
         unpack: Option<bool>,
+        /// Where else the same bytes are.
+        mirrors: Vec<String>,
     },
     /// `tar`: an archive here, to unpack.
     Tar {

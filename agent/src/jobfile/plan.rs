@@ -103,6 +103,8 @@ pub enum SourcePlan {
         sha256: Sha256,
         /// Whether it is an archive to unpack.
         unpack: bool,
+        /// Where else the same bytes are.
+        mirrors: Vec<String>,
     },
     /// An archive here, to unpack.
     Tar {
@@ -256,9 +258,12 @@ impl SourcePlan {
     fn of(source: &SourceEntry, base: &Path) -> Self {
         match source {
             SourceEntry::Path(path) => Self::Path(base.join(path)),
-            SourceEntry::Http { url, sha256, unpack } => {
-                Self::Http { url: url.clone(), sha256: *sha256, unpack: unpack.unwrap_or(false) }
-            }
+            SourceEntry::Http { url, sha256, unpack, mirrors } => Self::Http {
+                url: url.clone(),
+                sha256: *sha256,
+                unpack: unpack.unwrap_or(false),
+                mirrors: mirrors.clone(),
+            },
             SourceEntry::Tar { path, sha256 } => Self::Tar { path: base.join(path), sha256: *sha256 },
             SourceEntry::Attestation(entry) => Self::Attestation(UpstreamPlan::of(entry, base)),
         }
@@ -269,13 +274,18 @@ impl SourcePlan {
         match self {
             Self::Path(_) | Self::Attestation(_) => InputSource::Directory { tree: Sha256::new([0; 32]) },
             // A file URL names a path of this host, which belongs in no spec: what it gives is a file of ours.
-            Self::Http { url, sha256, unpack: false } if is_file(url) => {
+            Self::Http { url, sha256, unpack: false, .. } if is_file(url) => {
                 InputSource::File { sha256: *sha256, executable: false }
             }
-            Self::Http { url, sha256, unpack: true } if is_file(url) => InputSource::Tar { sha256: *sha256 },
-            Self::Http { url, sha256, unpack } => {
-                InputSource::Http { url: url.clone(), sha256: *sha256, unpack: *unpack }
+            Self::Http { url, sha256, unpack: true, .. } if is_file(url) => {
+                InputSource::Tar { sha256: *sha256 }
             }
+            Self::Http { url, sha256, unpack, mirrors } => InputSource::Http {
+                url: url.clone(),
+                sha256: *sha256,
+                unpack: *unpack,
+                mirrors: mirrors.clone(),
+            },
             Self::Tar { sha256, .. } => InputSource::Tar { sha256: *sha256 },
         }
     }

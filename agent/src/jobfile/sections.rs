@@ -7,7 +7,7 @@ use super::model::{
 };
 use super::params::{self, Misuse};
 use super::read::{Reader, Table, Value};
-use super::{suggest, upstream, values};
+use super::{mirrors, suggest, upstream, values};
 use crate::inputs::exclude::check_pattern;
 use crate::inputs::parse_url;
 use ampoule_spec::{
@@ -40,7 +40,7 @@ const PARAM_KEYS: &[&str] = &["type", "default", "description"];
 const SOURCE_KEYS: &[&str] = &["path", "http", "git", "tar", "oci", "attestation"];
 const INPUT_KEYS: &[&str] =
     &["name", "mount", "writable", "exclude", "path", "http", "git", "tar", "oci", "attestation"];
-const HTTP_KEYS: &[&str] = &["url", "sha256", "unpack"];
+const HTTP_KEYS: &[&str] = &["url", "sha256", "unpack", "mirrors"];
 const TAR_KEYS: &[&str] = &["path", "sha256"];
 const STEP_KEYS: &[&str] = &["name", "run", "cwd", "env", "timeout", "secrets"];
 const OUTPUT_KEYS: &[&str] = &["name", "path", "form", "when", "kind", "optional"];
@@ -273,7 +273,8 @@ fn http(value: &Value<'_>) -> Result<SourceEntry> {
     parse_url(text).map_err(|reason| url.wrong(reason, ""))?;
     let sha256 = sha256(&table, value, "download it, run `sha256sum FILE`")?;
     let unpack = optional(&table, "unpack", Value::boolean)?;
-    Ok(SourceEntry::Http { url: text.to_owned(), sha256, unpack })
+    let mirrors = optional(&table, "mirrors", |v| mirrors::read(v, text))?.unwrap_or_default();
+    Ok(SourceEntry::Http { url: text.to_owned(), sha256, unpack, mirrors })
 }
 
 fn step(table: &Table<'_>, params: &Params) -> Result<StepEntry> {

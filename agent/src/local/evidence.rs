@@ -6,7 +6,7 @@ use super::release::Evidence;
 use super::runner::Runner;
 use super::{LocalError, Options};
 use crate::signing::FileSigner;
-use ampoule_evidence::{AgentClaims, Issuer, RunRequest, Sealed, Signer, run_attestation, seal};
+use ampoule_evidence::{Issuer, RunRequest, Sealed, Signer, run_attestation, seal};
 use ampoule_spec::Sha256;
 use ampoule_spec::wire::Recovered;
 use std::path::{Path, PathBuf};
@@ -72,12 +72,11 @@ impl Signing {
         provenance_sha256: Option<Sha256>,
     ) -> Result<Sealed, LocalError> {
         let refused = |code, reason: String| LocalError::Evidence { code, reason };
-        let claims = AgentClaims::new();
         let request = RunRequest {
             record: &evidence.record,
             issuer: &self.issuer,
             provenance_sha256,
-            agent_claims: &claims,
+            agent_claims: &evidence.claims,
         };
         let statement = run_attestation(&request).map_err(|e| refused(e.code(), e.to_string()))?;
         seal(&statement, self.signer()).map_err(|e| refused(e.code(), e.to_string()))

@@ -2,9 +2,10 @@
 
 use super::runner::{Runner, RunnerError};
 use super::{Cancel, LocalError};
+use crate::inputs::PassedOver;
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::wire::{Reply, Request};
-use ampoule_spec::{Event, FRAME_EVENT, FRAME_LOG, JobId, LogChunk, Outcome};
+use ampoule_spec::{Event, FRAME_EVENT, FRAME_LOG, JobId, LogChunk, Name, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -38,6 +39,13 @@ pub enum Note {
     Importing {
         /// What.
         what: String,
+    },
+    /// A place did not give an input's bytes, and another one is asked.
+    PassedOver {
+        /// The input.
+        input: Name,
+        /// The place and what it did.
+        passed: PassedOver,
     },
     /// The job is admitted.
     Admitted {

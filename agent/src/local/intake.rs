@@ -1,32 +1,46 @@
 //! From a plan to a spec: every image and input goes into the runner's store, and only digests come back.
 
+use super::download::Downloads;
 use super::follow::Note;
 use super::runner::{Runner, RunnerError};
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
+use crate::inputs::OciLayout;
 use crate::inputs::exclude::Excludes;
-use crate::inputs::{FetchOptions, Fetcher, OciLayout, scratch_file};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
+use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{InputSource, JobId, Sha256};
 use ampoule_store::Limits;
 use ampoule_store::pack::{PackError, pack_filtered};
 use std::fs::File;
-use std::io::{BufWriter, Seek, Write};
+use std::io::{BufWriter, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, LocalError>;
 
-/// Imports what the plan names and returns the spec's bytes and the job's new id.
+/// What a job is made of, all of it in the store.
+pub(super) struct TakenIn {
+    /// The spec's bytes.
+    pub(super) spec: Vec<u8>,
+    /// The job's new id.
+    pub(super) id: JobId,
+    /// What the run attestation is to say about it.
+    pub(super) claims: AgentClaims,
+}
+
+/// Imports what the plan names.
 pub(super) fn take_in(
     mut plan: JobPlan,
     runner: &mut Runner,
     options: &Options,
     cancel: &Cancel,
     say: &mut dyn FnMut(Note),
-) -> Result<(Vec<u8>, JobId)> {
+) -> Result<TakenIn> {
     plan.inputs.iter().try_for_each(|input| keeps_our_secrets(input, options))?;
+    let mut downloads = Downloads::new(options, cancel);
+    plan.inputs.iter().try_for_each(|input| downloads.check(input))?;
     if let Some(manifest) = take_image(&plan.image, runner, say)? {
         plan.resolve_image(manifest);
     }
@@ -36,7 +50,8 @@ pub(super) fn take_in(
             return Err(LocalError::Cancelled);
         }
         let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-        let taken = take_input(input, plan.source_date_epoch, runner, options, cancel, &mut importing);
+        let taken = take_input(input, plan.source_date_epoch, runner, &downloads, cancel, &mut importing);
+        downloads.done(&input.name, say);
         sources.push(taken.map_err(|error| named(&input.name, error))?);
     }
     let id = new_id()?;
@@ -48,7 +63,7 @@ pub(super) fn take_in(
         code: ampoule_spec::Code::Internal,
         reason: format!("the spec cannot be written: {e}"),
     })?;
-    Ok((bytes, id))
+    Ok(TakenIn { spec: bytes, id, claims: downloads.claims() })
 }
 
 /// Says which input the runner has refused.
@@ -136,7 +151,7 @@ fn take_input(
     input: &InputPlan,
     epoch: u64,
     runner: &Runner,
-    options: &Options,
+    downloads: &Downloads,
     cancel: &Cancel,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
@@ -162,18 +177,18 @@ fn take_input(
             }
             pinned
         }
-        SourcePlan::Http { url, sha256, unpack } => {
+        SourcePlan::Http { url, sha256, unpack, mirrors } => {
             let content = match unpack {
                 true => Content::Archive { sha256: *sha256, epoch },
                 false => Content::File { sha256: Some(*sha256), executable: false, epoch },
             };
             if runner.find(content.clone())?.is_none() {
                 importing();
-                runner.import(content, fetch(url, sha256, options, cancel)?.into())?;
+                runner.import(content, downloads.fetch(url, mirrors, sha256)?.into())?;
             }
             pinned
         }
-        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, options, cancel, importing),
+        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, downloads, importing),
     }
 }
 
@@ -234,25 +249,4 @@ impl Write for UntilCancelled<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.out.flush()
     }
-}
-
-/// Downloads to a file without a name.
-pub(super) fn fetch(url: &str, sha256: &Sha256, options: &Options, cancel: &Cancel) -> Result<File> {
-    let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
-    let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let fetcher = Fetcher::new(FetchOptions::default(), options.sources.clone());
-    runtime.block_on(async {
-        let cancelled = async {
-            while !cancel.is_cancelled() {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        };
-        tokio::select! {
-            fetched = fetcher.fetch(url, sha256, &mut file) => fetched.map(drop).map_err(LocalError::from),
-            () = cancelled => Err(LocalError::Cancelled),
-        }
-    })?;
-    file.rewind().map_err(failed)?;
-    Ok(file)
 }

@@ -3,7 +3,7 @@
 use super::evidence::Signing;
 use super::place::Place;
 use super::{LocalError, ReleasedOutput};
-use ampoule_evidence::{CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
+use ampoule_evidence::{AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::{
     Code, FRAME_LOG, Failure, LogChunk, Outcome, OutputForm, OutputReport, REPORT_BYTES_MAX, SPEC_BYTES_MAX,
@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Evidence {
     pub(super) record: JobRecord,
+    /// What only we know, for the run attestation.
+    pub(super) claims: AgentClaims,
     spec: Vec<u8>,
     report: Vec<u8>,
 }
@@ -60,7 +62,12 @@ impl Evidence {
             code: Code::ProvenanceRefused,
             reason: format!("the job's record cannot be read: {e}"),
         })?;
-        Ok(Self { record, spec, report })
+        Ok(Self { record, claims: AgentClaims::new(), spec, report })
+    }
+
+    /// The same with what only the run that made it knows.
+    pub(super) fn with_claims(self, claims: AgentClaims) -> Self {
+        Self { claims, ..self }
     }
 
     /// Writes a signed record of a job whose outputs are not released: what a crash kept its own run from. A

@@ -1,8 +1,9 @@
 //! What another job has made, as an input: its provenance is verified before a byte of it is taken in.
 
-use super::intake::{fetch, open, unusable};
+use super::LocalError;
+use super::download::Downloads;
+use super::intake::{open, unusable};
 use super::runner::Runner;
-use super::{Cancel, LocalError, Options};
 use crate::jobfile::{ArtifactPlace, Believed, UpstreamPlan};
 use ampoule_evidence::{ATTESTATION_BYTES_MAX, MadeByRequest, PublicKey, TrustFile, TrustedKey, made_by};
 use ampoule_spec::wire::Content;
@@ -20,8 +21,7 @@ pub(super) fn take(
     plan: &UpstreamPlan,
     epoch: u64,
     runner: &Runner,
-    options: &Options,
-    cancel: &Cancel,
+    downloads: &Downloads,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
     let trusted = trusted(&plan.believed)?;
@@ -47,7 +47,7 @@ pub(super) fn take(
         // The import holds the bytes against the digest that was verified.
         let bytes = match &plan.artifact {
             ArtifactPlace::Path(path) => open(path)?,
-            ArtifactPlace::Url(url) => fetch(url, &sha256, options, cancel)?,
+            ArtifactPlace::Url(url) => downloads.fetch(url, &[], &sha256)?,
         };
         runner.import(content, bytes.into())?;
     }

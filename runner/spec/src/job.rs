@@ -16,6 +16,8 @@ pub const ITEMS_MAX: usize = 256;
 pub const TEXT_BYTES_MAX: usize = 128 << 10;
 /// The longest time limit of one step, in milliseconds: a day.
 pub const STEP_TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// The most mirrors of one download.
+pub const MIRRORS_MAX: usize = 16;
 
 /// One job: an image, inputs, steps, outputs and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,6 +198,9 @@ pub enum InputSource {
         /// Whether it is an archive that is unpacked.
         #[serde(default)]
         unpack: bool,
+        /// Where else the same bytes are, in the order in which they are asked.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        mirrors: Vec<String>,
     },
     /// An archive of the client's, unpacked.
     Tar {
@@ -354,8 +359,13 @@ impl JobSpec {
             for pattern in &input.exclude {
                 check_text(&field, pattern)?;
             }
-            if let InputSource::Http { url, .. } = &input.source {
+            if let InputSource::Http { url, mirrors, .. } = &input.source {
                 check_text(&format!("input[{at}].http.url"), url)?;
+                let field = format!("input[{at}].http.mirrors");
+                if mirrors.len() > MIRRORS_MAX {
+                    return Err(wrong(field, format!("at most {MIRRORS_MAX} mirrors")));
+                }
+                mirrors.iter().try_for_each(|mirror| check_text(&field, mirror))?;
             }
             if let InputSource::Attestation { made_by, .. } = &input.source {
                 for text in [&made_by.builder, &made_by.key] {

@@ -24,7 +24,7 @@ pub use event::{
     Event, FRAME_EVENT, FRAME_LOG, FRAME_REPORT_END, FRAME_REPORT_PART, FRAME_SPEC, LogChunk, Stream,
 };
 pub use job::{
-    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, MadeBy, ParamValue,
+    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, MIRRORS_MAX, MadeBy, ParamValue,
     STEP_TIMEOUT_MS_MAX, SpecError, Step, StepUser, TEXT_BYTES_MAX,
 };
 pub use limits::{LimitRefused, Limits, LimitsRequest, Unit};

@@ -204,7 +204,8 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
         match kind {
             0 => json!({"kind": "directory", "tree": digest}),
             1 => json!({"kind": "file", "sha256": digest, "executable": flag}),
-            2 => json!({"kind": "http", "url": "https://a.example/x", "sha256": digest, "unpack": flag}),
+            2 => json!({"kind": "http", "url": "https://a.example/x", "sha256": digest, "unpack": flag,
+                "mirrors": if flag { vec!["https://b.example/x", "http://c.example/y?z"] } else { vec![] }}),
             3 => json!({"kind": "tar", "sha256": digest}),
             _ => json!({"kind": "attestation", "sha256": digest, "unpack": flag, "made_by": {
                 "builder": "https://a.example/builders/hermetic/v1", "key": "SHA256:k", "statement": digest,
