@@ -111,6 +111,13 @@ codes! {
     InputUnreachable = "input.unreachable", TryAgain, "UNAVAILABLE", Platform;
     /// An input's content is refused: a hostile or unsupported archive, image or tree.
     InputRefused = "input.refused", Usage, "INVALID_ARGUMENT", Tenant;
+    /// What the store has of an input or image is not what was put there; it is in quarantine now, and the next run
+    /// takes it in again.
+    InputDamaged = "input.damaged", TryAgain, "DATA_LOSS", Platform;
+    /// The host changed an input, the image or its own package list while the job used it.
+    InputChanged = "input.changed", Internal, "DATA_LOSS", Platform;
+    /// The file system of the store has no room for another import.
+    StoreFull = "store.full", TryAgain, "RESOURCE_EXHAUSTED", Operator;
     /// The profile demands something that this host or this user cannot give.
     SandboxUnsupported = "sandbox.unsupported", Unsupported, "FAILED_PRECONDITION", Operator;
     /// A stage of the sandbox's set-up failed; stage and errno are named.

@@ -15,6 +15,7 @@ mod output;
 mod path;
 mod profile;
 mod report;
+mod store;
 pub mod wire;
 
 pub use code::{Code, Exit, Fault};
@@ -38,6 +39,9 @@ pub use profile::{
 pub use report::{
     Check, CheckState, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, Outcome,
     OutputReport, PhaseTime, RunReport, StepEnd, StepReport, TeardownReport, Timeline, UnixNanos, Usage,
+};
+pub use store::{
+    Collect, Collected, Damage, HowRead, KindCount, ReadPolicy, Reread, StoreStat, StoredObject,
 };
 
 /// The largest `spec.json` either side accepts, in bytes.

@@ -1,6 +1,7 @@
 //! A profile: the policy that the launcher reads by name, compiled from `sandbox-profiles/`.
 
 use crate::limits::Limits;
+use crate::store::ReadPolicy;
 use crate::{Name, SandboxPath, StepUser};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,9 @@ pub struct Profile {
     pub limits: Limits,
     /// The highest limits a job may ask for.
     pub ceiling: Limits,
+    /// How what a job uses of the store is read back, before the job and after it.
+    #[serde(default, skip_serializing_if = "ReadPolicy::is_default")]
+    pub read_back: ReadPolicy,
 }
 
 /// A namespace of the sandbox's own (namespaces(7)).

@@ -2,6 +2,7 @@
 
 use crate::event::Stream;
 use crate::limits::Limits;
+use crate::store::{Damage, Reread};
 use crate::{Blake3, Code, JobId, Name, OutputForm, OutputKind, OutputName, SandboxPath, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,9 +53,11 @@ impl Outcome {
             Code::LimitOom | Code::LimitPids | Code::LimitDisk | Code::LimitLog => Self::KilledByLimit,
             Code::JobCancelled => Self::Cancelled,
             Code::TeardownUnclean => Self::Quarantined,
-            Code::JobAborted | Code::SandboxSetupFailed | Code::SandboxUnsupported | Code::Internal => {
-                Self::Aborted
-            }
+            Code::JobAborted
+            | Code::SandboxSetupFailed
+            | Code::SandboxUnsupported
+            | Code::InputChanged
+            | Code::Internal => Self::Aborted,
             _ => Self::Failed,
         }
     }
@@ -94,6 +97,10 @@ pub struct RunReport {
     pub steps: Vec<StepReport>,
     /// The outputs that were taken out.
     pub outputs: Vec<OutputReport>,
+    /// Objects of the store that were found damaged while the job's inputs were looked up, and are in quarantine.
+    pub damaged: Vec<Damage>,
+    /// What the job used, read back after its last step. Empty: the job failed before, or nobody could look.
+    pub reread: Vec<Reread>,
     /// What was checked after destruction.
     pub teardown: TeardownReport,
     /// Where the time went.

@@ -3,7 +3,10 @@
 //! One JSON message a packet, descriptors beside it by `SCM_RIGHTS`. The spec itself, manifests and
 //! archives travel as descriptors, so no message needs more than [`MESSAGE_BYTES_MAX`].
 
-use crate::{Code, Isolation, JobId, Name, Sha256, SlotId, UnixNanos};
+use crate::{
+    Blake3, Code, Collect, Collected, Isolation, JobId, Name, Sha256, SlotId, StoreStat, StoredObject,
+    UnixNanos,
+};
 use serde::{Deserialize, Serialize};
 
 /// The largest message, in bytes.
@@ -35,6 +38,24 @@ pub enum Request {
         /// The job.
         job: JobId,
     },
+    /// What is in the store?
+    StoreStat,
+    /// Which objects are in the store, in the order of their names, a page at a time?
+    StoreList {
+        /// Those after this one.
+        after: Option<Blake3>,
+        /// Only those that this digest names, as the world or the store calls them.
+        named: Option<String>,
+    },
+    /// Read an object back.
+    StoreVerify {
+        /// The object.
+        object: Blake3,
+        /// Whether one that is damaged goes into quarantine.
+        quarantine: bool,
+    },
+    /// Remove what nobody needs.
+    StoreCollect(Collect),
 }
 
 /// Something in the store, named by what the world knows of it.
@@ -127,6 +148,26 @@ pub enum Reply {
     },
     /// To [`Request::Forget`].
     Forgotten,
+    /// To [`Request::StoreStat`].
+    StoreStat(StoreStat),
+    /// To [`Request::StoreList`].
+    StoreObjects {
+        /// A page of them.
+        objects: Vec<StoredObject>,
+        /// Whether there are more after the last.
+        more: bool,
+    },
+    /// To [`Request::StoreVerify`].
+    StoreVerified {
+        /// What is wrong with the object; none: nothing.
+        damage: Option<String>,
+        /// Whether it is in quarantine now.
+        quarantined: bool,
+        /// Bytes that were read.
+        bytes: u64,
+    },
+    /// To [`Request::StoreCollect`].
+    StoreCollected(Collected),
     /// The request was refused, or failed.
     Refused {
         /// Why.
@@ -194,6 +235,10 @@ mod tests {
             Reply::Finished { job },
             Reply::Measured { isolation: Isolation::default(), missing: vec![], quarantined: vec![] },
             Reply::Forgotten,
+            Reply::StoreStat(StoreStat::default()),
+            Reply::StoreObjects { objects: vec![], more: true },
+            Reply::StoreVerified { damage: Some("d".into()), quarantined: true, bytes: 3 },
+            Reply::StoreCollected(Collected::default()),
             Reply::Refused { code: Code::Internal, message: "m".into() },
         ] {
             let text = serde_json::to_string(&reply).unwrap();

@@ -1,7 +1,10 @@
 //! Taking a finished import into the store.
 
 use crate::beneath;
+use crate::check::{Budget, Checked};
 use crate::error::StoreError;
+use crate::file_list::Sink;
+use crate::lease::touch;
 use crate::limits::DOCUMENT_BYTES_MAX;
 use crate::oci;
 use crate::receive::Received;
@@ -11,8 +14,8 @@ use crate::remove::remove;
 use crate::seal::{Owner, Sealed, Sealer};
 use crate::store::{META, Store, StoredTree, TREE, read_capped, shape};
 use crate::worker::{CONTENT, Claims, WorkerResult};
-use ampoule_spec::Sha256;
 use ampoule_spec::wire::{Content, Imported};
+use ampoule_spec::{Blake3, ReadPolicy, Sha256};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Uid};
 use rustix::io::Errno;
@@ -57,8 +60,9 @@ impl Store {
     /// Begins an import.
     ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// [`StoreError::Full`] if there is no room for it, others when the directory cannot be made.
     pub fn begin(&self, content: &Content) -> Result<Staging, StoreError> {
+        self.limits_now()?;
         let name = random_name()?;
         let no_sweep = self.gate(FlockOperation::LockShared)?;
         rustix::fs::mkdirat(&self.staging, &name, Mode::RWXU)
@@ -132,10 +136,11 @@ impl Store {
         };
         let root = beneath::open_dir(&staging.dir, TREE.as_bytes())
             .map_err(StoreError::io("open", &staging.name))?;
-        let sealed = Sealer::new(self.owner, shape(&staging.content), self.limits, true).seal(root)?;
+        let mut sealer = Sealer::new(self.owner, shape(&staging.content), self.limits, true);
+        sealer.list_to(Sink::files(&staging.dir).map_err(StoreError::io("make a file", &staging.name))?);
+        let (sealed, _) = sealer.seal_listed(root)?;
         let content = self.identify(staging, &sealed, received)?;
-        self.store_tree(staging, &sealed)?;
-        self.store_record(&content, &sealed, received, claims)?;
+        self.store(staging, &content, &sealed, received, claims)?;
         self.find(&content)?.ok_or_else(|| StoreError::Damaged {
             entry: sealed.digest.blake3.to_string(),
             reason: "it vanished".to_owned(),
@@ -180,7 +185,7 @@ impl Store {
     fn check_image(&self, document: &[u8]) -> Result<(), StoreError> {
         let manifest = oci::manifest(document)?;
         let sha256 = manifest.config.sha256;
-        let config = self.record(&Content::OciConfig { sha256 })?;
+        let config = self.present(&Content::OciConfig { sha256 })?;
         let config = config.ok_or(Refusal::PartMissing { what: "configuration", sha256 })?;
         let root = self.open_tree(config.tree)?;
         let diff_ids = oci::diff_ids(&read_document(&root, sha256)?)?;
@@ -195,7 +200,7 @@ impl Store {
         }
         for (layer, (part, expected)) in manifest.layers.iter().zip(diff_ids).enumerate() {
             let sha256 = part.sha256;
-            let record = self.record(&Content::OciLayer { sha256 })?;
+            let record = self.present(&Content::OciLayer { sha256 })?;
             let record = record.ok_or(Refusal::PartMissing { what: "layer", sha256 })?;
             size("manifest", record.source_bytes, part.bytes)?;
             let actual = record.claims.stream_sha256.unwrap_or(Sha256::new([0; 32]));
@@ -213,7 +218,7 @@ impl Store {
     /// # Errors
     /// [`Refusal::PartMissing`] if the image or a layer is not in the store.
     pub fn image_layers(&self, manifest: Sha256) -> Result<Vec<StoredTree>, StoreError> {
-        let record = self.record(&Content::OciManifest { sha256: manifest })?;
+        let record = self.present(&Content::OciManifest { sha256: manifest })?;
         let record = record.ok_or(Refusal::PartMissing { what: "manifest", sha256: manifest })?;
         let document = read_document(&self.open_tree(record.tree)?, manifest)?;
         let layer = |part: &oci::Part| {
@@ -224,8 +229,40 @@ impl Store {
         oci::manifest(&document)?.layers.iter().map(layer).collect()
     }
 
-    fn store_tree(&self, staging: &Staging, sealed: &Sealed) -> Result<(), StoreError> {
-        let name = sealed.digest.blake3.to_string();
+    /// Gives a finished object its names. One that has been there is kept if it is sound; otherwise this one takes its
+    /// place, which is how what was damaged is healed.
+    fn store(
+        &self,
+        staging: &Staging,
+        content: &Content,
+        sealed: &Sealed,
+        received: &Received,
+        claims: &Claims,
+    ) -> Result<(), StoreError> {
+        self.finish(staging, sealed)?;
+        let object = sealed.digest.blake3;
+        for _ in 0..3 {
+            let gate = self.trees_gate(FlockOperation::LockShared)?;
+            let is_new = self.store_tree(staging, object)?;
+            self.store_record(content, sealed, received, claims)?;
+            if is_new {
+                // Last: a collection that chose it by an older time lets it be.
+                return touch(&staging.dir).map_err(StoreError::io("set the time of", &staging.name));
+            }
+            // While somebody has one alone, the gate must be open.
+            drop(gate);
+            let Some(lease) = self.lease(object)? else { continue };
+            match lease.check(ReadPolicy::Sampled, Budget::OBJECT, self.owner, self.limits)? {
+                Checked::Sound(_) => return Ok(()),
+                Checked::Damaged(reason) => self.quarantine_leased(&lease, &reason)?,
+            }
+        }
+        Err(StoreError::Damaged { entry: object.to_string(), reason: "it does not stay".to_owned() })
+    }
+
+    /// What lies beside the tree, and all of it on the disk. `meta.json` is the last that is made: nothing of the object
+    /// is changed after it.
+    fn finish(&self, staging: &Staging, sealed: &Sealed) -> Result<(), StoreError> {
         let meta = record::write(&TreeMeta {
             tree_sha256: sealed.digest.sha256,
             blake3: sealed.digest.blake3,
@@ -235,13 +272,22 @@ impl Store {
             opaque_directories: sealed.opaque,
         });
         write_new(&staging.dir, META, &meta)?;
-        crate::durable::flush(&staging.dir, sealed.entries).map_err(StoreError::io("sync", &name))?;
+        let name = sealed.digest.blake3.to_string();
+        crate::durable::flush(&staging.dir, sealed.entries).map_err(StoreError::io("sync", &name))
+    }
+
+    /// Whether it was not there before.
+    fn store_tree(&self, staging: &Staging, object: Blake3) -> Result<bool, StoreError> {
+        let name = object.to_string();
         let flags = RenameFlags::NOREPLACE;
-        match rustix::fs::renameat_with(&self.staging, &staging.name, &self.trees, &name, flags) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let is_new = match rustix::fs::renameat_with(&self.staging, &staging.name, &self.trees, &name, flags)
+        {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(StoreError::io("rename", &name)(errno)),
-        }
-        rustix::fs::fsync(&self.trees).map_err(StoreError::io("sync", "trees"))
+        };
+        rustix::fs::fsync(&self.trees).map_err(StoreError::io("sync", "trees"))?;
+        Ok(is_new)
     }
 
     fn store_record(
@@ -271,6 +317,11 @@ impl Store {
         rustix::fs::fsync(&file).map_err(StoreError::io("sync", &key))?;
         match rustix::fs::renameat_with(&self.staging, &name, &self.index, &key, RenameFlags::NOREPLACE) {
             Ok(()) => {}
+            // An entry that cannot be read, or whose object is gone, gives way.
+            Err(Errno::EXIST) if !matches!(self.present(content), Ok(Some(_))) => {
+                rustix::fs::renameat(&self.staging, &name, &self.index, &key)
+                    .map_err(StoreError::io("rename", &key))?;
+            }
             Err(Errno::EXIST) => {
                 remove(self.staging.as_fd(), &name).map_err(StoreError::io("remove", &name))?;
             }
@@ -306,7 +357,7 @@ fn expect_single(sealed: &Sealed, executable: bool, received: &Received) -> Resu
 }
 
 /// An image's document, checked once more against its name.
-fn read_document(root: &OwnedFd, sha256: Sha256) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn read_document(root: &OwnedFd, sha256: Sha256) -> Result<Vec<u8>, StoreError> {
     let name = "content";
     let file = beneath::open_file(root, CONTENT).map_err(StoreError::io("open", name))?;
     let bytes = read_capped(File::from(file), DOCUMENT_BYTES_MAX).map_err(StoreError::io("read", name))?;
@@ -329,7 +380,7 @@ fn write_new(dir: &OwnedFd, name: &str, bytes: &[u8]) -> Result<OwnedFd, StoreEr
 }
 
 /// 128 random bits as 32 digits.
-fn random_name() -> Result<String, StoreError> {
+pub(crate) fn random_name() -> Result<String, StoreError> {
     let mut bytes = [0_u8; 16];
     let mut filled = 0;
     while filled < bytes.len() {

@@ -26,8 +26,8 @@ pub(crate) fn flush(dir: &OwnedFd, entries: u64) -> Result<(), Errno> {
 
 fn each(dir: &OwnedFd, entries: u64) -> Result<(), WalkError> {
     rustix::fs::fsync(dir)?;
-    // The launcher's own two names come on top.
-    let mut walk = Walk::new(beneath::open_dir(dir, b"")?, entries.saturating_add(2))?;
+    // The launcher's own four names come on top.
+    let mut walk = Walk::new(beneath::open_dir(dir, b"")?, entries.saturating_add(4))?;
     while let Some(step) = walk.next_step() {
         let Step::Name(name) = step else { continue };
         let current = walk.dir()?;

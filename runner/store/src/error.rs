@@ -35,6 +35,17 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another import would leave too little room for what runs.
+    #[error(
+        "the store's file system has {free} bytes free and {reserve} of them are kept for the records of jobs; remove what \
+         is not needed (ampoule store gc --max-size SIZE), or give the state directory more room"
+    )]
+    Full {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that imports leave.
+        reserve: u64,
+    },
     /// A system call failed.
     #[error("{entry}: cannot {doing} in the store: {errno}")]
     Io {
@@ -53,17 +64,19 @@ impl StoreError {
         match self {
             Self::Refused(refusal) => refusal.code(),
             Self::Worker { code, .. } => *code,
+            Self::Full { .. } | Self::Io { errno: Errno::NOSPC | Errno::DQUOT, .. } => Code::StoreFull,
             Self::Directory { .. } | Self::Damaged { .. } | Self::Io { .. } => Code::Internal,
         }
     }
 
-    /// The refusal's bounded name, or `io`, `damaged`, `directory`.
+    /// The refusal's bounded name, or `io`, `damaged`, `directory`, `full`.
     pub fn name(&self) -> &str {
         match self {
             Self::Refused(refusal) => refusal.name(),
             Self::Worker { name, .. } => name,
             Self::Directory { .. } => "directory",
             Self::Damaged { .. } => "damaged",
+            Self::Full { .. } => "full",
             Self::Io { .. } => "io",
         }
     }

@@ -13,33 +13,45 @@
 //! that nobody with the store's own uid edits it (then [`Store::verify`] says so), nor room on the disk.
 
 mod beneath;
+mod check;
+mod collect;
 mod commit;
 pub mod compress;
 mod digest;
 mod durable;
 mod entry_path;
 mod error;
+mod file_list;
+mod inventory;
+mod lease;
 mod limits;
 mod magic;
 mod oci;
 mod outward;
 pub mod pack;
+mod quarantine;
 mod receive;
 mod record;
 mod refusal;
 mod remove;
+mod room;
 mod seal;
 mod store;
 mod stream;
 mod tar;
 pub mod unpack;
+mod uses;
 mod walk;
 pub mod worker;
 
+pub use check::{Budget, Checked, ReadBack};
 pub use commit::Staging;
 pub use error::StoreError;
+pub use lease::Lease;
 pub use limits::{DEPTH_MAX, DOCUMENT_BYTES_MAX, Limits, NAME_BYTES_MAX, PATH_BYTES_MAX, TARGET_BYTES_MAX};
 pub use receive::{ReceiveError, Received, receive};
 pub use refusal::Refusal;
+pub use room::Room;
 pub use seal::Owner;
 pub use store::{Store, StoredTree, Swept};
+pub use uses::{Needed, Needs};

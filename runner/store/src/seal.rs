@@ -7,9 +7,11 @@
 use crate::beneath;
 use crate::digest::{Both, FileHasher, Meta, Node};
 use crate::error::StoreError;
+use crate::file_list::{FILES, Sink};
 use crate::limits::{Limits, TARGET_BYTES_MAX};
 use crate::refusal::{Refusal, shown};
 use crate::walk::{Step, Walk, WalkError};
+use ampoule_spec::Blake3;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -77,6 +79,8 @@ pub(crate) struct Sealer {
     sealed: Sealed,
     /// Bytes that files may still have, each counted once.
     bytes_left: u64,
+    /// Where the list of files goes, if somebody wants one.
+    list: Option<Sink>,
 }
 
 fn refuse(path: &[u8], reason: &'static str) -> StoreError {
@@ -88,10 +92,13 @@ fn failed(doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> StoreError 
     move |errno| StoreError::Io { doing, entry, errno }
 }
 
+fn list_failed(error: std::io::Error) -> StoreError {
+    StoreError::io("write the list of files", FILES)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
 impl Sealer {
     pub(crate) fn new(owner: Owner, shape: Shape, limits: Limits, change: bool) -> Self {
-        let zero =
-            Both { sha256: ampoule_spec::Sha256::new([0; 32]), blake3: ampoule_spec::Blake3::new([0; 32]) };
+        let zero = Both { sha256: ampoule_spec::Sha256::new([0; 32]), blake3: Blake3::new([0; 32]) };
         let sealed = Sealed { digest: zero, bytes: 0, entries: 0, whiteouts: 0, opaque: 0 };
         Self {
             owner,
@@ -102,11 +109,34 @@ impl Sealer {
             inodes: HashMap::new(),
             sealed,
             bytes_left: limits.bytes_max,
+            list: None,
         }
     }
 
-    /// Reads the whole tree.
-    pub(crate) fn seal(mut self, root: OwnedFd) -> Result<Sealed, StoreError> {
+    /// Has a list of the files written.
+    pub(crate) fn list_to(&mut self, sink: Sink) {
+        self.list = Some(sink);
+    }
+
+    /// Reads the whole tree; gives the digest of the list of files too, if that is where it went.
+    pub(crate) fn seal_listed(
+        mut self,
+        root: OwnedFd,
+    ) -> Result<(Sealed, Option<(Blake3, Blake3)>), StoreError> {
+        self.note(b"", None)?;
+        let sealed = self.seal(root)?;
+        let list = self.list.map(Sink::finish).transpose().map_err(list_failed)?;
+        Ok((sealed, list.flatten()))
+    }
+
+    fn note(&mut self, path: &[u8], file: Option<(u64, Blake3)>) -> Result<(), StoreError> {
+        match &mut self.list {
+            Some(list) => list.add(path, file).map_err(list_failed),
+            None => Ok(()),
+        }
+    }
+
+    fn seal(&mut self, root: OwnedFd) -> Result<Sealed, StoreError> {
         let entries_max = self.limits.entries_max;
         let walk_failed = |error: WalkError, path: &[u8]| match error {
             WalkError::TooDeep => Refusal::TooDeep { entry: shown(path) }.into(),
@@ -159,11 +189,13 @@ impl Sealer {
             FileType::Directory => {
                 let entered = beneath::open_dir(dir, name).map_err(failed("open", path))?;
                 let meta = self.directory(entered.as_fd(), path)?;
+                self.note(path, None)?;
                 return Ok(Some((entered, meta)));
             }
             FileType::RegularFile => {
                 let file = beneath::open_file(dir, name).map_err(failed("open", path))?;
                 let (meta, digest) = self.file(file, path)?;
+                self.note(path, Some((u64::try_from(stat.st_size).unwrap_or(u64::MAX), digest.blake3)))?;
                 node.add_file(meta.mode & 0o100 != 0, name, &meta, &digest);
             }
             FileType::Symlink => {

@@ -1,13 +1,14 @@
 //! The store on disk, as the launcher sees it (docs/formats.md, "Store").
 
 use crate::beneath;
+use crate::check::{Budget, Checked};
 use crate::error::StoreError;
 use crate::limits::Limits;
 use crate::record::{self, Record};
 use crate::remove::remove;
-use crate::seal::{Owner, Sealer, Shape};
-use ampoule_spec::Blake3;
+use crate::seal::{Owner, Shape};
 use ampoule_spec::wire::{Content, Imported};
+use ampoule_spec::{Blake3, ReadPolicy};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -29,6 +30,7 @@ pub struct Store {
     pub(crate) index: OwnedFd,
     pub(crate) trees: OwnedFd,
     pub(crate) staging: OwnedFd,
+    pub(crate) quarantine: OwnedFd,
     pub(crate) owner: Owner,
     pub(crate) limits: Limits,
 }
@@ -72,11 +74,17 @@ impl Store {
             Ok(part)
         };
         let (index, trees, staging) = (part("index")?, part("trees")?, part("staging")?);
+        let quarantine = part("quarantine")?;
         rustix::fs::fsync(dir).map_err(StoreError::io("sync", "."))?;
-        Ok(Self { index, trees, staging, owner, limits })
+        Ok(Self { index, trees, staging, quarantine, owner, limits })
     }
 
-    /// The limits of an import, for its worker.
+    /// Whose the files are.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// The limits of an import; [`Store::limits_now`] are those for its worker.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -99,9 +107,8 @@ impl Store {
         let path = format!("{name}/{TREE}");
         let fd = match beneath::open(&self.trees, path.as_bytes(), OFlags::PATH | OFlags::DIRECTORY) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => {
-                return Err(StoreError::Damaged { entry: name, reason: "the tree is gone".to_owned() });
-            }
+            // Its object is in quarantine, or was collected by somebody who died in between.
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(StoreError::io("open", &name)(errno)),
         };
         let (imported, source_bytes) = (record.imported, record.source_bytes);
@@ -116,24 +123,11 @@ impl Store {
     /// [`StoreError::Damaged`] if the tree is not what was committed.
     pub fn verify(&self, content: &Content) -> Result<bool, StoreError> {
         let Some(record) = self.record(content)? else { return Ok(false) };
-        let name = record.tree.to_string();
-        let damaged = |reason: String| StoreError::Damaged { entry: name.clone(), reason };
-        let root = self.open_tree(record.tree)?;
-        let sealer = Sealer::new(self.owner, shape(content), self.limits, false);
-        let sealed = match sealer.seal(root) {
-            Err(StoreError::Refused(refusal)) => return Err(damaged(refusal.to_string())),
-            other => other?,
-        };
-        if sealed.digest.blake3 != record.tree {
-            return Err(damaged(format!("its digest is {}", sealed.digest.blake3)));
+        let Some(lease) = self.lease(record.tree)? else { return Ok(false) };
+        match lease.check(ReadPolicy::Always, Budget::OBJECT, self.owner, self.limits)? {
+            Checked::Sound(_) => Ok(true),
+            Checked::Damaged(reason) => Err(StoreError::Damaged { entry: record.tree.to_string(), reason }),
         }
-        let meta_name = format!("{name}/{META}");
-        let meta = self.read_small(&self.trees, &meta_name)?.unwrap_or_default();
-        let meta: record::TreeMeta = record::read(&meta_name, &meta)?;
-        if meta.tree_sha256 != sealed.digest.sha256 || meta.blake3 != record.tree {
-            return Err(damaged("its meta file is of another tree".to_owned()));
-        }
-        Ok(true)
     }
 
     /// Removes what imports left behind that died. Imports under way hold a lock and are left alone.
@@ -184,6 +178,14 @@ impl Store {
         Ok(gate)
     }
 
+    /// Keeps collections and quarantine out while an object gets its names, and the other way round. Whoever takes an
+    /// object's lock besides takes this first.
+    pub(crate) fn trees_gate(&self, operation: FlockOperation) -> Result<OwnedFd, StoreError> {
+        let gate = beneath::open_dir(&self.trees, b".").map_err(StoreError::io("open", "trees"))?;
+        rustix::fs::flock(&gate, operation).map_err(StoreError::io("lock", "trees"))?;
+        Ok(gate)
+    }
+
     pub(crate) fn record(&self, content: &Content) -> Result<Option<Record>, StoreError> {
         let Some(key) = record::key(content) else { return Ok(None) };
         let Some(bytes) = self.read_small(&self.index, &key)? else { return Ok(None) };
@@ -202,7 +204,7 @@ impl Store {
     }
 
     /// One of the small JSON files; one byte more than the largest is enough to refuse it.
-    fn read_small(&self, dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn read_small(&self, dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let file = match beneath::open_file(dir, name.as_bytes()) {
             Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(None),
