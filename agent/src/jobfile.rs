@@ -26,6 +26,7 @@ pub use model::{InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry,
 pub use plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 pub use quick::{QuickJob, quick_job};
 pub use upstream::{ArtifactPlace, Believed, UpstreamEntry, UpstreamPlan};
+pub(crate) use values::{duration_ms, size};
 
 use ampoule_spec::Code;
 use std::fs::File;

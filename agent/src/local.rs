@@ -11,11 +11,13 @@ mod intake;
 mod place;
 mod release;
 mod runner;
+mod store;
 mod upstream;
 
 pub use evidence::SigningKey;
 pub use follow::Note;
 pub use runner::{Measurement, Runner, RunnerError, find_runner};
+pub use store::{Verified, age_seconds, size};
 
 use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, JobPlan};

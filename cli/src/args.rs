@@ -29,6 +29,9 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Measure what this host can isolate.
     Doctor(DoctorArgs),
+    /// Look after the store: inputs and images by digest.
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 impl Command {
@@ -40,6 +43,9 @@ impl Command {
             Self::Verify(args) => args.json,
             Self::Inspect(_) => false,
             Self::Doctor(args) => args.json,
+            Self::Store(StoreCommand::Stat(args)) => args.json,
+            Self::Store(StoreCommand::Verify(args)) => args.json,
+            Self::Store(StoreCommand::Gc(args)) => args.json,
         }
     }
 }
@@ -48,6 +54,58 @@ impl Command {
 pub(crate) enum JobCommand {
     /// Validate a job file without running it.
     Check(CheckArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Say what is in the store.
+    Stat(StoreStatArgs),
+    /// Read everything back, or what digests name, and say what is damaged.
+    Verify(StoreVerifyArgs),
+    /// Remove what was not used for longest. What a job uses, or evidence in the state directory needs, stays.
+    Gc(StoreGcArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StoreStatArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StoreVerifyArgs {
+    /// What to read: digests of inputs, images, layers or trees, or the store's own names. Default: everything.
+    #[arg(value_name = "DIGEST")]
+    pub(crate) digests: Vec<String>,
+    /// Move what is damaged aside, so that the next run takes it in anew.
+    #[arg(long)]
+    pub(crate) quarantine: bool,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// One JSON object a line on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StoreGcArgs {
+    /// So much may stay, as in 20GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_size: Option<String>,
+    /// What was not used for so long goes, as in 30d or 12h.
+    #[arg(long, value_name = "AGE")]
+    pub(crate) max_age: Option<String>,
+    /// Say what would go, and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

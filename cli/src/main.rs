@@ -11,10 +11,11 @@ mod job;
 mod run;
 mod show;
 mod sources;
+mod store;
 mod verify;
 
 use ampoule_spec::Exit;
-use args::{Args, Command, JobCommand};
+use args::{Args, Command, JobCommand, StoreCommand};
 use clap::Parser;
 use failure::Failed;
 use std::process::ExitCode;
@@ -64,6 +65,9 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Verify(args) => verify::verify(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Store(StoreCommand::Stat(args)) => store::stat(&args),
+        Command::Store(StoreCommand::Verify(args)) => store::verify(&args),
+        Command::Store(StoreCommand::Gc(args)) => store::gc(&args),
     }
 }
 

@@ -191,6 +191,10 @@ impl Printer {
                 }
                 show::line(&step_line(&report));
             }
+            Event::Damaged { damage, .. } => show::line(&format!(
+                "the store's object {} was damaged ({}); it is in quarantine, and what the job uses was taken in anew",
+                damage.object, damage.reason
+            )),
             Event::Failed { code, message, .. } => show::line(&format!("failed: {message} [{code}]")),
             Event::Intent { .. } | Event::Admitted { .. } | Event::Phase { .. } | Event::Closed { .. } => {}
         }

@@ -1,6 +1,7 @@
 //! The launcher's own admission: a spec is held against the profile, the host and the store before anything
 //! of it exists.
 
+use crate::holdings::{Holdings, Used};
 use crate::profiles::{Loaded, Profiles};
 use ampoule_sandbox::cgroup::Hierarchies;
 use ampoule_sandbox::identity::Authority;
@@ -8,11 +9,12 @@ use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::uid_block::{self, Claim};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
-    Code, Image, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, SPEC_BYTES_MAX, Sha256,
-    SlotId, StepUser, UnixNanos,
+    Code, Damage, Image, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, ReadPolicy,
+    SPEC_BYTES_MAX, Sha256, SlotId, StepUser, UnixNanos,
 };
 use ampoule_store::Store;
 use sha2::{Digest, Sha256 as Hasher};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 /// A job that may run, with everything that was looked up for it.
@@ -24,6 +26,8 @@ pub(crate) struct Admitted {
     pub(crate) profile: Rc<Loaded>,
     pub(crate) limits: Limits,
     pub(crate) mounts: MountPlan,
+    /// What of the store is in them.
+    pub(crate) used: Vec<Used>,
 }
 
 /// A job that is refused before it exists.
@@ -44,7 +48,12 @@ pub(crate) fn is_privileged() -> bool {
 }
 
 /// Decides on a job, before anything of it exists.
-pub(crate) fn admit(spec: &[u8], store: &Store, profiles: &mut Profiles) -> Result<Admitted, Refusal> {
+pub(crate) fn admit(
+    spec: &[u8],
+    store: &Store,
+    holdings: &mut Holdings,
+    profiles: &mut Profiles,
+) -> Result<Admitted, Refusal> {
     if spec.len() as u64 > SPEC_BYTES_MAX {
         return Err(refuse(Code::JobInvalid, format!("the spec has more than {SPEC_BYTES_MAX} bytes")));
     }
@@ -58,9 +67,9 @@ pub(crate) fn admit(spec: &[u8], store: &Store, profiles: &mut Profiles) -> Resu
         .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
     demand_files(&limits)?;
     demand_user(job.user)?;
-    let mounts = look_up(&job, store)?;
+    let (mounts, used) = look_up(&job, store, holdings, profile.profile.read_back)?;
     let spec_sha256 = Sha256::new(Hasher::digest(spec).into());
-    Ok(Admitted { at: crate::clock::now(), job, spec_sha256, profile, limits, mounts })
+    Ok(Admitted { at: crate::clock::now(), job, spec_sha256, profile, limits, mounts, used })
 }
 
 /// A hard limit of ours that is lower than the job's cannot be raised for it.
@@ -171,37 +180,78 @@ pub(crate) fn demand_host_root() -> Result<(), Refusal> {
     Err(refuse(Code::SandboxUnsupported, text))
 }
 
-fn look_up(job: &JobSpec, store: &Store) -> Result<MountPlan, Refusal> {
-    let missing =
-        |what: String| refuse(Code::InputMissing, format!("{what} is not in the store; import it first"));
-    let stored = |content: &Content, what: String| match store.tree(content) {
-        Ok(Some(tree)) => Ok(tree.fd),
-        Ok(None) => Err(missing(what)),
-        Err(error) => Err(refuse(Code::Internal, chain(&error))),
-    };
-    let root = match &job.image {
-        Image::Host => RootPlan::Host,
-        Image::Tar { sha256 } => RootPlan::Layers(vec![stored(
-            &Content::ImageTar { sha256: *sha256 },
-            format!("image tar {sha256}"),
-        )?]),
-        Image::Oci { manifest, .. } => {
-            let layers = store.image_layers(*manifest).map_err(|e| refuse(Code::InputMissing, chain(&e)))?;
-            RootPlan::Layers(layers.into_iter().map(|layer| layer.fd).collect())
+/// Holds and reads back what the job names.
+fn look_up(
+    job: &JobSpec,
+    store: &Store,
+    holdings: &mut Holdings,
+    policy: ReadPolicy,
+) -> Result<(MountPlan, Vec<Used>), Refusal> {
+    let mut used = Vec::new();
+    let mut stored = |content: &Content, what: &str| -> Result<Vec<OwnedFd>, Refusal> {
+        let found = holdings.found();
+        let Some(needed) = holdings.take(store, content, policy)? else {
+            return Err(not_there(what, holdings.damaged().get(found..).unwrap_or_default()));
+        };
+        let (parts, mut trees) = (needed.len(), Vec::new());
+        for (number, one) in needed.iter().enumerate() {
+            let what = match (content, number) {
+                // The configuration was held against the layers when the image was taken in.
+                (Content::OciManifest { .. }, 1) => continue,
+                (Content::OciManifest { .. }, 2..) => format!("image layer {}", number - 2),
+                _ => what.to_owned(),
+            };
+            let one = holdings.used(one, what, parts)?;
+            if parts == 1 || number >= 2 {
+                trees.push(one.lease.tree().map_err(|e| refuse(e.code(), chain(&e)))?);
+            }
+            used.push(one);
         }
+        Ok(trees)
+    };
+    let root = match image_content(&job.image) {
+        None => RootPlan::Host,
+        Some(content) => RootPlan::Layers(stored(&content, "image")?),
     };
     let mut inputs = Vec::new();
     for input in &job.inputs {
         let content = content_of(&input.source, job.source_date_epoch);
-        let tree = stored(&content, format!("input {}", input.name))?;
+        let tree = stored(&content, &format!("input {}", input.name))?.pop();
         inputs.push(InputMount {
             target: input.mount.clone(),
-            tree,
+            tree: tree.ok_or_else(|| refuse(Code::Internal, "an input without a tree"))?,
             file: matches!(content, Content::File { .. }),
             writable: input.writable,
         });
     }
-    Ok(MountPlan { root, inputs })
+    Ok((MountPlan { root, inputs }, used))
+}
+
+fn not_there(what: &str, damaged: &[Damage]) -> Refusal {
+    match damaged.last() {
+        Some(damage) => refuse(
+            Code::InputDamaged,
+            format!(
+                "{what}: the store's object {} was damaged ({}) and is in quarantine; run again, and it is taken in anew",
+                damage.object, damage.reason
+            ),
+        ),
+        None => refuse(Code::InputMissing, format!("{what} is not in the store; import it first")),
+    }
+}
+
+/// Everything of the store that a job names.
+pub(crate) fn contents(job: &JobSpec) -> Vec<Content> {
+    let inputs = job.inputs.iter().map(|input| content_of(&input.source, job.source_date_epoch));
+    image_content(&job.image).into_iter().chain(inputs).collect()
+}
+
+fn image_content(image: &Image) -> Option<Content> {
+    match image {
+        Image::Host => None,
+        Image::Tar { sha256 } => Some(Content::ImageTar { sha256: *sha256 }),
+        Image::Oci { manifest, .. } => Some(Content::OciManifest { sha256: *manifest }),
+    }
 }
 
 /// Under which name the store has an input.

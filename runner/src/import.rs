@@ -4,15 +4,16 @@
 //! pipes and one directory (Landlock). What a hostile archive could win in it is said in `ampoule_store::worker`.
 
 use crate::admission::{Refusal, chain, is_privileged, refuse};
+use crate::holdings::Holdings;
 use ampoule_ipc::Channel;
 use ampoule_sandbox::confine;
 use ampoule_sandbox::fault;
 use ampoule_sandbox::identity::{BLOCK_IDS, IMPORT_BASE};
 use ampoule_sandbox::userns::write_maps;
-use ampoule_spec::Code;
 use ampoule_spec::wire::{Content, Imported};
+use ampoule_spec::{Code, ReadPolicy};
 use ampoule_store::worker::{self, RESULT_BYTES_MAX, WorkerResult};
-use ampoule_store::{Limits, Owner, Store, StoreError, receive};
+use ampoule_store::{Limits, Needed, Owner, Store, StoreError, receive};
 use ampoule_sys::process::{Child, End, Keep, Namespaces, Waited, Which, spawn, wait};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -22,6 +23,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// The exit status of a worker that has not read anything yet.
 const UNCONFINED: i32 = 70;
+/// With less room than this an import that failed is taken to have failed of that.
+const LEAST_ROOM: u64 = 1 << 20;
 
 /// Whose the files of the store are.
 pub(crate) fn owner() -> Owner {
@@ -32,11 +35,65 @@ fn store_refusal(error: &StoreError) -> Refusal {
     refuse(error.code(), chain(error))
 }
 
-/// Takes what `source` gives into the store.
-pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Result<Imported, Refusal> {
-    if let Some(imported) = store.find(content).map_err(|e| store_refusal(&e))? {
+/// Takes what `source` gives into the store, unless it is there, and holds it for the client.
+pub(crate) fn import(
+    store: &Store,
+    holdings: &mut Holdings,
+    content: &Content,
+    source: OwnedFd,
+) -> Result<Imported, Refusal> {
+    let policy = ReadPolicy::default();
+    let own = |needed: Vec<Needed>| needed.into_iter().next().map(|own| own.imported);
+    if let Some(imported) = holdings.take(store, content, policy)?.and_then(own) {
         return Ok(imported);
     }
+    let imported = receive_into(store, content, source)?;
+    // Nobody collects it before the job that it is for.
+    let held = holdings.take(store, &named(content, &imported), policy)?.and_then(own);
+    held.ok_or_else(|| {
+        refuse(Code::InputDamaged, "what was taken in is not in the store any more; run again")
+    })
+}
+
+/// A content with the digest that it was found to have.
+fn named(content: &Content, imported: &Imported) -> Content {
+    match content {
+        Content::Directory { epoch, .. } => Content::Directory { tree: Some(imported.sha256), epoch: *epoch },
+        Content::File { executable, epoch, .. } => {
+            Content::File { sha256: Some(imported.sha256), executable: *executable, epoch: *epoch }
+        }
+        other => other.clone(),
+    }
+}
+
+/// A source that ends as soon as there is no room for more: what else is imported meanwhile takes room too.
+struct Watched<'a> {
+    source: File,
+    store: &'a Store,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.store.limits_now().is_err() {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.source.read(buffer)
+    }
+}
+
+/// Why an import failed, if it is that there is no room any more. To be asked before what it has made is removed.
+fn no_room(store: &Store, limits: &Limits, answer: Option<&WorkerResult>) -> Option<Refusal> {
+    let room = store.room().ok()?;
+    let too_large = matches!(answer, Some(WorkerResult::Refused { name, .. }) if name == "too_large");
+    // More than there was room for is no fault of the content's.
+    let is_short = too_large && limits.bytes_max < store.limits().bytes_max;
+    let is_full = room.for_import().is_none_or(|left| left < LEAST_ROOM);
+    let full = StoreError::Full { free: room.free, reserve: room.reserve };
+    (is_short || is_full).then(|| store_refusal(&full))
+}
+
+fn receive_into(store: &Store, content: &Content, source: OwnedFd) -> Result<Imported, Refusal> {
+    let limits = store.limits_now().map_err(|e| store_refusal(&e))?;
     let io = |what: &'static str| {
         move |e: rustix::io::Errno| refuse(Code::Internal, format!("import: {what}: {e}"))
     };
@@ -44,7 +101,7 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
     let (result_read, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
     let staging = store.begin(content).map_err(|e| store_refusal(&e))?;
     let dir = staging.worker_dir().map_err(|e| store_refusal(&e))?;
-    let started = start(content, source_read, dir, result_write, store.limits());
+    let started = start(content, source_read, dir, result_write, &limits);
     let worker = match started {
         Ok(worker) => worker,
         Err(refusal) => {
@@ -52,7 +109,8 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
             return Err(refusal);
         }
     };
-    let received = receive(File::from(source), File::from(source_write), store.limits().stream_bytes_max());
+    let source = Watched { source: File::from(source), store };
+    let received = receive(source, File::from(source_write), store.limits().stream_bytes_max());
     let mut answer = Vec::new();
     let read = File::from(result_read).take(RESULT_BYTES_MAX as u64 + 1).read_to_end(&mut answer);
     let ended = end(&worker);
@@ -71,7 +129,13 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
         }
         (Ok(_), Err(error)) => Err(refuse(Code::Internal, format!("import: the worker's answer: {error}"))),
         (Ok(received), Ok(_)) => match WorkerResult::from_json(&answer) {
-            Ok(result) => return store.commit(staging, &result, &received).map_err(|e| store_refusal(&e)),
+            Ok(result) => {
+                let no_room = no_room(store, &limits, Some(&result));
+                return store.commit(staging, &result, &received).map_err(|error| match no_room {
+                    Some(full) if error.code() != Code::InputDigestMismatch => full,
+                    _ => store_refusal(&error),
+                });
+            }
             Err(reason) if ended == Some(End::Signalled(Signal::KILL.as_raw())) => {
                 let text =
                     format!("somebody killed the import worker, or the kernel for want of memory: {reason}");
@@ -81,6 +145,7 @@ pub(crate) fn import(store: &Store, content: &Content, source: OwnedFd) -> Resul
             Err(reason) => Err(refuse(Code::InputRefused, format!("the import worker failed: {reason}"))),
         },
     };
+    let outcome = outcome.map_err(|refusal| no_room(store, &limits, None).unwrap_or(refusal));
     let _ = store.discard(staging);
     outcome
 }

@@ -21,11 +21,14 @@ use std::path::Path;
 /// The state directory: jobs and store.
 #[derive(Debug)]
 pub(crate) struct State {
+    root: OwnedFd,
     jobs: OwnedFd,
     /// The store's directory.
     pub(crate) store: OwnedFd,
     /// Where files without a name are made.
     pub(crate) scratch: OwnedFd,
+    /// What evidence needs of the store, by job.
+    kept: OwnedFd,
 }
 
 /// The directory of a job or of a slot.
@@ -87,7 +90,8 @@ impl State {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
         let (jobs, store) = (subdir(&root, "jobs")?, subdir(&root, "store")?);
-        Ok(Self { jobs, store, scratch: subdir(&root, "scratch")? })
+        let (scratch, kept) = (subdir(&root, "scratch")?, subdir(&root, "kept")?);
+        Ok(Self { root, jobs, store, scratch, kept })
     }
 
     /// Makes a directory. Its name must be new.
@@ -144,17 +148,65 @@ impl State {
         Ok(ids)
     }
 
+    /// Opens a job's directory, whoever holds it, to look into it.
+    pub(crate) fn look_into(&self, name: &str) -> io::Result<JobDir> {
+        Ok(JobDir { name: name.to_owned(), dir: openat(&self.jobs, name, DIR, Mode::empty())? })
+    }
+
+    /// Whether a job has a directory.
+    pub(crate) fn has_directory(&self, job: &JobId) -> bool {
+        exists(&self.jobs, job.as_str())
+    }
+
+    /// Whether evidence of a job is kept here.
+    pub(crate) fn has_evidence(&self, job: &JobId) -> bool {
+        exists(&self.root, &format!("runs/{job}")) || exists(&self.root, &format!("records/{job}"))
+    }
+
+    /// Makes a list of what a job's evidence needs, durable.
+    pub(crate) fn keep(&self, job: &JobId, bytes: &[u8]) -> io::Result<()> {
+        fault::point("kept: write").map_err(io::Error::other)?;
+        let aside = format!(".{job}");
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.kept, &aside, flags, Mode::RUSR | Mode::WUSR)?);
+        (&file).write_all(bytes)?;
+        rustix::fs::fsync(&file)?;
+        fault::point("kept: publish").map_err(io::Error::other)?;
+        rustix::fs::renameat(&self.kept, &aside, &self.kept, job.as_str())?;
+        Ok(rustix::fs::fsync(&self.kept)?)
+    }
+
+    /// The jobs that have such a list.
+    pub(crate) fn kept(&self) -> io::Result<Vec<JobId>> {
+        let names = names_in(&self.kept)?;
+        Ok(names.iter().filter_map(|name| JobId::parse(name).ok()).collect())
+    }
+
+    /// A job's list.
+    pub(crate) fn read_kept(&self, job: &JobId, limit: u64) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut bytes = Vec::new();
+        File::from(openat(&self.kept, job.as_str(), flags, Mode::empty())?)
+            .take(limit)
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Removes a job's list.
+    pub(crate) fn unkeep(&self, job: &JobId) -> io::Result<()> {
+        match unlinkat(&self.kept, job.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// The names of the directories of slots that have no job.
     pub(crate) fn slots(&self) -> io::Result<Vec<String>> {
         Ok(self.names()?.into_iter().filter(|name| name.starts_with(SLOT)).collect())
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.jobs)? {
-            names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
-        }
-        Ok(names)
+        names_in(&self.jobs)
     }
 
     /// Removes a directory with everything in it: first by name, so that a crash in between leaves none that
@@ -193,6 +245,18 @@ impl State {
         remove_files(dir.as_fd())?;
         Ok(unlinkat(&self.jobs, name, AtFlags::REMOVEDIR)?)
     }
+}
+
+fn names_in(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
+    }
+    Ok(names)
+}
+
+fn exists(dir: &OwnedFd, path: &str) -> bool {
+    rustix::fs::accessat(dir, path, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
 }
 
 fn subdir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {

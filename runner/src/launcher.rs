@@ -2,14 +2,16 @@
 
 use crate::admission::{self, Admitted, Refusal, refuse};
 use crate::facts::Facts;
+use crate::holdings::{Holdings, Used};
 use crate::jobdir::{JobLock, State};
 use crate::pool::Pool;
 use crate::profiles::Profiles;
+use crate::reread::{OBJECTS_MAX, ObjectName};
 use crate::slot::{Assignment, FirstJob, FromSlot, Kind, Making, Slot, ToSlot, admit};
-use crate::{doctor, import, quarantine, recovery};
+use crate::{doctor, import, kept, quarantine, recovery, store_requests};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::wire::{Reply, Request};
-use ampoule_spec::{Code, Event, Image, JobId, Name, SPEC_BYTES_MAX};
+use ampoule_spec::{Code, Damage, Event, Image, JobId, Name, ReadPolicy, SPEC_BYTES_MAX};
 use ampoule_store::Store;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
@@ -41,6 +43,8 @@ struct Launcher {
     is_closing: bool,
     pool: Pool,
     running: Vec<(JobId, Slot)>,
+    /// What the client was told is in the store.
+    holdings: Holdings,
     /// Locks of jobs whose evidence is not yet durable elsewhere: nobody else recovers or forgets them.
     held: BTreeMap<JobId, JobLock>,
 }
@@ -60,6 +64,7 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
         is_closing: false,
         pool: Pool::new(options.pool),
         running: Vec::new(),
+        holdings: Holdings::default(),
         held: BTreeMap::new(),
     };
     launcher.greet()?;
@@ -190,13 +195,15 @@ impl Launcher {
         }
         match request {
             Request::Find(content) => {
-                let imported = self.store.find(&content).map_err(|e| internal(&e))?;
+                let found = self.holdings.take(&self.store, &content, ReadPolicy::default())?;
+                let imported = found.and_then(|needed| needed.into_iter().next()).map(|own| own.imported);
                 Ok(Some(Reply::Found { imported }))
             }
             Request::Import(content) => {
                 let source =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;
-                import::import(&self.store, &content, source).map(|i| Some(Reply::Imported(i)))
+                let imported = import::import(&self.store, &mut self.holdings, &content, source)?;
+                Ok(Some(Reply::Imported(imported)))
             }
             Request::Run { lifetime } => {
                 let spec =
@@ -216,9 +223,20 @@ impl Launcher {
                     let text = format!("job {job} is not held by this connection");
                     return Err(refuse(Code::JobInvalid, text));
                 }
+                kept::remember(&self.state, &job).map_err(|text| refuse(Code::Internal, text))?;
                 self.state.forget(job.as_str()).map_err(|e| internal(&e))?;
                 self.held.remove(&job);
                 Ok(Some(Reply::Forgotten))
+            }
+            Request::StoreStat => store_requests::stat(&self.state, &self.store).map(Some),
+            Request::StoreList { after, named } => {
+                store_requests::list(&self.store, after, named.as_deref()).map(Some)
+            }
+            Request::StoreVerify { object, quarantine } => {
+                store_requests::verify(&self.store, object, quarantine).map(Some)
+            }
+            Request::StoreCollect(wanted) => {
+                store_requests::collect(&self.state, &self.store, &wanted).map(Some)
             }
         }
     }
@@ -237,7 +255,7 @@ impl Launcher {
             .take(SPEC_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(|e| refuse(Code::JobInvalid, format!("the spec cannot be read: {e}")))?;
-        let admitted = admission::admit(&bytes, &self.store, &mut self.profiles)?;
+        let admitted = admission::admit(&bytes, &self.store, &mut self.holdings, &mut self.profiles)?;
         let job = admitted.job.id.clone();
         let event = Event::Admitted { at: admitted.at, job: job.clone(), spec: admitted.spec_sha256 };
         let first = FirstJob { job: &job, admitted: &event, spec: &bytes };
@@ -245,6 +263,8 @@ impl Launcher {
         let kind = Kind::of(&admitted.profile, host_image, &admitted.limits);
         let slot = self.slot_for(&kind, &first, &admitted, lifetime.as_ref())?;
         drop(lifetime);
+        // The supervisor has them.
+        self.holdings.clear();
         let said = self.say(&Reply::Admitted { job: job.clone() });
         // What it will want to know of the host; by now it is busy.
         let _ = slot.channel.send_all(&ToSlot::Facts(Facts::gather(&admitted.job.image)), &[]);
@@ -273,7 +293,7 @@ impl Launcher {
             limits: &admitted.limits,
         };
         let slot = Slot::make(&making, Some(first))?;
-        hand_over(&slot, admitted, lifetime);
+        hand_over(&slot, admitted, self.holdings.damaged(), lifetime);
         Ok(slot)
     }
 
@@ -300,7 +320,7 @@ impl Launcher {
         let made = (|| {
             let mut recorder = slot.recorder.take().ok_or("the slot has no recorder")?;
             admit(&slot.dir, &mut recorder, first)?;
-            hand_over(&slot, admitted, lifetime);
+            hand_over(&slot, admitted, self.holdings.damaged(), lifetime);
             recorder.sync()?;
             self.state.sync().map_err(|e| format!("the job's name cannot be made durable: {e}"))
         })();
@@ -352,7 +372,7 @@ enum Source {
 }
 
 /// Tells a supervisor of its job. One that is gone is noticed by the end of its channel.
-fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<&OwnedFd>) {
+fn hand_over(slot: &Slot, admitted: &Admitted, damaged: &[Damage], lifetime: Option<&OwnedFd>) {
     let (layers, trees) = admitted.mounts.root.parts();
     let inputs = &admitted.mounts.inputs;
     let assignment = Assignment {
@@ -363,8 +383,20 @@ fn hand_over(slot: &Slot, admitted: &Admitted, lifetime: Option<&OwnedFd>) {
         lifetime: lifetime.is_some(),
         layers,
         files: inputs.iter().map(|input| input.file).collect(),
+        objects: admitted.used.len(),
+        damaged: damaged.to_vec(),
     };
     let descriptors = lifetime.into_iter().chain(trees).chain(inputs.iter().map(|input| &input.tree));
     let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
     let _ = slot.channel.send_all(&ToSlot::Assign(assignment), &descriptors);
+    for part in admitted.used.chunks(OBJECTS_MAX) {
+        let name = |used: &Used| ObjectName {
+            what: used.what.clone(),
+            sha256: used.sha256,
+            object: used.lease.object(),
+            parts: used.parts,
+        };
+        let leases: Vec<_> = part.iter().map(|used| used.lease.as_fd()).collect();
+        let _ = slot.channel.send_all(&ToSlot::Objects(part.iter().map(name).collect()), &leases);
+    }
 }

@@ -11,8 +11,10 @@ mod environment;
 mod facts;
 #[cfg(feature = "faults")]
 mod faults;
+mod holdings;
 mod import;
 mod jobdir;
+mod kept;
 mod launcher;
 mod lifetime;
 mod outputs;
@@ -24,8 +26,10 @@ mod record;
 mod recorder;
 mod recovery;
 mod report;
+mod reread;
 mod slot;
 mod steps;
+mod store_requests;
 mod supervisor;
 
 use ampoule_ipc::Channel;

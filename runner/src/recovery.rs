@@ -132,6 +132,7 @@ fn tell_steps(report: &mut RunReport, record: &Record, job: Option<&JobSpec>) {
                 report.steps.push(step.clone());
                 started = None;
             }
+            Event::Damaged { damage, .. } => report.damaged.push(damage.clone()),
             Event::Intent { .. } | Event::Phase { .. } | Event::Failed { .. } | Event::Closed { .. } => {}
         }
     }

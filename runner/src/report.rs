@@ -38,6 +38,8 @@ pub(crate) fn blank(job: JobId, spec: Sha256) -> RunReport {
         image: None,
         steps: Vec::new(),
         outputs: Vec::new(),
+        damaged: Vec::new(),
+        reread: Vec::new(),
         teardown: TeardownReport::default(),
         phases: Vec::new(),
     }
@@ -49,6 +51,7 @@ impl Draft {
         report.timeline.admitted = assignment.at;
         report.profile_sha256 = Some(profile);
         report.limits = Some(assignment.limits.clone());
+        report.damaged = assignment.damaged.clone();
         Self { report }
     }
 
@@ -57,6 +60,13 @@ impl Draft {
         let event = Event::Failed { at: clock::now(), code: failure.code, message: failure.message.clone() };
         let _ = recorder.event(&event);
         self.report.failure.get_or_insert(failure);
+    }
+
+    /// Tells whoever follows what was found damaged while the job's inputs were looked up.
+    pub(crate) fn tell_damage(&self, recorder: &mut Recorder) {
+        for damage in &self.report.damaged {
+            let _ = recorder.event(&Event::Damaged { at: clock::now(), damage: damage.clone() });
+        }
     }
 
     pub(crate) fn step(&mut self, step: StepReport) {

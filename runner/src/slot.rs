@@ -10,12 +10,13 @@ use crate::jobdir::{JobDir, JobLock, State, slot_name};
 use crate::profiles::Loaded;
 use crate::recorder::Recorder;
 use crate::recovery;
+use crate::reread::ObjectName;
 use crate::supervisor::{self, Post};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_sandbox::cgroup::Hierarchies;
 use ampoule_sandbox::identity::Authority;
 use ampoule_sandbox::uid_block::Claim;
-use ampoule_spec::{Code, Event, JobId, Limits, Sha256, SlotId, UnixNanos};
+use ampoule_spec::{Code, Damage, Event, JobId, Limits, Sha256, SlotId, UnixNanos};
 use ampoule_sys::process::{Child, Keep, Namespaces, Waited, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -46,6 +47,8 @@ pub(crate) enum ToSlot {
     /// There is a job; its spec lies in the slot's directory, which has the job's name now. Descriptors: the lifetime
     /// pipe, the image's layers, each input's tree.
     Assign(Assignment),
+    /// What the job uses of the store, in parts of at most [`crate::reread::OBJECTS_MAX`]. Descriptors: a lease of each.
+    Objects(Vec<ObjectName>),
     /// What a build can see of the host, gathered meanwhile.
     Facts(Facts),
 }
@@ -63,6 +66,10 @@ pub(crate) struct Assignment {
     pub(crate) layers: Option<usize>,
     /// For each input, whether it is a single file.
     pub(crate) files: Vec<bool>,
+    /// How many objects of the store it uses: they follow.
+    pub(crate) objects: usize,
+    /// What was found damaged while they were looked up.
+    pub(crate) damaged: Vec<Damage>,
 }
 
 /// What a slot's supervisor says.

@@ -9,6 +9,7 @@ use crate::profiles::Loaded;
 use crate::quarantine;
 use crate::recorder::Recorder;
 use crate::report::{Draft, phase};
+use crate::reread::{Objects, PackageList, reread_host};
 use crate::slot::{Assignment, FromSlot, ToSlot};
 use crate::steps::{self, StepContext, StepProcess};
 use ampoule_ipc::{Channel, IpcError};
@@ -18,8 +19,8 @@ use ampoule_sandbox::protocol::{PreparePlan, StepPlan};
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::{PreparePart, Sandbox, StageError, fault, teardown};
 use ampoule_spec::{
-    Code, Event, Failure, Image, JobSpec, Limits, Measured, PUMP_ID, Profile, SPEC_BYTES_MAX, SandboxPath,
-    SlotId, StepUser,
+    Code, Event, Failure, Image, JobSpec, Limits, Measured, PUMP_ID, Profile, ReadPolicy, SPEC_BYTES_MAX,
+    SandboxPath, SlotId, StepUser,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -46,6 +47,10 @@ struct Job {
     assignment: Assignment,
     mounts: MountPlan,
     lifetime: Lifetime,
+    /// What it uses of the store, leased until the supervisor ends.
+    objects: Objects,
+    /// The host's package list before the first step.
+    packages: Option<PackageList>,
 }
 
 /// Prepares a sandbox, waits for a job, and runs it. Returns the exit status: 0 once the report is durable, or when
@@ -133,7 +138,8 @@ fn work(
     let mut recorder = Recorder::new(writer);
     let mut draft = Draft::new(&assignment, post.profile.sha256);
     draft.time("prepare", prepared_in);
-    let job = match Job::take(&dir, assignment, descriptors) {
+    draft.tell_damage(&mut recorder);
+    let job = match Job::take(&dir, assignment, descriptors, post.channel) {
         Ok(job) => Some(job),
         Err(message) => {
             draft.fail(&mut recorder, failure(Code::Internal, message));
@@ -165,7 +171,12 @@ fn work(
 
 impl Job {
     /// Reads the spec, and gives the descriptors their places.
-    fn take(dir: &JobDir, assignment: Assignment, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+    fn take(
+        dir: &JobDir,
+        assignment: Assignment,
+        descriptors: Vec<OwnedFd>,
+        channel: &Channel,
+    ) -> Result<Self, String> {
         let bytes = dir.read("spec.json", SPEC_BYTES_MAX).map_err(|e| format!("spec.json: {e}"))?;
         let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|e| format!("spec.json: {e}"))?;
         let mut descriptors = descriptors.into_iter();
@@ -183,7 +194,15 @@ impl Job {
         if inputs.len() != spec.inputs.len() {
             return Err("an input's tree is missing".to_owned());
         }
-        Ok(Self { spec, assignment, mounts: MountPlan { root, inputs }, lifetime: Lifetime::new(lifetime) })
+        let mut objects = Objects::default();
+        while objects.len() < assignment.objects {
+            match channel.receive_all() {
+                Ok((ToSlot::Objects(names), leases)) if !names.is_empty() => objects.add(names, leases)?,
+                _ => return Err("the launcher did not say what the job uses".to_owned()),
+            }
+        }
+        let (mounts, lifetime) = (MountPlan { root, inputs }, Lifetime::new(lifetime));
+        Ok(Self { spec, assignment, mounts, lifetime, objects, packages: None })
     }
 
     /// Where steps may write besides the profile's directories.
@@ -206,6 +225,9 @@ fn attempt(
     draft: &mut Draft,
 ) {
     let _ = setpriority_process(None, 0);
+    if matches!(job.spec.image, Image::Host) {
+        job.packages = PackageList::now();
+    }
     let begun = Moment::now();
     phase(recorder, "sandbox");
     let first = prepared.and_then(|process| furnish(sandbox, &job, process));
@@ -235,6 +257,20 @@ fn attempt(
         draft.report.outputs.clear();
         draft.fail(recorder, lost_bytes(&error));
     }
+    read_back(&job, post.profile.profile.read_back, recorder, draft);
+}
+
+/// Looks once more at what the job used, if there is something to claim of it.
+fn read_back(job: &Job, policy: ReadPolicy, recorder: &mut Recorder, draft: &mut Draft) {
+    if draft.report.failure.is_some() {
+        return;
+    }
+    let begun = Moment::now();
+    if matches!(job.spec.image, Image::Host) {
+        reread_host(job.packages.as_ref(), recorder, draft);
+    }
+    job.objects.reread(policy, recorder, draft);
+    draft.phase("read back", begun);
 }
 
 fn lost_bytes(error: &std::io::Error) -> Failure {

@@ -1,7 +1,7 @@
 //! The gate before provenance: a run that ended well, left nothing behind and fits the job it is said to run.
 
 use ampoule_spec::{
-    Check, CheckState, Code, Image, JobSpec, Output, OutputReport, RunReport, Sha256, StepEnd,
+    Check, CheckState, Code, Image, JobSpec, Output, OutputReport, Reread, RunReport, Sha256, StepEnd,
 };
 use std::collections::BTreeSet;
 
@@ -98,6 +98,18 @@ pub enum Unclean {
     /// The report does not say what the image was, or says another one than the spec.
     #[error("the image is not the one that the spec names")]
     Image,
+    /// The host changed something that the job used, while it did.
+    #[error("{what} was changed while the job used it")]
+    Changed {
+        /// What, as in the report.
+        what: String,
+    },
+    /// Nobody looked whether something that the job used is still what it was.
+    #[error("{what} was not read back after the job")]
+    NotReread {
+        /// What.
+        what: String,
+    },
     /// The report lacks something that every completed run has.
     #[error("the report lacks {what}")]
     Lacks {
@@ -147,6 +159,7 @@ impl<'a> CleanRun<'a> {
         check_steps(spec, report)?;
         check_outputs(&spec.outputs, &report.outputs)?;
         check_image(&spec.image, report)?;
+        check_reread(spec, &report.reread)?;
         check_measured(report)?;
         check_clock(report)?;
         Ok(Self { spec, report })
@@ -243,6 +256,32 @@ fn check_image(asked: &Image, report: &RunReport) -> Result<(), Unclean> {
         Image::Tar { sha256 } => found.kind == "tar" && found.sha256 == *sha256,
     };
     if same { Ok(()) } else { Err(Unclean::Image) }
+}
+
+/// Everything that the job used was read back, and is what it was.
+fn check_reread(spec: &JobSpec, reread: &[Reread]) -> Result<(), Unclean> {
+    if let Some(changed) = reread.iter().find(|one| !one.unchanged) {
+        return Err(Unclean::Changed { what: changed.what.clone() });
+    }
+    let image = match &spec.image {
+        // The package list's digest is the report's own; that it names one is checked with the image.
+        Image::Host => ("host".to_owned(), None),
+        Image::Oci { manifest, .. } => ("image".to_owned(), Some(*manifest)),
+        Image::Tar { sha256 } => ("image".to_owned(), Some(*sha256)),
+    };
+    let inputs = spec.inputs.iter().map(|i| (format!("input {}", i.name), Some(i.source.sha256())));
+    for (what, sha256) in std::iter::once(image).chain(inputs) {
+        let is_there = |one: &Reread| one.what == what && sha256.is_none_or(|sha256| one.sha256 == sha256);
+        if !reread.iter().any(is_there) {
+            return Err(Unclean::NotReread { what });
+        }
+    }
+    // A layer is not named by the spec, and an image has at least one.
+    let has_layer = reread.iter().any(|one| one.what.starts_with("image layer "));
+    if matches!(spec.image, Image::Oci { .. }) && !has_layer {
+        return Err(Unclean::NotReread { what: "image layer 0".to_owned() });
+    }
+    Ok(())
 }
 
 fn check_measured(report: &RunReport) -> Result<(), Unclean> {

@@ -158,7 +158,11 @@ impl Runner {
         self.privileged
     }
 
-    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, RunnerError> {
+    pub(super) fn ask(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Reply, RunnerError> {
         self.send(request, descriptors)?;
         self.receive()
     }

@@ -1,7 +1,7 @@
 //! Events: what a supervisor writes into the job directory's `events` file while the job runs.
 
 use crate::report::{Outcome, StepReport, UnixNanos};
-use crate::{Code, JobId, Name, Sha256, SlotId};
+use crate::{Code, Damage, JobId, Name, Sha256, SlotId};
 use serde::{Deserialize, Serialize};
 
 /// The journal frame kind of a lifecycle event: a JSON [`Event`].
@@ -38,6 +38,14 @@ pub enum Event {
         job: JobId,
         /// SHA-256 of `spec.json`.
         spec: Sha256,
+    },
+    /// An object of the store was found damaged while the job's inputs were looked up. It is in quarantine, and what
+    /// the job uses was taken in anew.
+    Damaged {
+        /// When.
+        at: UnixNanos,
+        /// What was found.
+        damage: Damage,
     },
     /// The job entered a phase.
     Phase {

@@ -53,7 +53,7 @@ impl Write for Hashing {
 /// Where a sealer writes its list to.
 pub(crate) enum Sink {
     Files(FileList<BufWriter<File>>),
-    Digest(FileList<Hashing>),
+    Digest(Box<FileList<Hashing>>),
 }
 
 impl Sink {
@@ -68,7 +68,7 @@ impl Sink {
 
     /// Only the digest of what would be written.
     pub(crate) fn digest() -> Self {
-        Self::Digest(FileList { files: Hashing::default(), paths: Hashing::default(), at: 0 })
+        Self::Digest(Box::new(FileList { files: Hashing::default(), paths: Hashing::default(), at: 0 }))
     }
 
     /// Adds a directory, or a file by its length and digest.

@@ -72,17 +72,23 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn lease(&self, object: Blake3) -> Result<Option<Lease>, StoreError> {
+        let Some(lease) = self.peek(object)? else { return Ok(None) };
+        touch(&lease.dir).map_err(StoreError::io("set the time of", &object.to_string()))?;
+        Ok(Some(lease))
+    }
+
+    /// The same without saying that it is used.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn peek(&self, object: Blake3) -> Result<Option<Lease>, StoreError> {
         let name = object.to_string();
         let dir = match beneath::open_dir(&self.trees, name.as_bytes()) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(StoreError::io("open", &name)(errno)),
         };
-        if !self.lock_shared(&name, &dir)? {
-            return Ok(None);
-        }
-        touch(&dir).map_err(StoreError::io("set the time of", &name))?;
-        Ok(Some(Lease { dir, object }))
+        Ok(self.lock_shared(&name, &dir)?.then_some(Lease { dir, object }))
     }
 
     /// Waits for a shared lock; false if the object went away. Who has it alone is about to remove it, or has just made
@@ -123,6 +129,5 @@ pub(crate) fn touch(dir: impl AsFd) -> Result<(), Errno> {
 /// When an object was used last.
 pub(crate) fn used(stat: &rustix::fs::Stat) -> UnixNanos {
     let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-    let nanos = u64::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    UnixNanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+    UnixNanos(seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec))
 }

@@ -94,6 +94,16 @@ impl Store {
     }
 }
 
+impl Lease {
+    /// Says of an object that it is damaged, for whoever has no store at hand: the next who looks it up moves it aside.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub fn condemn(&self, reason: &str) -> Result<(), StoreError> {
+        mark(self, reason).map_err(StoreError::io("mark as damaged", &self.object().to_string()))
+    }
+}
+
 fn mark(dir: impl AsFd, reason: &str) -> Result<(), Errno> {
     if rustix::fs::accessat(&dir, DAMAGED, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok() {
         return Ok(());

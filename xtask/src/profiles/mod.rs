@@ -43,6 +43,8 @@ struct ProfileSource {
     landlock: ampoule_spec::LandlockRules,
     limits: LimitsSource,
     ceiling: LimitsSource,
+    #[serde(default)]
+    read_back: ampoule_spec::ReadPolicy,
 }
 
 /// Where a profile's system call policy comes from, relative to the folder of the profiles.
@@ -169,6 +171,7 @@ fn compile_profile(folder: &Path, path: &Path) -> Result<(Profile, Vec<String>)>
         "seccomp": seccomp,
         "limits": source.limits.resolve().context("limits")?,
         "ceiling": source.ceiling.resolve().context("ceiling")?,
+        "read_back": source.read_back,
     }))?;
     for ((name, default), (_, ceiling)) in profile.limits.entries().iter().zip(profile.ceiling.entries()) {
         ensure!((1..=ceiling).contains(default), "{name}: default {default}, ceiling {ceiling}");

@@ -126,6 +126,7 @@ fn verify_host_image_has_its_own_builder_and_never_claims_completeness() {
     let record = changed(|spec, report| {
         spec["image"] = json!({"kind": "host"});
         report["image"] = json!({"kind": "host", "sha256": "1".repeat(64), "named_by": "dpkg"});
+        report["reread"][0]["what"] = json!("host");
     });
     let statement = provenance_of(&record, &issuer());
     let value: serde_json::Value = serde_json::from_slice(statement.bytes()).unwrap();
