@@ -199,7 +199,7 @@ mod tests {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
         let dir = rustix::fs::open(temp.path(), flags, rustix::fs::Mode::empty()).unwrap();
         let (mut files, mut digest) = (Sink::files(&dir).unwrap(), Sink::digest());
-        let listed: Vec<(Vec<u8>, Option<(u64, Blake3)>)> = vec![
+        let listed = [
             (b"".to_vec(), None),
             (b"a".to_vec(), Some((3, Blake3::new([7; 32])))),
             (vec![b'x'; PATH_BYTES_MAX], Some((u64::MAX, Blake3::new([9; 32])))),
