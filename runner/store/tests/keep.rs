@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, SystemTime};
 
 fn lease(world: &World, content: &Content) -> Lease {
@@ -370,14 +371,16 @@ fn collection_that_dies_at_any_point_loses_nothing_that_is_found() {
 fn collections_beside_imports_and_users_take_nothing_from_them() {
     let world = World::fast(Limits::default());
     let sources: Vec<_> = (0_u8..4).map(|n| tar(&[dir("d/"), file("d/f", vec![n; 1000])])).collect();
-    let over = std::sync::atomic::AtomicBool::new(false);
-    let removed = std::thread::scope(|scope| {
+    let (over, removed) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
         let users: Vec<_> = (0..3_usize)
             .map(|user| {
-                let (world, sources) = (&world, &sources);
+                let (world, sources, removed) = (&world, &sources, &removed);
                 scope.spawn(move || {
                     let store = open(&world.path("store"), Limits::default()).unwrap();
-                    for round in 0..60 {
+                    // On a busy machine the collector has its turn late.
+                    let rounds = (0..5000).take_while(|n| *n < 60 || removed.load(SeqCst) < 20);
+                    for round in rounds {
                         let source = &sources[(user + round) % sources.len()];
                         let content = archive(source);
                         if store.find(&content).unwrap().is_none() {
@@ -392,19 +395,20 @@ fn collections_beside_imports_and_users_take_nothing_from_them() {
             })
             .collect();
         let collector = scope.spawn(|| {
-            let mut removed = 0;
-            while !over.load(std::sync::atomic::Ordering::SeqCst) {
-                removed += collect(&world, Some(0), &[]).removed;
+            while !over.load(SeqCst) {
+                removed.fetch_add(collect(&world, Some(0), &[]).removed, SeqCst);
             }
-            removed
         });
         let ended: Vec<_> = users.into_iter().map(|user| user.join()).collect();
-        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        over.store(true, SeqCst);
         assert!(ended.iter().all(Result::is_ok));
-        collector.join().unwrap()
+        collector.join().unwrap();
     });
-    assert!(removed > 3, "the collector removed {removed}");
-    assert!(names(world.path("store/quarantine")).is_empty());
+    assert!(removed.load(SeqCst) >= 20, "the collector removed {removed:?}");
+    let aside = names(world.path("store/quarantine"));
+    let why =
+        |name: &String| fs::read_to_string(world.path("store/quarantine").join(name).join("damaged.json"));
+    assert!(aside.is_empty(), "{aside:?}: {:?}", aside.iter().map(why).collect::<Vec<_>>());
     for source in &sources {
         if world.store.find(&archive(source)).unwrap().is_some() {
             assert!(world.store.verify(&archive(source)).unwrap());
