@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod profiles;
 mod shell;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Feed what reads strangers' bytes with bytes that no one has thought of.
+    Fuzz(fuzz::Options),
     /// Check the rules of the house that the compiler does not.
     Tidy {
         /// Rewrite the frozen list of the runner's crates.
@@ -70,6 +73,7 @@ fn run() -> Result<bool> {
         Command::Test => test::run(&root),
         Command::Integration { tests } => test::integration(&root, tests),
         Command::Vm(options) => vm::run(&root, &options),
+        Command::Fuzz(options) => fuzz::run(&root, &options),
         Command::Bench { bench } => bench::run(&root, bench),
         Command::Tidy { bless } => tidy::run(&root, bless),
         Command::Profiles { check } => profiles::run(&root, check),

@@ -9,6 +9,7 @@ use std::process::Command;
 /// What the suites need beyond Rust and a C compiler's libraries; installed when missing and root.
 pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["cc", "--version"], package: "gcc" },
+    Needed { probe: &["c++", "--version"], package: "g++" },
     Needed { probe: &["ar", "--version"], package: "binutils" },
     Needed { probe: &["make", "--version"], package: "make" },
     Needed { probe: &["git", "--version"], package: "git" },
@@ -31,6 +32,7 @@ pub(crate) const ALL: &[fn(&Machine) -> Option<Suite>] = &[
     tidy,
     rust_tests,
     doc_tests,
+    fuzz,
     scratch,
     schema,
     build_integration,
@@ -99,6 +101,20 @@ fn rust_tests(machine: &Machine) -> Option<Suite> {
 fn doc_tests(machine: &Machine) -> Option<Suite> {
     let args = ["test", "--doc", "--workspace", "--no-fail-fast", "--locked"];
     suite("doc", Counting::CargoTest, Ok(cargo(machine, &args)))
+}
+
+/// A few seconds for each target: enough to run all seeds and see that what has been found stays found.
+fn fuzz(machine: &Machine) -> Option<Suite> {
+    let plan = if shell::succeeds(&["c++", "--version"]) {
+        std::env::current_exe().map_err(|e| e.to_string()).map(|program| {
+            let mut command = Command::new(program);
+            command.args(["fuzz", "--seconds", "3"]).current_dir(&machine.root);
+            command
+        })
+    } else {
+        Err("no C++ compiler for libFuzzer; install g++".to_owned())
+    };
+    suite("fuzz", Counting::Summary, plan)
 }
 
 fn scratch(machine: &Machine) -> Option<Suite> {
