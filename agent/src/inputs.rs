@@ -13,7 +13,7 @@ mod oci_layout;
 mod url;
 
 pub use error::InputError;
-pub use fetch::{FetchOptions, Fetched, Fetcher, scratch_file};
+pub use fetch::{Counted, FetchOptions, Fetched, Fetcher, scratch_file};
 pub use guard::{Guard, GuardOptions, Lookup, SystemLookup};
 pub use mirrors::PassedOver;
 pub use oci_layout::{Blob, LayoutImage, OciLayout};

@@ -13,11 +13,13 @@ mod release;
 mod runner;
 mod store;
 mod upstream;
+mod watch;
 
 pub use evidence::SigningKey;
 pub use follow::Note;
 pub use runner::{Measurement, Runner, RunnerError, find_runner};
 pub use store::{Verified, age_seconds, size};
+pub use watch::{Progress, Watch, Work};
 
 use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, JobPlan};
@@ -48,6 +50,8 @@ pub struct Options {
     pub authority: Authority,
     /// Where inputs may come from.
     pub sources: Policy,
+    /// Who is told how far something is that lasts.
+    pub watch: Watch,
 }
 
 /// How a local run ended.
@@ -243,6 +247,7 @@ pub fn run(
     }
     let signing = evidence::open(options)?;
     let mut runner = Runner::start(&options.runner, &options.state, options.profiles.as_deref())?;
+    runner.watch(&options.watch);
     for recovered in runner.recovered().to_vec() {
         evidence::sign_recovered(&mut runner, options, &signing, &recovered, say);
     }
@@ -250,7 +255,7 @@ pub fn run(
     if cancel.is_cancelled() {
         return Err(LocalError::Cancelled);
     }
-    let ended = follow::run_job(&mut runner, &options.state, &id, &spec_bytes, cancel, say);
+    let ended = follow::run_job(&mut runner, options, &id, &spec_bytes, cancel, say);
     if let Err(LocalError::Runner(RunnerError::Lost(_))) = &ended {
         runner = take_over(options, &signing, &id, say)?;
     } else {
@@ -260,10 +265,10 @@ pub fn run(
     let out = options.out.clone().unwrap_or_else(|| kept.clone());
     let job_dir = options.state.join("jobs").join(id.as_str());
     let evidence = Evidence::read(&job_dir)?.with_claims(claims);
-    let released = match release::release(&evidence, &job_dir, &out, &signing) {
+    let released = match release::release(&evidence, &job_dir, &out, &signing, &options.watch) {
         // Somebody else has taken it meanwhile, or it is full: what the job made is not lost for that.
         Err(LocalError::File { reason, .. }) if options.out.is_some() => {
-            release::release(&evidence, &job_dir, &kept, &signing)?;
+            release::release(&evidence, &job_dir, &kept, &signing, &options.watch)?;
             forget(runner, options, &id);
             return Err(LocalError::Elsewhere { out, reason, kept });
         }

@@ -4,6 +4,7 @@
 //! stdout is for data, stderr for people.
 
 mod args;
+mod bar;
 mod doctor;
 mod failure;
 mod inspect;

@@ -1,11 +1,14 @@
 //! `ampoule run`.
 
 use crate::args::{HostArgs, RunArgs};
+use crate::bar;
 use crate::failure::Failed;
 use crate::show::{self, LogLines};
 use crate::sources;
 use ampoule_agent::jobfile::{self, JobPlan, QuickJob, quick_job};
-use ampoule_agent::local::{self, Cancel, Completed, Note, Options, ReleasedOutput, SigningKey};
+use ampoule_agent::local::{
+    self, Cancel, Completed, Note, Options, Progress, ReleasedOutput, SigningKey, Watch,
+};
 use ampoule_evidence::Authority;
 use ampoule_spec::{Code, Event, LogChunk, Name, Outcome, OutputForm, StepEnd, StepReport, Stream};
 use serde_json::{Value, json};
@@ -26,13 +29,34 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failed> {
         key: args.key.clone().map_or(SigningKey::Development, SigningKey::File),
         authority,
         sources: sources::policy(&args.sources)?,
+        watch: watch(&args),
     };
     let cancel = Cancel::default();
     listen_for_signals(cancel.clone())?;
     let mut printer = Printer::new(&args);
-    let completed = local::run(plan, &options, &cancel, &mut |note| printer.note(note))?;
+    let completed = local::run(plan, &options, &cancel, &mut |note| printer.note(note));
+    bar::clear();
+    let completed = completed?;
     printer.finish(&completed);
     Ok(completed.exit())
+}
+
+/// Who is told how far something is: a program, a person at a terminal, or nobody.
+fn watch(args: &RunArgs) -> Watch {
+    if args.json {
+        Watch::new(|progress| show::json(&progress_json(progress)))
+    } else if bar::can_be_drawn() {
+        Watch::new(bar::show)
+    } else {
+        Watch::default()
+    }
+}
+
+fn progress_json(progress: &Progress) -> Value {
+    let Progress { work, what, bytes, total, ended } = progress;
+    json!({
+        "event": "progress", "work": work.as_str(), "what": what, "bytes": bytes, "total": total, "ended": ended,
+    })
 }
 
 fn plan(args: &RunArgs) -> Result<JobPlan, Failed> {
@@ -108,6 +132,7 @@ fn listen_for_signals(cancel: Cancel) -> Result<(), Failed> {
                 }
                 if count > 0 {
                     show::line("ampoule: leaving; the next run signs the job's record");
+                    bar::clear();
                     std::process::exit(i32::from(Code::JobCancelled.exit() as u8));
                 }
                 show::line("ampoule: cancelling; once more to leave without waiting");

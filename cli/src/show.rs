@@ -1,5 +1,6 @@
 //! Showing text to people without letting it drive their terminal or the system that reads their log.
 
+use crate::bar;
 use ampoule_evidence::escape;
 use ampoule_spec::{LogChunk, Stream};
 use serde_json::Value;
@@ -12,12 +13,14 @@ const LINE_BYTES_MAX: usize = 8 << 10;
 
 /// One line to stderr. A reader that is gone is not an error.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{}", escape(text));
+    escaped(&escape(text));
 }
 
 /// One line to stderr that is escaped already.
 pub(crate) fn escaped(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    bar::aside(|| {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    });
 }
 
 /// Whether stdout took everything. A reader that went away has had enough; any other failure lost data.

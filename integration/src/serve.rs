@@ -6,6 +6,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// In how many pieces a slow answer comes.
+const PIECES: u32 = 50;
 
 /// A running server; it ends when it is dropped.
 pub(crate) struct Server {
@@ -18,6 +22,11 @@ pub(crate) struct Server {
 impl Server {
     /// Answers every request with this status (and header lines behind it) and body.
     pub(crate) fn start(status: &str, body: Vec<u8>) -> Result<Self> {
+        Self::start_slowly(status, body, Duration::ZERO)
+    }
+
+    /// The same, but the body takes so long.
+    pub(crate) fn start_slowly(status: &str, body: Vec<u8>, lasts: Duration) -> Result<Self> {
         let status = status.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -29,7 +38,7 @@ impl Server {
                     return;
                 }
                 counter.fetch_add(1, Ordering::SeqCst);
-                let _ = answer(stream, &status, &body);
+                let _ = answer(stream, &status, &body, lasts);
             }
         });
         Ok(Self { address, requests, over, thread: Some(thread) })
@@ -49,7 +58,7 @@ impl Server {
     }
 }
 
-fn answer(mut stream: TcpStream, status: &str, body: &[u8]) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, status: &str, body: &[u8], lasts: Duration) -> std::io::Result<()> {
     let mut request: Vec<u8> = Vec::new();
     let mut buffer = [0; 1024];
     while !request.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -59,7 +68,14 @@ fn answer(mut stream: TcpStream, status: &str, body: &[u8]) -> std::io::Result<(
         }
     }
     write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len())?;
-    stream.write_all(body)
+    if lasts.is_zero() {
+        return stream.write_all(body);
+    }
+    for piece in body.chunks(body.len().div_ceil(PIECES as usize).max(1)) {
+        stream.write_all(piece)?;
+        std::thread::sleep(lasts / PIECES);
+    }
+    Ok(())
 }
 
 impl Drop for Server {

@@ -17,6 +17,7 @@ mod out;
 mod outcomes;
 mod outputs;
 mod pool;
+mod progress;
 mod root;
 mod run;
 mod soak;
@@ -46,6 +47,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "pool", tests: pool::TESTS },
     Suite { name: "out", tests: out::TESTS },
     Suite { name: "outputs", tests: outputs::TESTS },
+    Suite { name: "progress", tests: progress::TESTS },
     Suite { name: "directories", tests: directories::TESTS },
     Suite { name: "run", tests: run::TESTS },
     Suite { name: "step", tests: step::TESTS },

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufWriter};
@@ -55,18 +56,50 @@ pub struct Fetched {
     pub final_url: String,
 }
 
+/// How far a download is, for whoever looks at it meanwhile.
+#[derive(Debug, Default)]
+pub struct Counted {
+    bytes: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Counted {
+    /// Another download begins.
+    fn begin(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+        self.total.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes that have come.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many the source says that there are, if it does.
+    pub fn total(&self) -> Option<u64> {
+        Some(self.total.load(Ordering::Relaxed)).filter(|total| *total > 0)
+    }
+}
+
 /// Fetches inputs.
 #[derive(Debug)]
 pub struct Fetcher {
     options: FetchOptions,
     guard: Guard,
+    counted: Arc<Counted>,
 }
 
 impl Fetcher {
     /// A fetcher with these bounds, from where this policy allows.
     pub fn new(options: FetchOptions, policy: Policy) -> Self {
         let FetchOptions { connect_timeout, read_timeout, .. } = options;
-        Self { options, guard: Guard::new(policy, GuardOptions { connect_timeout, read_timeout }) }
+        let guard = Guard::new(policy, GuardOptions { connect_timeout, read_timeout });
+        Self { options, guard, counted: Arc::default() }
+    }
+
+    /// How far the download is.
+    pub fn counted(&self) -> Arc<Counted> {
+        Arc::clone(&self.counted)
     }
 
     pub(super) fn guard(&self) -> &Guard {
@@ -102,6 +135,7 @@ impl Fetcher {
     ) -> Result<Fetched, InputError> {
         let into = into.try_clone().map_err(scratch)?;
         let what = without_query(&start);
+        self.counted.begin();
         let (found, fetched) = if start.scheme() == "file" {
             let bytes_max = self.options.bytes_max;
             let task = tokio::task::spawn_blocking(move || copy_local(&start, bytes_max, into));
@@ -128,6 +162,7 @@ impl Fetcher {
         if response.content_length().is_some_and(|length| length > bytes_max) {
             return Err(InputError::TooLarge { url: without_query(&url), bytes_max });
         }
+        self.counted.total.store(response.content_length().unwrap_or(0), Ordering::Relaxed);
         let mut file = BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(into));
         let received = timeout_at(deadline, self.receive(response, &url, &mut file)).await.map_err(late);
         // A write may be under way on another thread: it is over before anyone empties the file.
@@ -157,6 +192,7 @@ impl Fetcher {
             if bytes > bytes_max {
                 return Err(InputError::TooLarge { url: without_query(url), bytes_max });
             }
+            self.counted.bytes.store(bytes, Ordering::Relaxed);
             hash.update(&chunk);
             file.write_all(&chunk).await.map_err(scratch)?;
         }

@@ -1,6 +1,7 @@
 //! Downloads of a run, and what is remembered of where they came from.
 
 use super::intake::unusable;
+use super::watch::{Watch, Work};
 use super::{Cancel, LocalError, Note, Options};
 use crate::inputs::{FetchOptions, Fetcher, PassedOver, scratch_file};
 use crate::jobfile::{ArtifactPlace, InputPlan, SourcePlan};
@@ -20,6 +21,7 @@ const CLAIM: &str = "downloads";
 pub(super) struct Downloads {
     fetcher: Fetcher,
     cancel: Cancel,
+    watch: Watch,
     /// Of the input at hand.
     passed: RefCell<Vec<PassedOver>>,
     last: RefCell<Option<String>>,
@@ -32,10 +34,16 @@ impl Downloads {
         Self {
             fetcher: Fetcher::new(FetchOptions::default(), options.sources.clone()),
             cancel: cancel.clone(),
+            watch: options.watch.clone(),
             passed: RefCell::default(),
             last: RefCell::default(),
             from: BTreeMap::new(),
         }
+    }
+
+    /// Who is told how far something is.
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Refuses what may not be fetched, before anything is: whether the store has it already does not count.
@@ -59,8 +67,10 @@ impl Downloads {
         let mut passed = Vec::new();
         let fetched = runtime.block_on(async {
             let cancelled = async {
+                let (counted, mut meter) = (self.fetcher.counted(), self.watch.begin(Work::Fetch));
                 while !self.cancel.is_cancelled() {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    meter.at(counted.bytes(), counted.total());
                 }
             };
             tokio::select! {

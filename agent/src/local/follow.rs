@@ -1,7 +1,8 @@
 //! Following a job while it runs: its events file grows, its runner answers when it is over.
 
 use super::runner::{Runner, RunnerError};
-use super::{Cancel, LocalError};
+use super::watch::{Watch, Work};
+use super::{Cancel, LocalError, Options};
 use crate::inputs::PassedOver;
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::wire::{Reply, Request};
@@ -63,7 +64,7 @@ pub enum Note {
 /// Runs an imported job and tells what happens. Returns when its report is durable.
 pub(super) fn run_job(
     runner: &mut Runner,
-    state: &Path,
+    options: &Options,
     id: &JobId,
     spec: &[u8],
     cancel: &Cancel,
@@ -84,8 +85,8 @@ pub(super) fn run_job(
         Reply::Admitted { job } if job == *id => say(Note::Admitted { job }),
         _ => return Err(RunnerError::OutOfTurn.into()),
     }
-    let job_dir = state.join("jobs").join(id.as_str());
-    let finished = follow(runner, &job_dir, say);
+    let job_dir = options.state.join("jobs").join(id.as_str());
+    let finished = follow(runner, &job_dir, &options.watch, say);
     cancel.disarm();
     match finished {
         Err(lost @ RunnerError::Lost(_)) => {
@@ -97,8 +98,14 @@ pub(super) fn run_job(
     }
 }
 
-fn follow(runner: &Runner, job_dir: &Path, say: &mut dyn FnMut(Note)) -> Result<(), RunnerError> {
+fn follow(
+    runner: &Runner,
+    job_dir: &Path,
+    watch: &Watch,
+    say: &mut dyn FnMut(Note),
+) -> Result<(), RunnerError> {
     let mut tail = Tail::open(job_dir);
+    let mut copying = None;
     loop {
         let answered = {
             let mut ready = [PollFd::from_borrowed_fd(runner.channel(), PollFlags::IN)];
@@ -110,7 +117,18 @@ fn follow(runner: &Runner, job_dir: &Path, say: &mut dyn FnMut(Note)) -> Result<
         };
         let reply = if answered { Some(runner.receive()) } else { None };
         // After the answer once more: everything was written before it.
-        tail.read(say);
+        tail.read(&mut |note| {
+            if let Note::Event(event) = &note
+                && let Event::Phase { phase, .. } = &**event
+            {
+                watch.about("the outputs");
+                copying = (phase.as_str() == "outputs").then(|| watch.begin(Work::Outputs));
+            }
+            say(note);
+        });
+        if let Some(meter) = copying.as_mut().filter(|meter| meter.is_due()) {
+            meter.at(bytes_in(&job_dir.join("outputs")), None);
+        }
         match reply {
             None => {}
             Some(Ok(Reply::Finished { .. })) => return Ok(()),
@@ -118,6 +136,12 @@ fn follow(runner: &Runner, job_dir: &Path, say: &mut dyn FnMut(Note)) -> Result<
             Some(Err(error)) => return Err(error),
         }
     }
+}
+
+/// The bytes of all files in a directory.
+fn bytes_in(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
 }
 
 /// The launcher is dead and our end of the lifetime pipe is closed: the supervisor ends the job by itself, and lets go of

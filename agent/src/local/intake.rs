@@ -3,6 +3,7 @@
 use super::download::Downloads;
 use super::follow::Note;
 use super::runner::{Runner, RunnerError};
+use super::watch::Watch;
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
 use crate::inputs::OciLayout;
 use crate::inputs::exclude::Excludes;
@@ -41,6 +42,7 @@ pub(super) fn take_in(
     plan.inputs.iter().try_for_each(|input| keeps_our_secrets(input, options))?;
     let mut downloads = Downloads::new(options, cancel);
     plan.inputs.iter().try_for_each(|input| downloads.check(input))?;
+    options.watch.about("the image");
     if let Some(manifest) = take_image(&plan.image, runner, say)? {
         plan.resolve_image(manifest);
     }
@@ -49,6 +51,7 @@ pub(super) fn take_in(
         if cancel.is_cancelled() {
             return Err(LocalError::Cancelled);
         }
+        options.watch.about(format_args!("input {}", input.name));
         let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
         let taken = take_input(input, plan.source_date_epoch, runner, &downloads, cancel, &mut importing);
         downloads.done(&input.name, say);
@@ -162,7 +165,14 @@ fn take_input(
             let file = open(path)?;
             let meta = file.metadata().map_err(|e| unusable(path, e))?;
             if meta.is_dir() {
-                return take_directory(path, &file, &input.exclude, epoch, runner, cancel);
+                return take_directory(
+                    path,
+                    &file,
+                    &input.exclude,
+                    epoch,
+                    runner,
+                    (cancel, downloads.watch()),
+                );
             }
             let executable = meta.mode() & 0o100 != 0;
             let content = Content::File { sha256: None, executable, epoch };
@@ -200,14 +210,14 @@ fn take_directory(
     exclude: &[String],
     epoch: u64,
     runner: &Runner,
-    cancel: &Cancel,
+    (cancel, watch): (&Cancel, &Watch),
 ) -> Result<InputSource> {
     let excludes = Excludes::new(exclude);
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
     let (packed, imported) = std::thread::scope(|scope| {
         let packing = scope.spawn(|| {
-            let out = UntilCancelled { out: File::from(write), cancel };
+            let out = UntilCancelled { out: File::from(write), cancel, watch };
             let mut out = BufWriter::with_capacity(256 << 10, out);
             pack_filtered(dir.as_fd(), &mut out, &|path, dir| excludes.has(path, dir), &Limits::default())
         });
@@ -236,6 +246,7 @@ fn take_directory(
 struct UntilCancelled<'a> {
     out: File,
     cancel: &'a Cancel,
+    watch: &'a Watch,
 }
 
 impl Write for UntilCancelled<'_> {
@@ -243,7 +254,9 @@ impl Write for UntilCancelled<'_> {
         if self.cancel.is_cancelled() {
             return Err(std::io::Error::other("cancelled"));
         }
-        self.out.write(bytes)
+        let count = self.out.write(bytes)?;
+        self.watch.passed(count);
+        Ok(count)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

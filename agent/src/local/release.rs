@@ -2,6 +2,7 @@
 
 use super::evidence::Signing;
 use super::place::Place;
+use super::watch::{Watch, Work};
 use super::{LocalError, ReleasedOutput};
 use ampoule_evidence::{AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
 use ampoule_journal::{Next, Reader};
@@ -164,6 +165,7 @@ pub(super) fn release(
     job_dir: &Path,
     out: &Path,
     signing: &Signing,
+    watch: &Watch,
 ) -> Result<Released, LocalError> {
     let report = evidence.record.report();
     let (sealed, refused) = provenance_of(evidence, signing)?;
@@ -179,7 +181,8 @@ pub(super) fn release(
     let parent = Place::open(&parent(out)).map_err(failed)?;
     let aside = aside(report.job.as_str());
     let made = parent.make(&aside).map_err(failed)?;
-    let written = fill(evidence, job_dir, &made, sealed.as_ref(), &run, &mut released)
+    let sealed = sealed.as_ref();
+    let written = fill(evidence, (job_dir, &made), sealed, &run, &mut released, watch)
         .and_then(|()| parent.publish(&aside, &made, name));
     match written {
         Ok(()) => Ok(released),
@@ -193,18 +196,25 @@ pub(super) fn release(
 /// Fills a directory that nobody looks at yet.
 fn fill(
     evidence: &Evidence,
-    job_dir: &Path,
-    made: &Place,
+    (job_dir, made): (&Path, &Place),
     sealed: Option<&Sealed>,
     run: &Sealed,
     released: &mut Released,
+    watch: &Watch,
 ) -> io::Result<()> {
     let report = evidence.record.report();
+    watch.about("the outputs");
+    let (mut meter, mut bytes) = (watch.begin(Work::Release), 0_u64);
+    let total = report.outputs.iter().map(|output| output.bytes).sum();
+    let mut passed = |count: u64| {
+        bytes = bytes.saturating_add(count);
+        meter.at(bytes, Some(total));
+    };
     let withheld = released.refused.is_some() || report.outcome == Outcome::Quarantined;
     let outputs = made.make("outputs")?;
     for output in report.outputs.iter().filter(|_| !withheld) {
         let epoch = evidence.record.spec().source_date_epoch;
-        copy_output(output, &job_dir.join("outputs"), &outputs, epoch)?;
+        copy_output(output, &job_dir.join("outputs"), &outputs, epoch, &mut passed)?;
         released.outputs.push(ReleasedOutput {
             name: output.name.to_string(),
             form: output.form,
@@ -255,13 +265,19 @@ fn provenance_of(
 }
 
 /// Copies an output and hashes what it writes: the bytes that leave are the bytes that were hashed.
-fn copy_output(output: &OutputReport, from: &Path, into: &Place, epoch: u64) -> io::Result<()> {
+fn copy_output(
+    output: &OutputReport,
+    from: &Path,
+    into: &Place,
+    epoch: u64,
+    passed: &mut dyn FnMut(u64),
+) -> io::Result<()> {
     let name = output.name.as_str();
     let mut source = File::open(from.join(name))?;
     let other = || Err(io::Error::other(format!("output {name} is no longer what was hashed")));
     if output.form == OutputForm::Tree {
         let dir = into.make(name)?.into_descriptor();
-        let unpacked = unpack(source, dir, epoch, output.entries.unwrap_or(0))
+        let unpacked = unpack(source, dir, epoch, output.entries.unwrap_or(0), passed)
             .map_err(|error| io::Error::other(format!("output {name}: {error}")))?;
         let same = (unpacked.tree, unpacked.bytes, Some(unpacked.entries))
             == (output.sha256, output.bytes, output.entries);
@@ -278,6 +294,7 @@ fn copy_output(output: &OutputReport, from: &Path, into: &Place, epoch: u64) -> 
         }
         context.update(part);
         copy.write_all(part)?;
+        passed(part.len() as u64);
     }
     copy.sync_all()?;
     if context.finish().as_ref() == output.sha256.as_bytes() { Ok(()) } else { other() }
@@ -359,5 +376,90 @@ pub(super) fn exit_of(failure: Option<&Failure>, outcome: Outcome) -> u8 {
         (_, Some(failure)) => failure.code.exit() as u8,
         (Outcome::Succeeded, None) => 0,
         (_, None) => Code::Internal.exit() as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_spec::{Blake3, OutputKind, OutputName, SandboxPath, Sha256};
+    use ampoule_store::Limits;
+    use ampoule_store::pack::pack_output;
+    use std::os::fd::AsFd;
+
+    /// A job directory with one output in it.
+    fn made(form: OutputForm) -> (tempfile::TempDir, OutputReport) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("dir");
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        fs::write(dir.join("sub/a"), vec![b'a'; 600_000]).unwrap();
+        fs::write(dir.join("b"), "b").unwrap();
+        let mut archive = Vec::new();
+        let packed =
+            pack_output(File::open(&dir).unwrap().as_fd(), &mut archive, 7, &Limits::default()).unwrap();
+        let (bytes, entries, sha256) = match form {
+            OutputForm::Tree => (packed.bytes, Some(packed.entries), packed.tree),
+            _ => {
+                let digest = aws_lc_rs::digest::digest(&SHA256, &archive);
+                (archive.len() as u64, None, Sha256::new(digest.as_ref().try_into().unwrap()))
+            }
+        };
+        fs::write(temp.path().join("o"), archive).unwrap();
+        let report = OutputReport {
+            name: OutputName::parse("o").unwrap(),
+            path: SandboxPath::parse("/build/o").unwrap(),
+            kind: OutputKind::Artifact,
+            form,
+            bytes,
+            entries,
+            sha256,
+            blake3: Blake3::new([0; 32]),
+            executable: false,
+        };
+        (temp, report)
+    }
+
+    fn copied(from: &Path, report: &OutputReport) -> (io::Result<()>, Vec<u64>, tempfile::TempDir) {
+        let into = tempfile::tempdir().unwrap();
+        let mut passed = Vec::new();
+        let place = Place::open(into.path()).unwrap();
+        let result = copy_output(report, from, &place, 7, &mut |count| passed.push(count));
+        (result, passed, into)
+    }
+
+    #[test]
+    fn every_byte_of_an_output_is_counted_as_it_passes() {
+        for form in [OutputForm::File, OutputForm::Tree] {
+            let (temp, report) = made(form);
+            let (result, passed, into) = copied(temp.path(), &report);
+            result.unwrap();
+            assert_eq!(passed.iter().sum::<u64>(), report.bytes);
+            assert!(passed.len() > 2, "{passed:?}");
+            assert!(into.path().join("o").exists());
+        }
+    }
+
+    #[test]
+    fn output_that_is_not_what_was_hashed_is_not_released() {
+        for form in [OutputForm::File, OutputForm::Tree] {
+            let (temp, report) = made(form);
+            let path = temp.path().join("o");
+            let mut bytes = fs::read(&path).unwrap();
+            let at = bytes.iter().position(|byte| *byte == b'a').unwrap() + 2000;
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            let (result, _, _into) = copied(temp.path(), &report);
+            let text = result.unwrap_err().to_string();
+            assert!(text.contains("no longer what was hashed"), "{text}");
+        }
+        // A count that does not fit is another tree too.
+        let (temp, report) = made(OutputForm::Tree);
+        for other in [
+            OutputReport { bytes: report.bytes + 1, ..report.clone() },
+            OutputReport { entries: Some(4), ..report.clone() },
+            OutputReport { entries: Some(2), ..report },
+        ] {
+            assert!(copied(temp.path(), &other).0.is_err());
+        }
     }
 }

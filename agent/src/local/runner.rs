@@ -1,8 +1,12 @@
 //! The client's end of the runner's socket.
 
+use super::watch::{Watch, Work};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::wire::{Content, Imported, Quarantined, Recovered, Reply, Request};
 use ampoule_spec::{Code, Isolation, JobId, Name};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -84,6 +88,8 @@ pub struct Runner {
     child: Child,
     recovered: Vec<Recovered>,
     privileged: bool,
+    /// Who is told how far an import is.
+    watch: Watch,
 }
 
 /// Where the runner lies: beside this program, or in the libexec directory of its prefix. Never in PATH.
@@ -136,8 +142,13 @@ impl Runner {
         let child = command.spawn().map_err(start)?;
         // The command holds the runner's end until it is dropped; only then is its death an end of file.
         drop(command);
-        let mut runner =
-            Self { channel: Channel::new(mine), child, recovered: Vec::new(), privileged: false };
+        let mut runner = Self {
+            channel: Channel::new(mine),
+            child,
+            recovered: Vec::new(),
+            privileged: false,
+            watch: Watch::default(),
+        };
         match runner.receive()? {
             Reply::Hello { recovered, privileged, .. } => {
                 runner.recovered = recovered;
@@ -151,6 +162,11 @@ impl Runner {
     /// Jobs of earlier runs that the runner has cleaned up, and holds for us to sign.
     pub fn recovered(&self) -> &[Recovered] {
         &self.recovered
+    }
+
+    /// Has somebody told how far an import is.
+    pub(super) fn watch(&mut self, watch: &Watch) {
+        self.watch = watch.clone();
     }
 
     /// Whether the runner has host root's authority.
@@ -179,6 +195,12 @@ impl Runner {
         }
     }
 
+    /// Waits for an answer, not for long.
+    fn is_answered(&self) -> bool {
+        let mut ready = [PollFd::from_borrowed_fd(self.channel(), PollFlags::IN)];
+        !matches!(poll(&mut ready, Some(&LOOK_EVERY)), Ok(0) | Err(Errno::INTR))
+    }
+
     /// Readable when the runner has answered or is gone.
     pub(super) fn channel(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
@@ -201,8 +223,17 @@ impl Runner {
     /// [`RunnerError`]; a refused archive with its own text.
     pub fn import(&self, content: Content, source: OwnedFd) -> Result<Imported, RunnerError> {
         self.send(&Request::Import(content), &[source.as_fd()])?;
-        // Ours must be closed: a pipe ends only when nobody else holds it.
-        drop(source);
+        let mut meter = self.watch.begin(Work::Import);
+        // A file's offset is the runner's too: it shows how far that has read.
+        let file = Some(source).filter(|source| self.watch.is_watched() && is_file(source));
+        // Else ours must be closed by now: a pipe ends only when nobody else holds it.
+        while self.watch.is_watched() && !self.is_answered() {
+            if meter.is_due() {
+                let (bytes, total) = file.as_ref().map_or_else(|| (self.watch.piped(), None), how_far);
+                meter.at(bytes, total);
+            }
+        }
+        drop((meter, file));
         match self.receive()? {
             Reply::Imported(imported) => Ok(imported),
             _ => Err(RunnerError::OutOfTurn),
@@ -232,6 +263,19 @@ impl Runner {
             _ => Err(RunnerError::OutOfTurn),
         }
     }
+}
+
+/// How often an import is looked at.
+const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+fn is_file(fd: &OwnedFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+}
+
+/// How much of a file was read, and how long it is.
+fn how_far(file: &OwnedFd) -> (u64, Option<u64>) {
+    let length = rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok());
+    (rustix::fs::tell(file).unwrap_or(0), length)
 }
 
 impl Drop for Runner {

@@ -80,7 +80,9 @@ impl Write for Sink<'_, '_> {
         self.sha256.update(part);
         self.blake3.update(part);
         if part.len() >= HOLE_BYTES_MIN && part.iter().all(|byte| *byte == 0) {
-            self.file.seek(SeekFrom::Current(i64::try_from(part.len()).unwrap_or(0)))?;
+            // Its length is how others see how far it is.
+            self.file.set_len(bytes)?;
+            self.file.seek(SeekFrom::Start(bytes))?;
         } else {
             self.file.write_all(part)?;
         }

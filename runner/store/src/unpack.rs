@@ -60,11 +60,18 @@ struct Unpacker {
 /// Fills `into`, an empty directory of the caller's own, with the tree in `archive`, and makes it durable.
 ///
 /// Modes are 0755 and 0644 as far as the caller's umask lets them be, but an owner's own bits are always there. Times
-/// are `epoch`, in seconds since 1970. `entries` is how many are announced.
+/// are `epoch`, in seconds since 1970. `entries` is how many are announced; `passed` hears of bytes of files as they are
+/// written.
 ///
 /// # Errors
 /// [`UnpackError`]; what was made so far stays.
-pub fn unpack(archive: File, into: OwnedFd, epoch: u64, entries: u64) -> Result<Packed, UnpackError> {
+pub fn unpack(
+    archive: File,
+    into: OwnedFd,
+    epoch: u64,
+    entries: u64,
+    passed: &mut dyn FnMut(u64),
+) -> Result<Packed, UnpackError> {
     let limits = Limits { bytes_max: u64::MAX, entries_max: entries, ..Limits::default() };
     let time = Timespec { tv_sec: i64::try_from(epoch).unwrap_or(i64::MAX), tv_nsec: 0 };
     let root = Level { path: Vec::new(), name: Vec::new(), dir: into, node: WorldNode::new() };
@@ -81,7 +88,7 @@ pub fn unpack(archive: File, into: OwnedFd, epoch: u64, entries: u64) -> Result<
             return Err(Refusal::TooMany { entries_max: entries }.into());
         }
         unpacker.packed.entries += 1;
-        unpacker.entry(&entry)?;
+        unpacker.entry(&entry, passed)?;
     }
     while unpacker.levels.len() > 1 {
         unpacker.leave()?;
@@ -99,7 +106,7 @@ fn odd(path: &[u8]) -> UnpackError {
 }
 
 impl Unpacker {
-    fn entry(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+    fn entry(&mut self, entry: &Entry, passed: &mut dyn FnMut(u64)) -> Result<(), UnpackError> {
         let path = EntryPath::parse(&entry.name)?;
         let (parent, name) = path.split().ok_or_else(|| odd(&entry.name))?;
         // Depth first: whatever is not the current directory is finished.
@@ -121,7 +128,7 @@ impl Unpacker {
                 self.levels.push(Level { path, name, dir, node: WorldNode::new() });
                 Ok(())
             }
-            Kind::File => self.file(entry, &path, name),
+            Kind::File => self.file(entry, &path, name, passed),
             Kind::Symlink => {
                 rustix::fs::symlinkat(entry.link.as_slice(), &level.dir, name)
                     .map_err(WorkError::store("make a link", path.bytes()))?;
@@ -135,7 +142,13 @@ impl Unpacker {
         }
     }
 
-    fn file(&mut self, entry: &Entry, path: &EntryPath, name: &[u8]) -> Result<(), UnpackError> {
+    fn file(
+        &mut self,
+        entry: &Entry,
+        path: &EntryPath,
+        name: &[u8],
+        passed: &mut dyn FnMut(u64),
+    ) -> Result<(), UnpackError> {
         let Some(level) = self.levels.last_mut() else { return Err(odd(&entry.name)) };
         let failed = |doing| WorkError::store(doing, path.bytes());
         let executable = entry.mode & 0o100 != 0;
@@ -153,6 +166,7 @@ impl Unpacker {
             }
             sha256.update(part);
             file.write_all(part).map_err(|error| UnpackError(format!("{}: {error}", shown(path.bytes()))))?;
+            passed(count as u64);
         }
         own_bits(&file, mode & 0o700).map_err(failed("set the mode"))?;
         rustix::fs::futimens(&file, &self.times).map_err(failed("set the time"))?;

@@ -62,7 +62,7 @@ fn output_is_unpacked_to_the_tree_that_was_packed() {
     archive.write_all(&bytes).unwrap();
     std::io::Seek::rewind(&mut archive).unwrap();
     let into = tempfile::tempdir().unwrap();
-    let unpacked = unpack(archive, open_dir(into.path()), TIME, first.entries).unwrap();
+    let unpacked = unpack(archive, open_dir(into.path()), TIME, first.entries, &mut |_| {}).unwrap();
     assert_eq!(unpacked, first);
     assert_eq!(packed(into.path()).unwrap().0, bytes);
     for path in ["bin/x", "lib", "lib/deep/empty", "lib/libx.so", "."] {
@@ -85,11 +85,13 @@ fn many_entries_are_unpacked_too() {
     let path = temp.path().join("archive");
     fs::write(&path, &bytes).unwrap();
     let into = tempfile::tempdir().unwrap();
-    let unpacked = unpack(File::open(&path).unwrap(), open_dir(into.path()), TIME, first.entries);
+    let unpacked =
+        unpack(File::open(&path).unwrap(), open_dir(into.path()), TIME, first.entries, &mut |_| {});
     assert_eq!(unpacked.unwrap(), first);
     // One entry more than was announced is refused.
     let into = tempfile::tempdir().unwrap();
-    let refused = unpack(File::open(&path).unwrap(), open_dir(into.path()), TIME, first.entries - 1);
+    let refused =
+        unpack(File::open(&path).unwrap(), open_dir(into.path()), TIME, first.entries - 1, &mut |_| {});
     assert!(refused.unwrap_err().to_string().contains("more than"));
 }
 
@@ -282,7 +284,9 @@ fn archive_that_nobody_packed_is_not_unpacked() {
         change(&mut builder);
         let path = temp.path().join("archive");
         fs::write(&path, builder.into_inner().unwrap()).unwrap();
-        let refused = unpack(File::open(&path).unwrap(), open_dir(&into), TIME, 10).unwrap_err().to_string();
+        let refused = unpack(File::open(&path).unwrap(), open_dir(&into), TIME, 10, &mut |_| {})
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains(says), "{what}: {refused}");
         let outside: Vec<_> = fs::read_dir(temp.path())
             .unwrap()

@@ -15,6 +15,7 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["git", "--version"], package: "git" },
     Needed { probe: &["openssl", "version"], package: "openssl" },
     Needed { probe: &["strace", "-V"], package: "strace" },
+    Needed { probe: &["script", "--version"], package: "bsdutils" },
     // The other readers of archives, and what GNU tar calls for zstd.
     Needed { probe: &["tar", "--version"], package: "tar" },
     Needed { probe: &["bsdtar", "--version"], package: "libarchive-tools" },
