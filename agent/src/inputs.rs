@@ -4,6 +4,7 @@
 //! cap was ever written. What is not: nothing is unpacked and no archive is read here, so a hostile one
 //! reaches only the import worker of the runner.
 
+mod digest;
 mod error;
 pub mod exclude;
 mod fetch;

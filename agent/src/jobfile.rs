@@ -22,6 +22,7 @@ mod values;
 
 pub use error::{JobFileError, Position};
 pub use image::ImageRef;
+pub(crate) use image::split_tag;
 pub use model::{InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text};
 pub use plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 pub use quick::{QuickJob, quick_job};
@@ -70,6 +71,19 @@ pub fn parse(bytes: &[u8], file_name: &str) -> Result<JobFile, JobFileError> {
     let job = sections::job(&reader, &document)?;
     job.check_alone()?;
     Ok(job)
+}
+
+/// Reads the text of the job file at `path`, and the name that messages call it by.
+///
+/// # Errors
+/// `file.unusable` if it cannot be read; `job.invalid` if it is too large or not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<(String, String), JobFileError> {
+    let name = path.display().to_string();
+    let bytes = read_capped(path, &name)?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((text, name)),
+        Err(e) => Err(not_utf8(e.as_bytes(), e.utf8_error().valid_up_to(), &name)),
+    }
 }
 
 fn read_capped(path: &Path, name: &str) -> Result<Vec<u8>, JobFileError> {

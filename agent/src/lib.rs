@@ -8,5 +8,6 @@ pub mod artifact;
 pub mod inputs;
 pub mod jobfile;
 pub mod local;
+pub mod pin;
 pub mod signing;
 pub mod sources;

@@ -23,6 +23,8 @@ pub(crate) enum Command {
     /// Work with job files.
     #[command(subcommand)]
     Job(JobCommand),
+    /// Resolve tags and URLs of a job file to digests, in place.
+    Pin(PinArgs),
     /// Verify an artifact against its attestation.
     Verify(VerifyArgs),
     /// Show an attestation to a person. Checks no signature.
@@ -40,6 +42,7 @@ impl Command {
         match self {
             Self::Run(args) => args.json,
             Self::Job(JobCommand::Check(args)) => args.json,
+            Self::Pin(args) => args.json,
             Self::Verify(args) => args.json,
             Self::Inspect(_) => false,
             Self::Doctor(args) => args.json,
@@ -160,6 +163,21 @@ pub(crate) struct HostArgs {
     /// A directory of compiled profiles instead of those built in.
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) profiles: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PinArgs {
+    /// The job file.
+    #[arg(value_name = "JOB.toml")]
+    pub(crate) job: PathBuf,
+    /// Change nothing and ask nobody: end with 64 if something is not pinned.
+    #[arg(long)]
+    pub(crate) check: bool,
+    #[command(flatten)]
+    pub(crate) sources: SourcesArgs,
+    /// One JSON object a line on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Where inputs may come from.

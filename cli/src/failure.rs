@@ -4,6 +4,7 @@ use crate::show;
 use ampoule_agent::inputs::InputError;
 use ampoule_agent::jobfile::JobFileError;
 use ampoule_agent::local::{LocalError, RunnerError};
+use ampoule_agent::pin::PinError;
 use ampoule_spec::Code;
 use serde_json::{Value, json};
 use std::error::Error;
@@ -63,6 +64,12 @@ impl From<JobFileError> for Failed {
 
 impl From<InputError> for Failed {
     fn from(error: InputError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}
+
+impl From<PinError> for Failed {
+    fn from(error: PinError) -> Self {
         Self::of(error.code(), &error)
     }
 }

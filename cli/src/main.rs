@@ -9,6 +9,7 @@ mod doctor;
 mod failure;
 mod inspect;
 mod job;
+mod pin;
 mod run;
 mod show;
 mod sources;
@@ -63,6 +64,7 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
     match args.command {
         Command::Run(args) => run::run(*args),
         Command::Job(JobCommand::Check(args)) => job::check(&args),
+        Command::Pin(args) => pin::pin(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -133,21 +133,25 @@ impl Fetcher {
         expected: &Sha256,
         into: &File,
     ) -> Result<Fetched, InputError> {
-        let into = into.try_clone().map_err(scratch)?;
         let what = without_query(&start);
         self.counted.begin();
-        let (found, fetched) = if start.scheme() == "file" {
-            let bytes_max = self.options.bytes_max;
-            let task = tokio::task::spawn_blocking(move || copy_local(&start, bytes_max, into));
-            task.await.map_err(|e| scratch(std::io::Error::other(e)))??
-        } else {
-            self.download(start, into).await?
-        };
+        let (found, fetched) = self.take(start, into).await?;
         if found == *expected {
             Ok(fetched)
         } else {
             Err(InputError::DigestMismatch { what, expected: *expected, found })
         }
+    }
+
+    /// Writes whatever the place gives into `into`.
+    pub(super) async fn take(&self, start: Url, into: &File) -> Result<(Sha256, Fetched), InputError> {
+        let into = into.try_clone().map_err(scratch)?;
+        if start.scheme() != "file" {
+            return self.download(start, into).await;
+        }
+        let bytes_max = self.options.bytes_max;
+        let task = tokio::task::spawn_blocking(move || copy_local(&start, bytes_max, into));
+        task.await.map_err(|e| scratch(std::io::Error::other(e)))?
     }
 
     async fn download(&self, start: Url, into: File) -> Result<(Sha256, Fetched), InputError> {

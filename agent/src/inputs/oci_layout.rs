@@ -99,6 +99,30 @@ impl OciLayout {
         self.manifest(&manifest)
     }
 
+    /// The digest that a tag names; without one, that of the only image.
+    ///
+    /// # Errors
+    /// `input.missing` if the tag is not there; `input.refused` if it, or no tag, could mean several images.
+    pub fn digest(&self, tag: Option<&str>) -> Result<Sha256> {
+        let named = |d: &&Descriptor| {
+            let name = d.annotations().as_ref().and_then(|a| a.get(ANNOTATION_REF_NAME));
+            tag.is_none_or(|tag| name.is_some_and(|name| name == tag))
+        };
+        let what = self.name("index.json");
+        let mut digests = self.index.manifests().iter().filter(named).map(|d| self.sha256(d.digest()));
+        let Some(first) = digests.next().transpose()? else {
+            let reason =
+                tag.map_or("it has no image".to_owned(), |tag| format!("the tag {tag:?} is not in it"));
+            return Err(InputError::Missing { what, reason });
+        };
+        for other in digests {
+            if other? != first {
+                return Err(refused(&what, "several images could be meant; name one by its tag".to_owned()));
+            }
+        }
+        Ok(first)
+    }
+
     /// Opens a blob.
     ///
     /// # Errors

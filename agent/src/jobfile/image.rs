@@ -70,7 +70,8 @@ impl ImageRef {
             };
         }
         if let Some(rest) = text.strip_prefix("tar:") {
-            let (file, sha256) = pinned(rest, "run `sha256sum FILE` and add @sha256:DIGEST")?;
+            let (file, sha256) =
+                pinned(rest, "run `ampoule pin`, or run `sha256sum FILE` and add @sha256:DIGEST")?;
             return match file {
                 "" => Err(wrong("the file is missing", FORMS)),
                 _ => Ok(Self::Tar { file: file.to_owned(), sha256 }),
@@ -97,7 +98,7 @@ fn pinned<'t>(text: &'t str, remedy: &str) -> Result<(&'t str, Sha256), ImageErr
 }
 
 /// Splits `DIR[:TAG]`; what holds a slash is no tag.
-fn split_tag(place: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_tag(place: &str) -> (&str, Option<&str>) {
     let is_tag = |tag: &str| {
         let tail = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         tag.len() <= 128

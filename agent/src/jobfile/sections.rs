@@ -242,7 +242,10 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
             let tar = value.table("{ path = \"src.tar.gz\", sha256 = \"DIGEST\" }")?;
             tar.only(TAR_KEYS)?;
             let path = host_path(&tar.need("path", "\"src.tar.gz\"")?)?;
-            SourceEntry::Tar { path, sha256: sha256(&tar, value, "run `sha256sum FILE`")? }
+            SourceEntry::Tar {
+                path,
+                sha256: sha256(&tar, value, "run `ampoule pin`, or run `sha256sum FILE`")?,
+            }
         }
         "git" => return Err(value.unsupported("git inputs", "use http with sha256 or path")),
         "oci" => return Err(value.unsupported("oci inputs", "use http with sha256 or path")),
@@ -271,7 +274,7 @@ fn http(value: &Value<'_>) -> Result<SourceEntry> {
     let url = table.need("url", "\"https://…\"")?;
     let text = url.text("a URL", "\"https://example.org/src.tar.gz\"")?;
     parse_url(text).map_err(|reason| url.wrong(reason, ""))?;
-    let sha256 = sha256(&table, value, "download it, run `sha256sum FILE`")?;
+    let sha256 = sha256(&table, value, "run `ampoule pin`, or download it, run `sha256sum FILE`")?;
     let unpack = optional(&table, "unpack", Value::boolean)?;
     let mirrors = optional(&table, "mirrors", |v| mirrors::read(v, text))?.unwrap_or_default();
     Ok(SourceEntry::Http { url: text.to_owned(), sha256, unpack, mirrors })

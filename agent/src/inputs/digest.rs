@@ -1,0 +1,33 @@
+//! The digest of what a URL gives now, for `ampoule pin`: whoever asks believes the answer.
+
+use super::error::InputError;
+use super::fetch::{Fetched, Fetcher, scratch};
+use super::url::without_query;
+use crate::sources::Purpose;
+use ampoule_spec::Sha256;
+use std::fs::OpenOptions;
+
+impl Fetcher {
+    /// Downloads from the first of the URL's [places](Self::places) and keeps the digest alone. The job's mirrors are not
+    /// asked: the URL is what is to be pinned.
+    ///
+    /// # Errors
+    /// Those of [`places`](Self::places) and of a download; `input.source_denied` for an `http` URL that the operator does
+    /// not list, because anybody on the way could choose the bytes that are pinned.
+    pub async fn digest(&self, url: &str) -> Result<(Sha256, Fetched), InputError> {
+        let place = self.places(url, &[])?.into_iter().next().ok_or_else(|| InputError::Missing {
+            what: url.to_owned(),
+            reason: "no place has it".to_owned(),
+        })?;
+        if place.scheme() == "http" && self.guard().check(Purpose::Http, &place)?.is_none() {
+            return Err(InputError::Denied {
+                url: without_query(&place),
+                reason: "nothing is pinned over plain http: anybody on the way could choose the bytes; use https, list the origin in \
+                         a sources file, or check the bytes yourself and write sha256 = \"DIGEST\""
+                    .to_owned(),
+            });
+        }
+        let nowhere = OpenOptions::new().write(true).open("/dev/null").map_err(scratch)?;
+        self.take(place, &nowhere).await
+    }
+}

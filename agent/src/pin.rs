@@ -1,0 +1,150 @@
+//! `ampoule pin`: a job file's tags and URLs become digests, in place.
+//!
+//! What is guaranteed: nothing but what is not pinned changes in the file, comments and layout stay; the result is a valid job
+//! file, or the file stays as it was; it is replaced as a whole, and not if somebody else has written to it meanwhile. What
+//! is not: that the bytes are the right ones. Whoever pins believes what the sources say at that moment.
+
+mod edit;
+mod resolve;
+mod write;
+
+use crate::inputs::InputError;
+use crate::jobfile::{JobFileError, parse};
+use crate::sources::Policy;
+use ampoule_spec::{Code, Sha256};
+use edit::Document;
+use std::path::{Path, PathBuf};
+
+pub use edit::Unpinned;
+
+/// What was resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// The field, as in `input[0].http`.
+    pub field: String,
+    /// What it names: an image, a URL without its query, or a path.
+    pub what: String,
+    /// What it is pinned to.
+    pub pin: String,
+    /// Where it was looked up, if that is another place.
+    pub from: Option<String>,
+}
+
+/// Why a job file cannot be pinned; it is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinError {
+    /// The job file.
+    #[error(transparent)]
+    Job(#[from] JobFileError),
+    /// A source, at a field.
+    #[error("{field}")]
+    Source {
+        /// The field.
+        field: String,
+        /// The cause.
+        source: InputError,
+    },
+    /// The file cannot be replaced.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+}
+
+impl PinError {
+    /// The bounded code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Job(error) => error.code(),
+            Self::Source { source, .. } => source.code(),
+            Self::File { .. } => Code::FileUnusable,
+        }
+    }
+}
+
+/// A job file whose digests may be missing.
+#[derive(Debug)]
+pub struct PinFile {
+    path: PathBuf,
+    name: String,
+    text: String,
+    document: Document,
+}
+
+impl PinFile {
+    /// Reads the job file at `path`. Everything in it but the missing digests must be right.
+    ///
+    /// # Errors
+    /// As of [`load`](crate::jobfile::load), `input.unpinned` excepted.
+    pub fn load(path: &Path) -> Result<Self, JobFileError> {
+        let (text, name) = crate::jobfile::read_text(path)?;
+        let document = match Document::parse(&text) {
+            Ok(document) => document,
+            // The reader of job files says it better.
+            Err(reason) => {
+                parse(text.as_bytes(), &name)?;
+                return Err(JobFileError::whole(Code::JobInvalid, &name, "", reason, ""));
+            }
+        };
+        let file = Self { path: path.to_owned(), name, text, document };
+        // Whatever else is wrong is said before anything is fetched.
+        let mut draft = file.document.clone();
+        for unpinned in file.document.unpinned() {
+            draft.pin(&unpinned, &Sha256::new([0; 32]));
+        }
+        parse(draft.text().as_bytes(), &file.name)?;
+        Ok(file)
+    }
+
+    /// What is not pinned, in the order of the file.
+    pub fn unpinned(&self) -> Vec<Unpinned> {
+        self.document.unpinned()
+    }
+
+    /// Resolves what is not pinned and replaces the file. `say` hears of each as it is resolved. Blocks; not to be called on
+    /// an async worker thread.
+    ///
+    /// # Errors
+    /// [`PinError`]; nothing was written then.
+    pub fn pin(mut self, policy: &Policy, say: &mut dyn FnMut(&Pinned)) -> Result<Vec<Pinned>, PinError> {
+        let unpinned = self.unpinned();
+        let base = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        let resolver = resolve::Resolver::new(policy.clone(), base)
+            .map_err(|error| self.cannot(format!("no resolver can be made: {error}")))?;
+        let mut done = Vec::new();
+        for one in unpinned {
+            let failed = |source| PinError::Source { field: one.field().to_owned(), source };
+            let (sha256, from) = resolver.resolve(&one).map_err(failed)?;
+            self.document.pin(&one, &sha256);
+            let what = one.what().to_owned();
+            let pinned = Pinned {
+                field: one.field().to_owned(),
+                from: from.filter(|from| *from != what),
+                what,
+                pin: format!("sha256:{sha256}"),
+            };
+            say(&pinned);
+            done.push(pinned);
+        }
+        if done.is_empty() {
+            return Ok(done);
+        }
+        let text = self.document.text();
+        parse(text.as_bytes(), &self.name)?;
+        write::replace(&self.path, self.text.as_bytes(), text.as_bytes())
+            .map_err(|e| self.cannot(e.to_string()))?;
+        Ok(done)
+    }
+
+    fn cannot(&self, reason: String) -> PinError {
+        PinError::File { path: self.path.clone(), reason }
+    }
+}
+
+#[cfg(test)]
+#[path = "pin_tests.rs"]
+mod tests;
