@@ -10,6 +10,7 @@ pub mod exclude;
 mod fetch;
 mod guard;
 mod mirrors;
+pub(crate) mod oci_documents;
 mod oci_layout;
 mod url;
 
@@ -17,13 +18,14 @@ pub use error::InputError;
 pub use fetch::{Counted, FetchOptions, Fetched, Fetcher, scratch_file};
 pub use guard::{Guard, GuardOptions, Lookup, SystemLookup};
 pub use mirrors::PassedOver;
-pub use oci_layout::{Blob, LayoutImage, OciLayout};
+pub use oci_documents::Blob;
+pub use oci_layout::{LayoutImage, OciLayout};
 pub use url::parse_url;
 
 use ampoule_spec::Sha256;
 
 /// The digest in the 32 bytes of a finished hash.
-fn sha256_of(bytes: &[u8]) -> Result<Sha256, InputError> {
+pub(crate) fn sha256_of(bytes: &[u8]) -> Result<Sha256, InputError> {
     let bytes: [u8; 32] = bytes.try_into().map_err(|_| InputError::File {
         what: "a hash".to_owned(),
         source: std::io::Error::other("not 32 bytes"),

@@ -98,10 +98,35 @@ fn image_by_manifest_digest_lists_its_blobs() {
     assert_eq!(image.config.media_type, CONFIG);
     let layers: Vec<_> = image.layers.iter().map(|l| (l.sha256, l.bytes)).collect();
     assert_eq!(layers, [(sha256(b"base"), 4), (sha256(b"top"), 3)]);
-    assert_eq!(image.layers[0].path, format!("blobs/sha256/{}", sha256(b"base")));
+    assert_eq!(image.layers[0].path(), format!("blobs/sha256/{}", sha256(b"base")));
     let mut bytes = String::new();
     open.open_blob(&image.layers[1]).unwrap().read_to_string(&mut bytes).unwrap();
     assert_eq!(bytes, "top");
+}
+
+#[test]
+fn image_in_dockers_documents_is_read() {
+    let layout = Layout::new();
+    let config = layout.blob("application/vnd.docker.container.image.v1+json", b"{\"os\":\"linux\"}");
+    let layers = [layout.blob("application/vnd.docker.image.rootfs.diff.tar.gzip", b"base")];
+    let docker = "application/vnd.docker.distribution.manifest.v2+json";
+    let manifest = json!({"schemaVersion": 2, "mediaType": docker, "config": config, "layers": layers});
+    let mut manifest = layout.json(docker, &manifest);
+    manifest["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    let list = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let index = layout.json(list, &json!({"schemaVersion": 2, "mediaType": list, "manifests": [manifest]}));
+    layout.index(std::slice::from_ref(&index));
+    let image = layout.open().unwrap().image(&of(&index), None).unwrap();
+    assert_eq!((image.manifest.sha256, image.layers.len()), (of(&manifest), 1));
+}
+
+#[test]
+fn configuration_for_another_platform_is_refused() {
+    let layout = Layout::new();
+    let mut manifest = layout.manifest_value();
+    manifest["config"] = layout.blob(CONFIG, b"{\"os\":\"linux\",\"architecture\":\"arm64\"}");
+    let (code, text) = layout.refused(&manifest);
+    assert!(code == Code::InputRefused && text.contains("for linux/arm64"), "{code} {text}");
 }
 
 #[test]
@@ -181,13 +206,13 @@ fn manifest_with_anything_unknown_is_refused_by_name() {
         manifest
     };
     let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar";
-    let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    let dockers = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     let many = vec![good["layers"][0].clone(); 129];
     for (manifest, says) in [
         (layer("urls", json!(["https://example.org/x"])), "foreign URLs"),
         (layer("mediaType", json!(foreign)), "nondistributable"),
-        (layer("mediaType", json!(docker)), "skopeo copy --format oci"),
-        (layer("mediaType", json!("application/x-evil")), "application/x-evil"),
+        (layer("mediaType", json!(dockers)), "nondistributable"),
+        (layer("mediaType", json!("application/x-evil")), "skopeo copy --format oci"),
         (layer("digest", json!(format!("sha512:{}", "0".repeat(128)))), "only sha256"),
         (layer("digest", json!("md5:00")), "only sha256"),
         (layer("digest", json!("sha256:../../../../etc/passwd")), "not valid"),
