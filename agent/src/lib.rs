@@ -5,9 +5,11 @@
 
 pub mod api;
 pub mod artifact;
+pub mod export;
 pub mod inputs;
 pub mod jobfile;
 pub mod local;
 pub mod pin;
+pub mod registry;
 pub mod signing;
 pub mod sources;

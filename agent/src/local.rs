@@ -9,6 +9,7 @@ mod evidence;
 mod follow;
 mod intake;
 mod place;
+mod pulled;
 mod release;
 mod runner;
 mod store;
@@ -17,6 +18,7 @@ mod watch;
 
 pub use evidence::SigningKey;
 pub use follow::Note;
+pub(crate) use place::Place;
 pub use runner::{Measurement, Runner, RunnerError, find_runner};
 pub use store::{Verified, age_seconds, size};
 pub use watch::{Progress, Watch, Work};
@@ -52,6 +54,8 @@ pub struct Options {
     pub sources: Policy,
     /// Who is told how far something is that lasts.
     pub watch: Watch,
+    /// A file of credentials for registries (`config.json` or `auth.json`).
+    pub registry_auth: Option<PathBuf>,
 }
 
 /// How a local run ended.

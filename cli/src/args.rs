@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Job(JobCommand),
     /// Resolve tags and URLs of a job file to digests, in place.
     Pin(PinArgs),
+    /// Bring what a run has released to a registry, or into an OCI layout, with its attestation.
+    Push(PushArgs),
     /// Verify an artifact against its attestation.
     Verify(VerifyArgs),
     /// Show an attestation to a person. Checks no signature.
@@ -43,6 +45,7 @@ impl Command {
             Self::Run(args) => args.json,
             Self::Job(JobCommand::Check(args)) => args.json,
             Self::Pin(args) => args.json,
+            Self::Push(args) => args.json,
             Self::Verify(args) => args.json,
             Self::Inspect(_) => false,
             Self::Doctor(args) => args.json,
@@ -132,6 +135,9 @@ pub(crate) struct RunArgs {
     /// A profile other than the job's: hermetic or dev.
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Option<String>,
+    /// Credentials for registries: a config.json or auth.json, which nobody else can read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_auth: Option<PathBuf>,
     /// With -- ARGV: the image, as in a job file.
     #[arg(long, value_name = "IMAGE", conflicts_with = "job")]
     pub(crate) image: Option<String>,
@@ -200,6 +206,24 @@ pub(crate) struct CheckArgs {
     /// A parameter of the job file.
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = pair)]
     pub(crate) params: Vec<(String, String)>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PushArgs {
+    /// The output directory of a run.
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Where to: docker://HOST/REPO[:TAG], or oci:DIR[:TAG] with a new directory.
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) to: String,
+    /// Credentials for registries: a config.json or auth.json, which nobody else can read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_auth: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) sources: SourcesArgs,
     /// One JSON object on stdout.
     #[arg(long)]
     pub(crate) json: bool,

@@ -10,6 +10,7 @@ mod failure;
 mod inspect;
 mod job;
 mod pin;
+mod push;
 mod run;
 mod show;
 mod sources;
@@ -65,6 +66,7 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Run(args) => run::run(*args),
         Command::Job(JobCommand::Check(args)) => job::check(&args),
         Command::Pin(args) => pin::pin(&args),
+        Command::Push(args) => push::push(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Doctor(args) => doctor::doctor(&args),

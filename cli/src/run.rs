@@ -30,6 +30,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failed> {
         authority,
         sources: sources::policy(&args.sources)?,
         watch: watch(&args),
+        registry_auth: args.registry_auth.clone(),
     };
     let cancel = Cancel::default();
     listen_for_signals(cancel.clone())?;

@@ -72,6 +72,20 @@ pub(crate) fn zstandard(bytes: &[u8]) -> Result<Vec<u8>> {
 
 /// Writes an OCI layout with one image of these layers, the lowest first; gives the manifest's digest.
 pub(crate) fn oci_layout(dir: &Path, layers: &[Vec<u8>]) -> Result<String> {
+    write_layout(dir, layers, "application/vnd.oci.image.layer.v1.tar+gzip", gzip)
+}
+
+/// The same with layers that are not compressed.
+pub(crate) fn plain_layout(dir: &Path, layers: &[Vec<u8>]) -> Result<String> {
+    write_layout(dir, layers, "application/vnd.oci.image.layer.v1.tar", |layer| Ok(layer.to_vec()))
+}
+
+fn write_layout(
+    dir: &Path,
+    layers: &[Vec<u8>],
+    layer_type: &str,
+    pack: fn(&[u8]) -> Result<Vec<u8>>,
+) -> Result<String> {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let put = |bytes: &[u8]| -> Result<String> {
@@ -81,10 +95,10 @@ pub(crate) fn oci_layout(dir: &Path, layers: &[Vec<u8>]) -> Result<String> {
     };
     let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
     for layer in layers {
-        let packed = gzip(layer)?;
+        let packed = pack(layer)?;
         diff_ids.push(format!("sha256:{}", sha256(layer)));
         descriptors.push(json!({
-            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "mediaType": layer_type,
             "digest": format!("sha256:{}", put(&packed)?), "size": packed.len(),
         }));
     }

@@ -11,6 +11,7 @@ mod harness;
 mod image;
 mod lab;
 mod procs;
+mod registry;
 mod residue;
 mod serve;
 mod suites;

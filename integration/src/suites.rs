@@ -18,6 +18,8 @@ mod outcomes;
 mod outputs;
 mod pool;
 mod progress;
+mod push;
+mod registry;
 mod root;
 mod run;
 mod soak;
@@ -54,6 +56,8 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "logs", tests: logs::TESTS },
     Suite { name: "inputs", tests: inputs::TESTS },
     Suite { name: "images", tests: images::TESTS },
+    Suite { name: "registry", tests: registry::TESTS },
+    Suite { name: "push", tests: push::TESTS },
     Suite { name: "by_name", tests: by_name::TESTS },
     Suite { name: "root", tests: root::TESTS },
     Suite { name: "isolation", tests: isolation::TESTS },

@@ -1,5 +1,7 @@
-//! The spellings of an image: `host`, `oci:DIR[:TAG]@sha256:…` and `tar:FILE@sha256:…`.
+//! The spellings of an image: `host`, `oci:DIR[:TAG]@sha256:…`, `docker://HOST/REPO[:TAG]@sha256:…` and
+//! `tar:FILE@sha256:…`.
 
+use crate::registry::{Reference, SCHEME};
 use ampoule_spec::Sha256;
 use std::fmt;
 
@@ -15,6 +17,13 @@ pub enum ImageRef {
         /// The tag that must name the same digest.
         tag: Option<String>,
         /// SHA-256 of the manifest, or of the image index that lists it.
+        sha256: Sha256,
+    },
+    /// An image in a registry.
+    Registry {
+        /// The repository. A tag is for people: the digest alone says which image it is.
+        reference: Reference,
+        /// SHA-256 of the manifest, or of an image index.
         sha256: Sha256,
     },
     /// A root file system in one tar archive.
@@ -38,8 +47,8 @@ pub(crate) struct ImageError {
 }
 
 /// The spellings, for messages.
-pub(crate) const FORMS: &str =
-    "write \"host\", \"oci:DIR[:TAG]@sha256:DIGEST\" or \"tar:FILE@sha256:DIGEST\"";
+pub(crate) const FORMS: &str = "write \"host\", \"oci:DIR[:TAG]@sha256:DIGEST\", \
+     \"docker://HOST/REPO[:TAG]@sha256:DIGEST\" or \"tar:FILE@sha256:DIGEST\"";
 
 fn wrong(reason: impl Into<String>, remedy: impl Into<String>) -> ImageError {
     ImageError { unpinned: false, reason: reason.into(), remedy: remedy.into() }
@@ -54,11 +63,16 @@ impl ImageRef {
         if text.chars().any(char::is_control) {
             return Err(wrong("the text holds a control character", FORMS));
         }
-        if text.starts_with("docker://") {
-            return Err(wrong(
-                "docker:// references are not supported by this version",
-                "copy the image with `skopeo copy docker://REF oci:DIR:TAG` and write \"oci:DIR:TAG@sha256:DIGEST\"",
-            ));
+        if text.starts_with(SCHEME) {
+            let (reference, sha256) = Reference::parse(text).map_err(|e| wrong(e.reason, e.remedy))?;
+            let sha256 = sha256.ok_or_else(|| ImageError {
+                unpinned: true,
+                reason: "the image is not pinned by a digest, and a tag can be moved".to_owned(),
+                remedy:
+                    "`ampoule pin JOB.toml` writes the digest that the tag has now; or add @sha256:DIGEST"
+                        .to_owned(),
+            })?;
+            return Ok(Self::Registry { reference, sha256 });
         }
         if let Some(rest) = text.strip_prefix("oci:") {
             let how = "the digest of its manifest stands in DIR/index.json; add it as @sha256:DIGEST";
@@ -117,6 +131,7 @@ impl fmt::Display for ImageRef {
             Self::Host => f.write_str("host"),
             Self::OciLayout { dir, tag: Some(tag), sha256 } => write!(f, "oci:{dir}:{tag}@sha256:{sha256}"),
             Self::OciLayout { dir, tag: None, sha256 } => write!(f, "oci:{dir}@sha256:{sha256}"),
+            Self::Registry { reference, sha256 } => write!(f, "{reference}@sha256:{sha256}"),
             Self::Tar { file, sha256 } => write!(f, "tar:{file}@sha256:{sha256}"),
         }
     }
@@ -136,6 +151,8 @@ mod tests {
             format!("oci:./base:v1.2@{D}"),
             format!("oci:/a:b/c@d@{D}"),
             format!("tar:root fs.tar.zst@{D}"),
+            format!("docker://registry.example:5000/team/base@{D}"),
+            format!("docker://registry.example/base:v1.2@{D}"),
         ] {
             assert_eq!(ImageRef::parse(&text).unwrap().to_string(), text);
         }
@@ -147,10 +164,14 @@ mod tests {
 
     #[test]
     fn parse_without_digest_is_unpinned_and_all_else_is_wrong() {
-        for text in ["oci:./base", "oci:./base:v1", "tar:x.tar", "oci:a@b"] {
+        for text in
+            ["oci:./base", "oci:./base:v1", "tar:x.tar", "oci:a@b", "docker://h.x/a", "docker://h.x/a:v1"]
+        {
             assert!(ImageRef::parse(text).unwrap_err().unpinned, "{text}");
         }
-        for text in ["", "Host", "x", "oci:a@sha512:00", "oci:a@sha256:00", "docker://x", "tar:a\n@sha256:0"]
+        let short = format!("docker://debian@{D}");
+        for text in
+            ["", "Host", "x", "oci:a@sha512:00", "oci:a@sha256:00", "docker://x", "tar:a\n@sha256:0", &short]
         {
             assert!(!ImageRef::parse(text).unwrap_err().unpinned, "{text}");
         }

@@ -7,6 +7,7 @@ use super::model::{JobFile, OutputEntry, SourceEntry, StepEntry, Text};
 use super::params;
 use super::upstream::UpstreamPlan;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
+use crate::registry::Reference;
 use ampoule_spec::{
     Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name,
     Output, ParamValue, SPEC_BYTES_MAX, SandboxPath, Sha256, Step, StepUser,
@@ -61,6 +62,15 @@ pub enum ImagePlan {
         dir: PathBuf,
         /// The tag that must name the same digest.
         tag: Option<String>,
+        /// The digest that the job names: of the manifest, or of an image index.
+        pinned: Sha256,
+        /// SHA-256 of the manifest that is used: `pinned` until [`JobPlan::resolve_image`].
+        manifest: Sha256,
+    },
+    /// An image in a registry.
+    Registry {
+        /// Where it lies.
+        reference: Reference,
         /// The digest that the job names: of the manifest, or of an image index.
         pinned: Sha256,
         /// SHA-256 of the manifest that is used: `pinned` until [`JobPlan::resolve_image`].
@@ -232,6 +242,9 @@ impl ImagePlan {
             ImageRef::OciLayout { dir, tag, sha256 } => {
                 Self::OciLayout { dir: base.join(dir), tag: tag.clone(), pinned: *sha256, manifest: *sha256 }
             }
+            ImageRef::Registry { reference, sha256 } => {
+                Self::Registry { reference: reference.clone(), pinned: *sha256, manifest: *sha256 }
+            }
             ImageRef::Tar { file, sha256 } => Self::Tar { file: base.join(file), sha256: *sha256 },
         }
     }
@@ -244,6 +257,9 @@ impl ImagePlan {
             Self::OciLayout { tag, pinned, manifest, .. } => {
                 let tag = tag.as_deref().map(|tag| format!(":{tag}")).unwrap_or_default();
                 Image::Oci { manifest: *manifest, reference: format!("oci{tag}@sha256:{pinned}") }
+            }
+            Self::Registry { reference, pinned, manifest } => {
+                Image::Oci { manifest: *manifest, reference: format!("{reference}@sha256:{pinned}") }
             }
             Self::Tar { sha256, .. } => Image::Tar { sha256: *sha256 },
         }
@@ -308,9 +324,10 @@ impl SourcePlan {
 }
 
 impl JobPlan {
-    /// Names the manifest that an OCI layout gave for the pinned digest, which may be that of an image index.
+    /// Names the manifest that a layout or registry gave for the pinned digest, which may be that of an image index.
     pub fn resolve_image(&mut self, digest: Sha256) {
-        if let ImagePlan::OciLayout { manifest, .. } = &mut self.image {
+        if let ImagePlan::OciLayout { manifest, .. } | ImagePlan::Registry { manifest, .. } = &mut self.image
+        {
             *manifest = digest;
         }
     }
@@ -394,7 +411,7 @@ impl JobPlan {
     /// Looks whether the paths that the plan names are there and are of the right kind.
     fn check_places(&self) -> Result<()> {
         match &self.image {
-            ImagePlan::Host => {}
+            ImagePlan::Host | ImagePlan::Registry { .. } => {}
             ImagePlan::OciLayout { dir, .. } => self.check_place("image", dir, Kind::Directory)?,
             ImagePlan::Tar { file, .. } => self.check_place("image", file, Kind::File)?,
         }

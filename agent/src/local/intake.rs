@@ -2,6 +2,7 @@
 
 use super::download::Downloads;
 use super::follow::Note;
+use super::pulled::Pull;
 use super::runner::{Runner, RunnerError};
 use super::watch::Watch;
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
@@ -43,7 +44,7 @@ pub(super) fn take_in(
     let mut downloads = Downloads::new(options, cancel);
     plan.inputs.iter().try_for_each(|input| downloads.check(input))?;
     options.watch.about("the image");
-    if let Some(manifest) = take_image(&plan.image, runner, say)? {
+    if let Some(manifest) = take_image(&plan.image, runner, options, cancel, say)? {
         plan.resolve_image(manifest);
     }
     let mut sources = Vec::new();
@@ -92,6 +93,7 @@ fn keeps_our_secrets(input: &InputPlan, options: &Options) -> Result<()> {
         SigningKey::Development => None,
     };
     let shown = options.sources.secrets().map(|file| ("what an origin knows us by", file.clone()));
+    let shown = shown.chain(options.registry_auth.clone().map(|file| ("credentials for registries", file)));
     let ours = [("the state directory", options.state.clone()), ("the keys", options.state.join("keys"))];
     for (what, path) in ours.into_iter().chain(key).chain(shown) {
         let Ok(path) = std::fs::canonicalize(path) else { continue };
@@ -108,9 +110,19 @@ fn new_id() -> Result<JobId> {
         .map_err(|e| LocalError::Evidence { code: ampoule_spec::Code::Internal, reason: e.to_string() })
 }
 
-fn take_image(image: &ImagePlan, runner: &Runner, say: &mut dyn FnMut(Note)) -> Result<Option<Sha256>> {
+fn take_image(
+    image: &ImagePlan,
+    runner: &Runner,
+    options: &Options,
+    cancel: &Cancel,
+    say: &mut dyn FnMut(Note),
+) -> Result<Option<Sha256>> {
     match image {
         ImagePlan::Host => Ok(None),
+        ImagePlan::Registry { reference, pinned, .. } => {
+            let pull = Pull { reference, pinned, runner, options, cancel };
+            pull.take(say).map(Some)
+        }
         ImagePlan::Tar { file, sha256 } => {
             let content = Content::ImageTar { sha256: *sha256 };
             if runner.find(content.clone())?.is_none() {
@@ -243,10 +255,10 @@ fn take_directory(
 }
 
 /// A stream that breaks off when the run is cancelled. What it was for is then no whole archive, and is refused.
-struct UntilCancelled<'a> {
-    out: File,
-    cancel: &'a Cancel,
-    watch: &'a Watch,
+pub(super) struct UntilCancelled<'a> {
+    pub(super) out: File,
+    pub(super) cancel: &'a Cancel,
+    pub(super) watch: &'a Watch,
 }
 
 impl Write for UntilCancelled<'_> {

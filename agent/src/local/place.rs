@@ -23,16 +23,16 @@ const DEPTH_MAX: usize = ampoule_store::DEPTH_MAX + 2;
 
 /// An open directory.
 #[derive(Debug)]
-pub(super) struct Place(OwnedFd);
+pub(crate) struct Place(OwnedFd);
 
 impl Place {
     /// Opens a directory that is there.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(openat(CWD, path, DIR, Mode::empty())?))
     }
 
     /// Makes a directory and opens it; what was opened must be ours.
-    pub(super) fn make(&self, name: &str) -> io::Result<Self> {
+    pub(crate) fn make(&self, name: &str) -> io::Result<Self> {
         mkdirat(&self.0, name, Mode::from_raw_mode(0o755))?;
         let made = Self(openat(&self.0, name, DIR.union(OFlags::NOFOLLOW), Mode::empty())?);
         let stat = fstat(&made.0)?;
@@ -48,19 +48,19 @@ impl Place {
     }
 
     /// Makes a new file.
-    pub(super) fn create(&self, name: &str, mode: u32) -> io::Result<File> {
+    pub(crate) fn create(&self, name: &str, mode: u32) -> io::Result<File> {
         Ok(File::from(openat(&self.0, name, NEW, Mode::from_raw_mode(mode))?))
     }
 
     /// Writes a new file, durable once its directory is.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut file = self.create(name, 0o644)?;
         file.write_all(bytes)?;
         file.sync_all()
     }
 
     /// Writes a file in place of an older one of the same name, which is never written to.
-    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let aside = format!(".{name}.{}", std::process::id());
         let _ = unlinkat(&self.0, &aside, AtFlags::empty());
         self.write(&aside, bytes)?;
@@ -68,7 +68,7 @@ impl Place {
     }
 
     /// Gives a directory of ours its final name: new, or that of an empty directory.
-    pub(super) fn publish(&self, aside: &str, made: &Self, name: &str) -> io::Result<()> {
+    pub(crate) fn publish(&self, aside: &str, made: &Self, name: &str) -> io::Result<()> {
         match renameat_with(&self.0, aside, &self.0, name, RenameFlags::NOREPLACE) {
             // Replaces an empty directory, and fails for anything else.
             Err(Errno::EXIST) => {
@@ -94,12 +94,12 @@ impl Place {
     }
 
     /// Makes the directory's names durable.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(crate) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.0)?)
     }
 
     /// Removes a directory that was not finished, as far as it is still the one that we made.
-    pub(super) fn discard(&self, aside: &str, made: &Self) {
+    pub(crate) fn discard(&self, aside: &str, made: &Self) {
         let same = match (fstat(&made.0), statat(&self.0, aside, AtFlags::SYMLINK_NOFOLLOW)) {
             (Ok(meant), Ok(found)) => (meant.st_dev, meant.st_ino) == (found.st_dev, found.st_ino),
             _ => false,

@@ -1,5 +1,6 @@
 /* Tries things inside a sandbox and says `name=value`, one a line. Static, so that it runs in any image. */
 #define _GNU_SOURCE
+#include <sys/xattr.h>
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
@@ -273,6 +274,16 @@ static int facts(const char *path) {
     return 0;
 }
 
+static int attributes(const char *path) {
+    char names[4096];
+    ssize_t length = llistxattr(path, names, sizeof names);
+    if (length < 0) { tried(path, -1); return 1; }
+    printf("%s=", path);
+    for (ssize_t at = 0; at < length; at += (ssize_t)strlen(names + at) + 1) printf("%s ", names + at);
+    printf("\n");
+    return 0;
+}
+
 /* attacks.c */
 int attacks(const char *input, int count, char **calls);
 int threads(int most);
@@ -298,6 +309,7 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "socket")) return make_socket(one);
     if (!strcmp(what, "list")) return list(one, one);
     if (!strcmp(what, "write")) { int fd = open(one, O_CREAT | O_WRONLY | O_TRUNC, 0644); tried(one, fd < 0 ? fd : write(fd, two, strlen(two))); return 0; }
+    if (!strcmp(what, "attributes")) return attributes(one);
     if (!strcmp(what, "facts")) { for (int i = 2; i < argc; i++) facts(argv[i]); return 0; }
     if (!strcmp(what, "pattern")) { return pattern(1, atol(one), 1) || (argc > 3 && pattern(2, atol(two), 2)); }
     if (!strcmp(what, "kill")) { raise(atoi(one)); return 0; }

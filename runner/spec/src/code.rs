@@ -150,6 +150,12 @@ codes! {
     TeardownUnclean = "teardown.unclean", Internal, "INTERNAL", Platform;
     /// Provenance cannot be signed; nothing is released.
     ProvenanceRefused = "provenance.refused", Internal, "FAILED_PRECONDITION", Platform;
+    /// A registry is not allowed, or does not allow what is to be brought there.
+    ExportDenied = "export.denied", Denied, "PERMISSION_DENIED", Operator;
+    /// What is to be brought out, or where, is not what it has to be.
+    ExportRefused = "export.refused", Usage, "INVALID_ARGUMENT", Tenant;
+    /// A registry did not answer, or not completely.
+    ExportUnreachable = "export.unreachable", TryAgain, "UNAVAILABLE", Platform;
     /// A verification failed; the message names the check.
     VerifyRefused = "verify.refused", Refused, "FAILED_PRECONDITION", Tenant;
     /// A defect of Ampoule, or of the machine below it.

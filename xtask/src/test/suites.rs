@@ -20,6 +20,12 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["tar", "--version"], package: "tar" },
     Needed { probe: &["bsdtar", "--version"], package: "libarchive-tools" },
     Needed { probe: &["zstd", "--version"], package: "zstd" },
+    // A registry, and the programs that fill and read it.
+    Needed { probe: &["docker-registry", "--version"], package: "docker-registry" },
+    Needed { probe: &["skopeo", "--version"], package: "skopeo" },
+    Needed { probe: &["umoci", "--version"], package: "umoci" },
+    Needed { probe: &["sh", "-c", "command -v htpasswd"], package: "apache2-utils" },
+    Needed { probe: &["curl", "--version"], package: "curl" },
     Needed { probe: &["setpriv", "--version"], package: "util-linux" },
     Needed { probe: &["/usr/bin/python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
     // An ordinary user's PATH may not lead to it.

@@ -1,0 +1,151 @@
+//! What a run has released, as its output directory has it.
+
+use super::documents::Named;
+use super::error::ExportError;
+use ampoule_evidence::{ATTESTATION_BYTES_MAX, Bundle, PROVENANCE_PREDICATE_TYPE};
+use ampoule_spec::{OutputName, Sha256};
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+type Result<T> = std::result::Result<T, ExportError>;
+
+/// The largest `result.json`, in bytes.
+const RESULT_BYTES_MAX: u64 = 1 << 20;
+
+/// An output that provenance names.
+#[derive(Debug)]
+pub(super) struct Artifact {
+    pub(super) named: Named,
+    pub(super) path: PathBuf,
+}
+
+/// What a run has released.
+#[derive(Debug)]
+pub(super) struct Released {
+    /// Never empty, in the order of the statement.
+    pub(super) artifacts: Vec<Artifact>,
+    pub(super) bundle: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct ResultFile {
+    outcome: String,
+    attestation: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Statement {
+    subject: Vec<Subject>,
+    predicate_type: String,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    name: String,
+    digest: BTreeMap<String, String>,
+}
+
+impl Released {
+    /// Reads an output directory: its provenance, and every artifact that this names.
+    ///
+    /// # Errors
+    /// [`ExportError::NotReleased`] without provenance; [`ExportError::Changed`] if an artifact is not what it names.
+    pub(super) fn read(out: &Path) -> Result<Self> {
+        let evidence = out.join("evidence");
+        let result = read_limited(&evidence.join("result.json"), RESULT_BYTES_MAX)?;
+        let result: ResultFile = serde_json::from_slice(&result)
+            .map_err(|e| changed(format!("{}/result.json: {e}", evidence.display())))?;
+        let name = result.attestation.strip_suffix(".intoto.jsonl").filter(|name| *name != "run");
+        let (true, Some(name)) = (result.outcome == "succeeded", name) else {
+            let outcome: String = result.outcome.chars().take(40).collect();
+            let reason = format!("no provenance was released for the job of {} ({outcome})", out.display());
+            return Err(ExportError::NotReleased { reason });
+        };
+        let name = OutputName::parse(name).map_err(|e| changed(format!("result.json, attestation: {e}")))?;
+        let path = evidence.join(format!("{name}.sigstore.json"));
+        let limit = u64::try_from(ATTESTATION_BYTES_MAX).unwrap_or(u64::MAX);
+        let bundle = read_limited(&path, limit)?;
+        let subjects =
+            subjects(&bundle).map_err(|reason| changed(format!("{}: {reason}", path.display())))?;
+        let outputs = out.join("outputs");
+        let artifacts = subjects.into_iter().map(|(name, sha256)| artifact(&outputs, &name, sha256));
+        Ok(Self { artifacts: artifacts.collect::<Result<_>>()?, bundle })
+    }
+}
+
+/// The subjects of a provenance statement in a bundle.
+fn subjects(bundle: &[u8]) -> std::result::Result<Vec<(OutputName, Sha256)>, String> {
+    let bundle = Bundle::parse(bundle).map_err(|e| e.to_string())?;
+    let statement: Statement =
+        serde_json::from_slice(bundle.envelope().payload()).map_err(|e| format!("the statement: {e}"))?;
+    if statement.predicate_type != PROVENANCE_PREDICATE_TYPE {
+        return Err("it is no provenance".to_owned());
+    }
+    if statement.subject.is_empty() {
+        return Err("it has no subject".to_owned());
+    }
+    let read = |subject: Subject| {
+        let name = OutputName::parse(&subject.name).map_err(|e| e.to_string())?;
+        let hex = subject.digest.get("sha256").ok_or_else(|| format!("subject {name} has no sha256"))?;
+        Ok((name, Sha256::parse(hex).map_err(|e| e.to_string())?))
+    };
+    statement.subject.into_iter().map(read).collect()
+}
+
+fn artifact(outputs: &Path, name: &OutputName, sha256: Sha256) -> Result<Artifact> {
+    let path = outputs.join(name.as_str());
+    let cannot = |e| ExportError::file(path.display().to_string(), e);
+    let meta = std::fs::symlink_metadata(&path).map_err(cannot)?;
+    if !meta.is_file() {
+        let reason =
+            format!("{} is no file; an output that is a directory leaves as an archive", path.display());
+        return Err(ExportError::refused(reason));
+    }
+    let (found, bytes) = hash(&path).map_err(cannot)?;
+    if found != sha256 {
+        let reason = format!(
+            "{} is no longer what provenance names: expected sha256:{sha256}, found sha256:{found}",
+            path.display()
+        );
+        return Err(changed(reason));
+    }
+    let executable = meta.mode() & 0o100 != 0;
+    Ok(Artifact { named: Named { name: name.as_str().to_owned(), sha256, bytes, executable }, path })
+}
+
+fn hash(path: &Path) -> std::io::Result<(Sha256, u64)> {
+    let mut file = File::open(path)?;
+    let (mut context, mut bytes, mut buffer) = (Context::new(&SHA256), 0_u64, vec![0; 256 << 10]);
+    loop {
+        let count = file.read(&mut buffer)?;
+        match buffer.get(..count) {
+            None | Some([]) => break,
+            Some(part) => context.update(part),
+        }
+        bytes += count as u64;
+    }
+    let digest = context.finish();
+    let digest =
+        digest.as_ref().try_into().map_err(|_| std::io::Error::other("a digest of another length"))?;
+    Ok((Sha256::new(digest), bytes))
+}
+
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let cannot = |e| ExportError::file(path.display().to_string(), e);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(cannot)?.take(limit + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > limit {
+        return Err(changed(format!("{} has more than {limit} bytes", path.display())));
+    }
+    Ok(bytes)
+}
+
+fn changed(reason: String) -> ExportError {
+    ExportError::Changed { reason }
+}

@@ -1,0 +1,129 @@
+//! An image from a registry: its layers go through a pipe into the runner's store while they arrive.
+
+use super::follow::Note;
+use super::intake::UntilCancelled;
+use super::runner::{Runner, RunnerError};
+use super::{Cancel, LocalError, Options};
+use crate::inputs::{Blob, InputError, scratch_file};
+use crate::registry::{Access, AuthFile, Document, Purpose, Reference, Session};
+use ampoule_spec::Sha256;
+use ampoule_spec::wire::Content;
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::fs::File;
+use std::future::Future;
+use std::io::{Seek, Write};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+type Result<T> = std::result::Result<T, LocalError>;
+
+/// How often a download looks whether the run was cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// An image that is to be in the store.
+pub(super) struct Pull<'a> {
+    pub(super) reference: &'a Reference,
+    pub(super) pinned: &'a Sha256,
+    pub(super) runner: &'a Runner,
+    pub(super) options: &'a Options,
+    pub(super) cancel: &'a Cancel,
+}
+
+impl Pull<'_> {
+    /// Takes the image into the store, unless it is there, and gives the digest of its manifest. Nobody is asked for
+    /// what the store has: not for a layer, and for nothing at all if the pinned digest is a manifest's.
+    pub(super) fn take(&self, say: &mut dyn FnMut(Note)) -> Result<Sha256> {
+        if self.has(Content::OciManifest { sha256: *self.pinned })? {
+            return Ok(*self.pinned);
+        }
+        let auth = self.options.registry_auth.as_deref().map(AuthFile::read).transpose()?;
+        let access = Access::new(self.options.sources.clone(), auth);
+        let mut session = Session::new(&access, self.reference, Purpose::Pull)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(scratch)?;
+        let manifest = self.wait(&runtime, session.manifest_of(self.pinned))?;
+        let sha256 = manifest.sha256;
+        if self.has(Content::OciManifest { sha256 })? {
+            return Ok(sha256);
+        }
+        say(Note::Importing { what: format!("the image {}", self.reference) });
+        let image = self.wait(&runtime, session.image_of(manifest))?;
+        for layer in &image.layers {
+            if !self.has(Content::OciLayer { sha256: layer.sha256 })? {
+                self.layer(&runtime, &mut session, layer)?;
+            }
+        }
+        self.document(Content::OciConfig { sha256: image.config.sha256 }, &image.config)?;
+        self.document(Content::OciManifest { sha256 }, &image.manifest)?;
+        Ok(sha256)
+    }
+
+    fn has(&self, content: Content) -> Result<bool> {
+        Ok(self.runner.find(content)?.is_some())
+    }
+
+    /// Runs a request to its end, or until the run is cancelled.
+    fn wait<T>(
+        &self,
+        runtime: &Runtime,
+        request: impl Future<Output = std::result::Result<T, InputError>>,
+    ) -> Result<T> {
+        let cancelled = async {
+            while !self.cancel.is_cancelled() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                done = request => done.map_err(LocalError::from),
+                () = cancelled => Err(LocalError::Cancelled),
+            }
+        })
+    }
+
+    /// Downloads and imports a layer at the same time. Each side hashes what passes: a registry that sends other bytes is
+    /// named as the cause, and an agent that does is found out by the runner.
+    fn layer(&self, runtime: &Runtime, session: &mut Session<'_>, layer: &Blob) -> Result<()> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| scratch(e.into()))?;
+        let content = Content::OciLayer { sha256: layer.sha256 };
+        let watch = &self.options.watch;
+        watch.about(format_args!("layer sha256:{:.12}", layer.sha256.to_string()));
+        let (received, imported) = std::thread::scope(|scope| {
+            let receiving = scope.spawn(move || {
+                let mut out = UntilCancelled { out: File::from(write), cancel: self.cancel, watch };
+                self.wait(runtime, session.blob("layer", layer, &mut out))
+            });
+            let imported = self.runner.import(content, read);
+            (receiving.join(), imported)
+        });
+        if self.cancel.is_cancelled() {
+            return Err(LocalError::Cancelled);
+        }
+        match (received, imported) {
+            (Ok(Ok(())), Ok(_)) => Ok(()),
+            (Ok(Err(error)), _) => Err(error),
+            (_, Err(error)) => Err(self.refused(layer, error)),
+            (Err(_), Ok(_)) => Err(RunnerError::OutOfTurn.into()),
+        }
+    }
+
+    /// Says which layer the runner has refused.
+    fn refused(&self, layer: &Blob, error: RunnerError) -> LocalError {
+        match error {
+            RunnerError::Refused { code, message } => {
+                let message = format!("{}, layer sha256:{}: {message}", self.reference, layer.sha256);
+                RunnerError::Refused { code, message }.into()
+            }
+            other => other.into(),
+        }
+    }
+
+    fn document(&self, content: Content, document: &Document) -> Result<()> {
+        let mut file = scratch_file(&std::env::temp_dir()).map_err(scratch)?;
+        file.write_all(&document.bytes).and_then(|()| file.rewind()).map_err(scratch)?;
+        self.runner.import(content, file.into()).map(drop).map_err(LocalError::from)
+    }
+}
+
+fn scratch(source: std::io::Error) -> LocalError {
+    InputError::File { what: "a temporary file".to_owned(), source }.into()
+}
