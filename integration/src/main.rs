@@ -9,6 +9,7 @@ mod check;
 mod faulty;
 mod harness;
 mod image;
+mod island;
 mod lab;
 mod procs;
 mod registry;

@@ -23,6 +23,7 @@ mod registry;
 mod root;
 mod run;
 mod soak;
+mod sources;
 mod step;
 mod stranger;
 mod stuck;
@@ -64,6 +65,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "attacks", tests: attacks::TESTS },
     Suite { name: "evidence", tests: evidence::TESTS },
     Suite { name: "upstream", tests: upstream::TESTS },
+    Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
     Suite { name: "exits", tests: exits::TESTS },
     Suite { name: "stranger", tests: stranger::TESTS },

@@ -16,6 +16,9 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["openssl", "version"], package: "openssl" },
     Needed { probe: &["strace", "-V"], package: "strace" },
     Needed { probe: &["script", "--version"], package: "bsdutils" },
+    // A network of its own, and what is asked in it.
+    Needed { probe: &["sh", "-c", "PATH=$PATH:/usr/sbin:/sbin ip -V"], package: "iproute2" },
+    Needed { probe: &["sh", "-c", "PATH=$PATH:/usr/sbin:/sbin nginx -v"], package: "nginx-light" },
     // The other readers of archives, and what GNU tar calls for zstd.
     Needed { probe: &["tar", "--version"], package: "tar" },
     Needed { probe: &["bsdtar", "--version"], package: "libarchive-tools" },
