@@ -14,6 +14,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("directory_leaves_as_a_tree_that_verifies", as_tree),
     Test::both("tree_that_was_changed_does_not_verify", changed),
     Test::both("directory_leaves_as_a_reproducible_archive", as_archive),
+    Test::both("archive_of_a_directory_is_an_input_by_its_provenance", again),
     Test::both("form_that_was_asked_for_leaves_or_nothing", forms),
     Test::both("hostile_directory_is_refused_by_name_and_leaks_nothing", hostile),
     Test::both("limits_of_outputs_hold_for_directories", limits),
@@ -178,6 +179,37 @@ fn as_archive(lab: &Lab) -> Result<()> {
     let (status, said) = verify(&tree.program, &lab.path("unpacked"), &attestation, &tree.key, &[])?;
     ensure!(status == Some(0), "the unpacked archive is another tree: {said}");
     Ok(())
+}
+
+/// A later job takes it, unpacked, without anybody's word for it but the builder's; a tree it does not take yet.
+fn again(lab: &Lab) -> Result<()> {
+    let body = sh("a", MAKE)
+        + "[[output]]\npath = \"/build/dist\"\nform = \"tar.zst\"\n"
+        + &output("dist", "/build/dist");
+    let made = lab.run_job(&body)?.ended(&SUCCEEDED)?;
+    let source = |subject: &str, more: &str| {
+        format!(
+            "attestation = {{ file = '{}', path = '{}', key = '{}', builder = 'https://ampoule.example/builders/dev/v1', \
+             subject = '{subject}', allow_dev = true{more} }}",
+            made.evidence("dist.intoto.jsonl").display(),
+            made.out.join("outputs/dist.tar.zst").display(),
+            made.key.display(),
+        )
+    };
+    let next = input("dist", &source("dist.tar.zst", ", unpack = true"), "/build/dist", true)
+        + &sh("a", "/build/dist/bin/tool; chmod 600 /build/dist/private")
+        + &output("dist", "/build/dist");
+    let ran = lab.run_job(&next)?.ended(&SUCCEEDED)?;
+    equal("log", &ran.log_text("0-a.stdout")?, &"works\n".to_owned())?;
+    // What it gives on is the tree that it took.
+    let digest = |ran: &Ran, name: &str| -> Result<Value> {
+        let statement = ran.statement("dist.intoto.jsonl")?;
+        let subjects = statement["subject"].as_array().context("no subjects")?.clone();
+        Ok(subjects.into_iter().find(|s| s["name"] == name).context("no subject")?["digest"].clone())
+    };
+    equal("tree", &digest(&ran, "dist")?, &digest(&made, "dist")?)?;
+    let tree = input("dist", &source("dist", ""), "/build/dist", false) + &sh("a", "true");
+    lab.run_job(&tree)?.exits(2)?.says(&["no subject"]).map(drop)
 }
 
 fn forms(lab: &Lab) -> Result<()> {

@@ -1,11 +1,12 @@
 //! Other people's tools on our evidence: openssl and coreutils as the documents show, and PyPI packages.
 
 use super::evidence::signed_run;
-use super::{exec, sh};
+use super::{exec, output, sh};
 use crate::check::{Ending, equal, read};
 use crate::harness::{Test, skip};
 use crate::lab::Lab;
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -96,7 +97,27 @@ fn in_toto(lab: &Lab) -> Result<()> {
     ensure!(text.contains(&format!("subject libz.a {digest}")), "{text}");
     ensure!(text.contains("predicate https://slsa.dev/provenance/v1"), "{text}");
     ensure!(text.contains("builder https://ampoule.example/builders/dev/v1"), "{text}");
-    script(lab, "read_statement.py", &[ran.evidence("run.intoto.jsonl")])?.exits(0).map(drop)
+    script(lab, "read_statement.py", &[ran.evidence("run.intoto.jsonl")])?.exits(0)?;
+    // A directory is a subject with a media type.
+    let ran = lab.run_job(&directories())?.ended(&Ending("succeeded", "", 0))?;
+    let read = script(lab, "read_statement.py", &[ran.evidence("tree.intoto.jsonl")])?.exits(0)?;
+    for output in ran.report()?["outputs"].as_array().context("no outputs")? {
+        let line = format!("subject {} {}", text_of(&output["name"])?, text_of(&output["sha256"])?);
+        ensure!(read.stdout_text().contains(&line), "{line} is not in {}", read.stdout_text());
+    }
+    Ok(())
+}
+
+/// A job whose output is a directory in both forms.
+fn directories() -> String {
+    sh("a", "mkdir /build/d; echo x > /build/d/x")
+        + &output("tree", "/build/d")
+        + &output("archive", "/build/d")
+        + "form = \"tar.zst\"\n"
+}
+
+fn text_of(value: &Value) -> Result<&str> {
+    value.as_str().context("no text")
 }
 
 fn run_schema(lab: &Lab) -> Result<()> {
@@ -105,7 +126,7 @@ fn run_schema(lab: &Lab) -> Result<()> {
     let slow = sh("a", "sleep 600") + "timeout = \"300ms\"\n";
     let disk = sh("a", "dd if=/dev/zero of=/build/x bs=1M") + "[limits]\ndisk = \"8MiB\"\n";
     for (body, outcome, code, exit) in [
-        (sh("a", "true"), "succeeded", "", 0),
+        (directories(), "succeeded", "", 0),
         (sh("a", "exit 1") + &sh("b", "true"), "failed", "step.exit_nonzero", 1),
         (exec("a", &["/none"]), "failed", "step.not_started", 1),
         (sh("a", "kill -9 $$"), "failed", "step.signalled", 1),

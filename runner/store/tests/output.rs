@@ -142,6 +142,18 @@ fn bytes_of_an_archive_are_those_of_this_version() {
     let digest = |bytes: &[u8]| {
         sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     };
+    // Words in no order, so that every level finds other matches.
+    let words =
+        ["static ", "int ", "return ", "(void)", "{\n", "}\n", "struct ", "\tif ", "x", "y1", "_z", ";\n"];
+    let mut state = 7_u64;
+    let text: String = (0..80_000)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            words[usize::try_from(state >> 33).unwrap() % words.len()]
+        })
+        .collect();
+    let text = digest(&compressed(text.as_bytes()));
+    assert_eq!(text, "766311714f865ecaa000ee8e2dafbbdaa15cbccccd479810d020dd968a570d64");
     let found = (version(), first.tree.to_string(), digest(&bytes), digest(&compressed(&bytes)));
     let expected = (
         "1.5.7",
