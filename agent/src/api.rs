@@ -1,3 +1,4 @@
 //! The wire: what clients send, checked field by field.
 
 pub mod convert;
+mod git;

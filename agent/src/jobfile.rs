@@ -8,6 +8,7 @@
 
 mod error;
 mod fields;
+mod git;
 mod image;
 mod mirrors;
 mod model;
@@ -21,6 +22,7 @@ mod upstream;
 mod values;
 
 pub use error::{JobFileError, Position};
+pub use git::{GitEntry, GitPlan, git_url};
 pub use image::ImageRef;
 pub(crate) use image::split_tag;
 pub use model::{InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text};

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod artifact;
 pub mod export;
+pub mod git;
 pub mod inputs;
 pub mod jobfile;
 pub mod local;

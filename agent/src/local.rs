@@ -7,6 +7,7 @@
 mod download;
 mod evidence;
 mod follow;
+mod git;
 mod intake;
 mod place;
 mod pulled;

@@ -11,8 +11,9 @@
 use ampoule_agent::api::convert::{job_request, job_spec};
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
-    EnvName, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy, Name, Output,
-    OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step, StepUser,
+    EnvName, GitId, GitSigner, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy,
+    Name, Output, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step,
+    StepUser,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -52,6 +53,25 @@ fn source() -> impl Strategy<Value = InputSource> {
             }
         ),
         sha256().prop_map(|sha256| InputSource::Tar { sha256 }),
+        (
+            prop::option::of("https?://[a-z]{1,9}/[a-z]{0,9}"),
+            any::<[u8; 20]>(),
+            any::<bool>(),
+            sha256(),
+            0..3
+        )
+            .prop_map(|(url, commit, submodules, tree, signed)| InputSource::Git {
+                url,
+                commit: GitId::new(commit),
+                submodules,
+                tree,
+                signer: (signed > 0).then(|| GitSigner {
+                    principal: "me@x".to_owned(),
+                    key: "SHA256:k".to_owned(),
+                    allowed_signers: tree,
+                    tag: (signed > 1).then(|| "v1".to_owned()),
+                }),
+            }),
         (sha256(), any::<bool>(), sha256(), "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,9}").prop_map(
             |(sha256, unpack, statement, subject)| InputSource::Attestation {
                 sha256,

@@ -8,8 +8,9 @@
     reason = "a test"
 )]
 
+use ampoule_agent::git::GitPlace;
 use ampoule_agent::jobfile::{JOB_FILE_BYTES_MAX, JobFile, JobFileError, JobPlan, SourcePlan, load, parse};
-use ampoule_spec::{Code, InputSource, JobId, Sha256};
+use ampoule_spec::{Code, GitSigner, InputSource, JobId, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,21 @@ fn sources(plan: &JobPlan) -> Vec<InputSource> {
     let of = |source: &SourcePlan| match source {
         SourcePlan::Path(path) if path.is_file() => InputSource::File { sha256: zero, executable: false },
         SourcePlan::Path(_) => InputSource::Directory { tree: zero },
+        SourcePlan::Git(plan) => InputSource::Git {
+            url: match &plan.place {
+                GitPlace::Url(url) => Some(url.clone()),
+                GitPlace::Path(_) => None,
+            },
+            commit: plan.commit,
+            submodules: plan.submodules,
+            tree: zero,
+            signer: plan.allowed_signers.is_some().then(|| GitSigner {
+                principal: "me@x".to_owned(),
+                key: "SHA256:k".to_owned(),
+                allowed_signers: zero,
+                tag: plan.tag.clone(),
+            }),
+        },
         pinned => pinned.pinned().unwrap(),
     };
     plan.inputs.iter().map(|input| of(&input.source)).collect()
@@ -277,4 +293,29 @@ fn ten_thousand_mutated_files_parse_or_give_a_named_error() {
     assert!(codes.keys().all(|code| known.contains(code)), "{codes:?}");
     // The mutations reach behind the syntax: some files stay good, and the plan is reached as well.
     assert!(good > 100 && codes.contains_key(&Code::InputMissing), "{good} {codes:?}");
+}
+
+#[test]
+fn signer_that_the_job_did_not_ask_for_or_lacks_is_a_defect() {
+    let job = parse(&fs::read(table("good").join("git.toml")).unwrap(), "f").unwrap();
+    let plan = job.plan(&table("good"), &BTreeMap::new()).unwrap();
+    assert!(plan.epoch_of_commit);
+    let good = sources(&plan);
+    for (at, change) in [(0, true), (1, false)] {
+        let mut other = good.clone();
+        let InputSource::Git { signer, .. } = &mut other[at] else { panic!("a git input") };
+        *signer = if change { signer_of(&good[1]) } else { None };
+        let error = plan.clone().into_spec(JobId::parse(ID).unwrap(), 1, other).unwrap_err();
+        assert_eq!((error.code, error.field), (Code::Internal, format!("input[{at}]")));
+    }
+    let mut plan = plan;
+    plan.resolve_epoch(1_600_000_000);
+    assert_eq!(plan.into_spec(JobId::parse(ID).unwrap(), 1, good).unwrap().source_date_epoch, 1_600_000_000);
+}
+
+fn signer_of(source: &InputSource) -> Option<GitSigner> {
+    match source {
+        InputSource::Git { signer, .. } => signer.clone(),
+        _ => None,
+    }
 }

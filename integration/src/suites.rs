@@ -8,6 +8,7 @@ mod crash;
 mod directories;
 mod evidence;
 mod exits;
+mod git;
 mod images;
 mod inputs;
 mod isolation;
@@ -56,6 +57,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "step", tests: step::TESTS },
     Suite { name: "logs", tests: logs::TESTS },
     Suite { name: "inputs", tests: inputs::TESTS },
+    Suite { name: "git", tests: git::TESTS },
     Suite { name: "images", tests: images::TESTS },
     Suite { name: "registry", tests: registry::TESTS },
     Suite { name: "push", tests: push::TESTS },

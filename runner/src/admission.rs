@@ -9,7 +9,7 @@ use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::uid_block::{self, Claim};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
-    Code, Damage, Image, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, ReadPolicy,
+    Code, Damage, Image, Input, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, ReadPolicy,
     SPEC_BYTES_MAX, Sha256, SlotId, StepUser, UnixNanos,
 };
 use ampoule_store::Store;
@@ -217,6 +217,7 @@ fn look_up(
     for input in &job.inputs {
         let content = content_of(&input.source, job.source_date_epoch);
         let tree = stored(&content, &format!("input {}", input.name))?.pop();
+        expect_tree(input, &content, store)?;
         inputs.push(InputMount {
             target: input.mount.clone(),
             tree: tree.ok_or_else(|| refuse(Code::Internal, "an input without a tree"))?,
@@ -254,6 +255,19 @@ fn image_content(image: &Image) -> Option<Content> {
     }
 }
 
+/// The store names a checkout by its commit; what the job says of its tree goes into the attestation.
+fn expect_tree(input: &Input, content: &Content, store: &Store) -> Result<(), Refusal> {
+    let InputSource::Git { tree, .. } = &input.source else { return Ok(()) };
+    match store.find(content) {
+        Ok(Some(found)) if found.sha256 == *tree => Ok(()),
+        Ok(_) => Err(refuse(
+            Code::InputDigestMismatch,
+            format!("input {}: the checkout has another tree digest than {tree}", input.name),
+        )),
+        Err(error) => Err(refuse(Code::Internal, chain(&error))),
+    }
+}
+
 /// Under which name the store has an input.
 pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
     match source {
@@ -264,6 +278,9 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
         InputSource::Http { sha256, unpack: false, .. }
         | InputSource::Attestation { sha256, unpack: false, .. } => {
             Content::File { sha256: Some(*sha256), executable: false, epoch }
+        }
+        InputSource::Git { commit, submodules, .. } => {
+            Content::Git { commit: *commit, submodules: *submodules, epoch }
         }
         InputSource::Http { sha256, unpack: true, .. }
         | InputSource::Tar { sha256 }

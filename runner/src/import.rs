@@ -11,7 +11,7 @@ use ampoule_sandbox::fault;
 use ampoule_sandbox::identity::{BLOCK_IDS, IMPORT_BASE};
 use ampoule_sandbox::userns::write_maps;
 use ampoule_spec::wire::{Content, Imported};
-use ampoule_spec::{Code, ReadPolicy};
+use ampoule_spec::{Code, GIT_PROOF_BYTES_MAX, GitProof, ReadPolicy};
 use ampoule_store::worker::{self, RESULT_BYTES_MAX, WorkerResult};
 use ampoule_store::{Limits, Needed, Owner, Store, StoreError, receive};
 use ampoule_sys::process::{Child, End, Keep, Namespaces, Waited, Which, spawn, wait};
@@ -35,19 +35,33 @@ fn store_refusal(error: &StoreError) -> Refusal {
     refuse(error.code(), chain(error))
 }
 
-/// Takes what `source` gives into the store, unless it is there, and holds it for the client.
+/// Reads what shows that a checkout is its commit's.
+pub(crate) fn proof(file: OwnedFd) -> Result<GitProof, Refusal> {
+    let wrong = |text: String| refuse(Code::JobInvalid, format!("the commit objects: {text}"));
+    let mut bytes = Vec::new();
+    let read = File::from(file).take(GIT_PROOF_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|e| wrong(e.to_string()))?;
+    if bytes.len() as u64 > GIT_PROOF_BYTES_MAX {
+        return Err(wrong(format!("more than {GIT_PROOF_BYTES_MAX} bytes")));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))
+}
+
+/// Takes what `source` gives into the store, unless it is there, and holds it for the client. A [`Content::Git`] comes
+/// with a proof.
 pub(crate) fn import(
     store: &Store,
     holdings: &mut Holdings,
     content: &Content,
     source: OwnedFd,
+    proof: Option<GitProof>,
 ) -> Result<Imported, Refusal> {
     let policy = ReadPolicy::default();
     let own = |needed: Vec<Needed>| needed.into_iter().next().map(|own| own.imported);
     if let Some(imported) = holdings.take(store, content, policy)?.and_then(own) {
         return Ok(imported);
     }
-    let imported = receive_into(store, content, source)?;
+    let imported = receive_into(store, content, source, proof)?;
     // Nobody collects it before the job that it is for.
     let held = holdings.take(store, &named(content, &imported), policy)?.and_then(own);
     held.ok_or_else(|| {
@@ -92,14 +106,22 @@ fn no_room(store: &Store, limits: &Limits, answer: Option<&WorkerResult>) -> Opt
     (is_short || is_full).then(|| store_refusal(&full))
 }
 
-fn receive_into(store: &Store, content: &Content, source: OwnedFd) -> Result<Imported, Refusal> {
+fn receive_into(
+    store: &Store,
+    content: &Content,
+    source: OwnedFd,
+    proof: Option<GitProof>,
+) -> Result<Imported, Refusal> {
     let limits = store.limits_now().map_err(|e| store_refusal(&e))?;
     let io = |what: &'static str| {
         move |e: rustix::io::Errno| refuse(Code::Internal, format!("import: {what}: {e}"))
     };
     let (source_read, source_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
     let (result_read, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
-    let staging = store.begin(content).map_err(|e| store_refusal(&e))?;
+    let mut staging = store.begin(content).map_err(|e| store_refusal(&e))?;
+    if let Some(proof) = proof {
+        staging.prove(proof);
+    }
     let dir = staging.worker_dir().map_err(|e| store_refusal(&e))?;
     let started = start(content, source_read, dir, result_write, &limits);
     let worker = match started {

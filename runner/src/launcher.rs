@@ -10,7 +10,7 @@ use crate::reread::{OBJECTS_MAX, ObjectName};
 use crate::slot::{Assignment, FirstJob, FromSlot, Kind, Making, Slot, ToSlot, admit};
 use crate::{doctor, import, kept, quarantine, recovery, store_requests};
 use ampoule_ipc::{Channel, IpcError};
-use ampoule_spec::wire::{Reply, Request};
+use ampoule_spec::wire::{Content, Reply, Request};
 use ampoule_spec::{Code, Damage, Event, Image, JobId, Name, ReadPolicy, SPEC_BYTES_MAX};
 use ampoule_store::Store;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -202,7 +202,14 @@ impl Launcher {
             Request::Import(content) => {
                 let source =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;
-                let imported = import::import(&self.store, &mut self.holdings, &content, source)?;
+                let proof = match (&content, descriptors.next()) {
+                    (Content::Git { .. }, Some(file)) => {
+                        of_type(&file, FileType::RegularFile, "the commit objects")?;
+                        Some(import::proof(file)?)
+                    }
+                    _ => None,
+                };
+                let imported = import::import(&self.store, &mut self.holdings, &content, source, proof)?;
                 Ok(Some(Reply::Imported(imported)))
             }
             Request::Run { lifetime } => {

@@ -41,8 +41,14 @@ fn image(external: &ExternalParameters, found: &ImageReport) -> ResourceDescript
 }
 
 fn input(input: &InputParameter) -> Option<ResourceDescriptor> {
-    let hex = input.digest.get("sha256").filter(|_| input.digest.len() == 1)?;
-    let mut out = ResourceDescriptor::at(&input.uri, Sha256::parse(hex).ok()?)
+    let out = match &input.git {
+        Some(git) => crate::git::dependency(input, git)?,
+        None => {
+            let hex = input.digest.get("sha256").filter(|_| input.digest.len() == 1)?;
+            ResourceDescriptor::at(&input.uri, Sha256::parse(hex).ok()?)
+        }
+    };
+    let mut out = out
         .with_annotation("ampoule_role", "input")
         .with_annotation("ampoule_kind", &input.kind)
         .with_annotation("ampoule_mount", input.mount.as_str());

@@ -14,6 +14,7 @@ mod canonical;
 mod clean;
 mod dependencies;
 mod dsse;
+mod git;
 mod inspect;
 mod key;
 mod made_by;

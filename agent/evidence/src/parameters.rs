@@ -4,6 +4,7 @@
 //! constant), `id` and `attempt` (which name the run, not the build). [`InternalParameters`] is a function of
 //! the report alone. They share no key. Whole numbers are strings, because many readers keep only 53 bits.
 
+use crate::git::{self, GitParameter};
 use crate::statement::sha256_only;
 use crate::uri::{UriError, image_uri, mirror_uris, source_uri};
 use ampoule_spec::{
@@ -94,11 +95,11 @@ pub struct InputParameter {
     pub mount: SandboxPath,
     /// Whether steps may write to a copy-on-write layer over it.
     pub writable: bool,
-    /// `directory`, `file`, `http`, `tar` or `attestation`.
+    /// `directory`, `file`, `git`, `http`, `tar` or `attestation`.
     pub kind: String,
     /// The URI, the same as in `resolvedDependencies`.
     pub uri: String,
-    /// The digest that the job demands.
+    /// The digest that the job demands: `sha256`, or `gitCommit`.
     pub digest: BTreeMap<String, String>,
     /// File: whether its owner may execute it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,6 +116,9 @@ pub struct InputParameter {
     /// Attestation: whose word it is that the job in the URI made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_by: Option<MadeByParameter>,
+    /// Git: what else it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitParameter>,
 }
 
 /// The provenance that was verified for an input.
@@ -218,10 +222,15 @@ impl InputParameter {
             InputSource::Http { unpack, .. } => ("http", None, Some(*unpack)),
             InputSource::Tar { .. } => ("tar", None, None),
             InputSource::Attestation { unpack, .. } => ("attestation", None, Some(*unpack)),
+            InputSource::Git { .. } => ("git", None, None),
         };
         let made_by = match &input.source {
             InputSource::Attestation { made_by, .. } => Some(MadeByParameter::of(made_by)),
             _ => None,
+        };
+        let digest = match &input.source {
+            InputSource::Git { commit, .. } => git::digest(*commit),
+            other => sha256_only(other.sha256()),
         };
         Ok(Self {
             name: input.name.clone(),
@@ -229,12 +238,13 @@ impl InputParameter {
             writable: input.writable,
             kind: kind.to_owned(),
             uri: source_uri(at, &input.name, &input.source)?,
-            digest: sha256_only(input.source.sha256()),
+            digest,
             executable,
             exclude: input.exclude.clone(),
             unpack,
             mirrors: mirror_uris(at, &input.source)?,
             made_by,
+            git: git::parameter(&input.source),
         })
     }
 }

@@ -85,6 +85,24 @@ fn params(params: &BTreeMap<Name, Param>) -> Option<BTreeMap<Name, ParamValue>> 
 }
 
 fn input(input: &InputParameter) -> Option<Input> {
+    let source = match (input.kind.as_str(), &input.git) {
+        ("git", Some(git)) if [input.executable, input.unpack] == [None; 2] && input.made_by.is_none() => {
+            crate::git::source(input, git)?
+        }
+        (_, None) => plain(input)?,
+        _ => return None,
+    };
+    Some(Input {
+        name: input.name.clone(),
+        mount: input.mount.clone(),
+        writable: input.writable,
+        source,
+        exclude: input.exclude.clone(),
+    })
+}
+
+/// A source that is named by one SHA-256.
+fn plain(input: &InputParameter) -> Option<InputSource> {
     let digest = sha256(&input.digest)?;
     let misplaced = !input.mirrors.is_empty() && input.kind != "http";
     if misplaced || input.made_by.is_some() != (input.kind == "attestation") {
@@ -103,13 +121,7 @@ fn input(input: &InputParameter) -> Option<Input> {
         }
         _ => return None,
     };
-    Some(Input {
-        name: input.name.clone(),
-        mount: input.mount.clone(),
-        writable: input.writable,
-        source,
-        exclude: input.exclude.clone(),
-    })
+    Some(source)
 }
 
 fn made_by(input: &InputParameter) -> Option<MadeBy> {

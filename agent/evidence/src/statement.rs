@@ -80,7 +80,7 @@ pub struct ResourceDescriptor {
     /// What it is, as an absolute URI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// Algorithm to lower-case hex. Ampoule writes and accepts exactly `sha256`.
+    /// Algorithm to lower-case hex. Ampoule writes and accepts exactly `sha256`; for a git input, exactly `gitCommit`.
     pub digest: BTreeMap<String, String>,
     /// Its bytes in standard base64, where they are fewer than 1,024.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@ pub(crate) mod fixture;
 mod clean;
 mod envelopes;
 mod forgeries;
+mod git;
 mod golden;
 mod keys;
 mod made_by;

@@ -34,6 +34,8 @@ pub(crate) fn source_uri(at: usize, name: &Name, source: &InputSource) -> Result
         InputSource::Http { url, .. } => {
             normal_http(url).map_err(|rule| UriError { field: format!("input[{at}].http.url"), rule })
         }
+        InputSource::Git { url, commit, .. } => crate::git::uri(name, url.as_deref(), *commit)
+            .map_err(|rule| UriError { field: format!("input[{at}].git.url"), rule }),
         InputSource::Directory { .. } | InputSource::File { .. } | InputSource::Tar { .. } => {
             Ok(format!("urn:ampoule:input:{name}"))
         }

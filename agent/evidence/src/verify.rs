@@ -389,6 +389,10 @@ fn verify_run(
 /// Check 11, the source: an input's URI, or its digest.
 fn check_source(expected: Option<&str>, external: &ExternalParameters) -> Result<(), VerifyError> {
     let Some(expected) = expected else { return Ok(()) };
+    let git = external.inputs.iter().filter_map(|input| Some((input, input.git.as_ref()?)));
+    if git.into_iter().any(|(input, git)| crate::git::is_source(input, git, expected)) {
+        return Ok(());
+    }
     let found = match expected.strip_prefix("sha256:") {
         Some(hex) => external.inputs.iter().any(|i| i.digest.get("sha256").is_some_and(|found| found == hex)),
         None => {

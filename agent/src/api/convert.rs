@@ -32,12 +32,12 @@ impl FieldError {
 
 type Result<T> = std::result::Result<T, FieldError>;
 
-fn wrong(field: impl Into<String>, reason: impl Display) -> FieldError {
+pub(super) fn wrong(field: impl Into<String>, reason: impl Display) -> FieldError {
     FieldError { field: field.into(), reason: reason.to_string() }
 }
 
 /// Parses a text with the field's path in the error.
-fn parsed<T, E: Display>(
+pub(super) fn parsed<T, E: Display>(
     field: &str,
     text: &str,
     parse: impl FnOnce(&str) -> std::result::Result<T, E>,
@@ -170,6 +170,7 @@ fn input(field: &str, input: wire::Input) -> Result<Input> {
             let sha256 = digest("http.sha256", &http.sha256)?;
             InputSource::Http { url: http.url, sha256, unpack: http.unpack, mirrors: http.mirrors }
         }
+        Some(Source::Git(git)) => super::git::source(field, git)?,
         Some(Source::Tar(tar)) => InputSource::Tar { sha256: digest("tar.sha256", &tar.sha256)? },
         Some(Source::Attestation(made)) => attested(&format!("{field}.attestation"), made)?,
     };
@@ -338,6 +339,9 @@ fn wire_input(input: &Input) -> wire::Input {
             unpack: *unpack,
             mirrors: mirrors.clone(),
         }),
+        InputSource::Git { url, commit, submodules, tree, signer } => {
+            Source::Git(super::git::wire_source(url.as_deref(), *commit, *submodules, *tree, signer.as_ref()))
+        }
         InputSource::Tar { sha256 } => Source::Tar(wire::TarSource { sha256: sha256.to_string() }),
         InputSource::Attestation { sha256, unpack, made_by } => {
             Source::Attestation(wire::AttestationSource {

@@ -68,6 +68,22 @@ pub enum InputError {
         /// What each place did.
         reasons: Vec<String>,
     },
+    /// A repository's objects are not those that the job names.
+    #[error("{what}: {reason}")]
+    OtherObjects {
+        /// The URL.
+        what: String,
+        /// What came instead.
+        reason: String,
+    },
+    /// A commit is not signed by whom the job demands.
+    #[error("{what}: {reason}")]
+    Unsigned {
+        /// The URL or path.
+        what: String,
+        /// Why its signature does not count.
+        reason: String,
+    },
     /// The content is of a kind that is not accepted.
     #[error("{what}: {reason}")]
     Refused {
@@ -102,7 +118,8 @@ impl InputError {
             Self::Unreachable { .. } => Code::InputUnreachable,
             Self::TooLarge { .. } | Self::Refused { .. } => Code::InputRefused,
             Self::Nowhere { code, .. } => *code,
-            Self::DigestMismatch { .. } => Code::InputDigestMismatch,
+            Self::Unsigned { .. } => Code::InputUnsigned,
+            Self::DigestMismatch { .. } | Self::OtherObjects { .. } => Code::InputDigestMismatch,
             Self::File { .. } | Self::Client { .. } => Code::FileUnusable,
         }
     }

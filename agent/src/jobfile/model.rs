@@ -2,6 +2,7 @@
 
 use super::error::Position;
 use super::fields::Fields;
+use super::git::GitEntry;
 use super::image::ImageRef;
 use super::upstream::UpstreamEntry;
 use ampoule_spec::{
@@ -23,6 +24,8 @@ pub struct JobFile {
     pub user: Option<StepUser>,
     /// Seconds since 1970.
     pub source_date_epoch: Option<u64>,
+    /// Whether it is the time of the commit of the first git input.
+    pub epoch_of_commit: bool,
     /// Variables for all steps.
     pub env: BTreeMap<EnvName, Text>,
     /// The parameters that may be given.
@@ -134,6 +137,8 @@ pub enum SourceEntry {
         /// Where else the same bytes are.
         mirrors: Vec<String>,
     },
+    /// `git`: the checkout of a commit.
+    Git(GitEntry),
     /// `tar`: an archive here, to unpack.
     Tar {
         /// The archive.

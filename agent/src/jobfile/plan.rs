@@ -2,11 +2,13 @@
 
 use super::error::{JobFileError, shown};
 use super::fields::Fields;
+use super::git::GitPlan;
 use super::image::ImageRef;
 use super::model::{JobFile, OutputEntry, SourceEntry, StepEntry, Text};
 use super::params;
 use super::upstream::UpstreamPlan;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
+use crate::git::GitPlace;
 use crate::registry::Reference;
 use ampoule_spec::{
     Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name,
@@ -34,6 +36,8 @@ pub struct JobPlan {
     pub user: StepUser,
     /// Seconds since 1970.
     pub source_date_epoch: u64,
+    /// Whether it is the time of the commit of the first git input: see [`JobPlan::resolve_epoch`].
+    pub epoch_of_commit: bool,
     /// Variables for all steps.
     pub env: BTreeMap<EnvName, String>,
     /// Every declared parameter with its value, defaults included.
@@ -116,6 +120,8 @@ pub enum SourcePlan {
         /// Where else the same bytes are.
         mirrors: Vec<String>,
     },
+    /// The checkout of a commit.
+    Git(GitPlan),
     /// An archive here, to unpack.
     Tar {
         /// The archive.
@@ -165,6 +171,7 @@ impl JobFile {
             image: ImagePlan::of(&self.image, base),
             user: self.user.unwrap_or_default(),
             source_date_epoch: self.source_date_epoch.unwrap_or(SOURCE_DATE_EPOCH_DEFAULT),
+            epoch_of_commit: self.epoch_of_commit,
             env: values(&self.env, &params),
             inputs: self
                 .inputs
@@ -280,6 +287,7 @@ impl SourcePlan {
                 unpack: unpack.unwrap_or(false),
                 mirrors: mirrors.clone(),
             },
+            SourceEntry::Git(entry) => Self::Git(GitPlan::of(entry, base)),
             SourceEntry::Tar { path, sha256 } => Self::Tar { path: base.join(path), sha256: *sha256 },
             SourceEntry::Attestation(entry) => Self::Attestation(UpstreamPlan::of(entry, base)),
         }
@@ -302,19 +310,21 @@ impl SourcePlan {
                 unpack: *unpack,
                 mirrors: mirrors.clone(),
             },
+            Self::Git(plan) => plan.draft(),
             Self::Tar { sha256, .. } => InputSource::Tar { sha256: *sha256 },
         }
     }
 
     /// What a pinned source is in the spec; none for one whose digest is known only when it is taken in.
     pub fn pinned(&self) -> Option<InputSource> {
-        (!matches!(self, Self::Path(_) | Self::Attestation(_))).then(|| self.draft())
+        (!matches!(self, Self::Path(_) | Self::Git(_) | Self::Attestation(_))).then(|| self.draft())
     }
 
     /// Whether `source` is what this plan became.
     fn agrees(&self, source: &InputSource) -> bool {
         match self {
             Self::Path(_) => matches!(source, InputSource::Directory { .. } | InputSource::File { .. }),
+            Self::Git(plan) => plan.agrees(source),
             Self::Http { .. } | Self::Tar { .. } => *source == self.draft(),
             Self::Attestation(plan) => {
                 matches!(source, InputSource::Attestation { unpack, .. } if *unpack == plan.unpack)
@@ -329,6 +339,13 @@ impl JobPlan {
         if let ImagePlan::OciLayout { manifest, .. } | ImagePlan::Registry { manifest, .. } = &mut self.image
         {
             *manifest = digest;
+        }
+    }
+
+    /// Says when the commit of the first git input was made.
+    pub fn resolve_epoch(&mut self, seconds: u64) {
+        if self.epoch_of_commit {
+            self.source_date_epoch = seconds;
         }
     }
 
@@ -427,6 +444,14 @@ impl JobPlan {
                 }
                 SourcePlan::Tar { path, .. } => {
                     self.check_place(&format!("input[{at}].tar.path"), path, Kind::File)?;
+                }
+                SourcePlan::Git(plan) => {
+                    if let GitPlace::Path(path) = &plan.place {
+                        self.check_place(&format!("input[{at}].git.path"), path, Kind::Directory)?;
+                    }
+                    if let Some(file) = &plan.allowed_signers {
+                        self.check_place(&format!("input[{at}].git.allowed_signers"), file, Kind::File)?;
+                    }
                 }
                 SourcePlan::Http { .. } => {}
                 SourcePlan::Attestation(plan) => {

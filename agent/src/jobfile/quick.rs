@@ -79,6 +79,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
         image: ImagePlan::of(&image, ask.dir),
         user: StepUser::default(),
         source_date_epoch: SOURCE_DATE_EPOCH_DEFAULT,
+        epoch_of_commit: false,
         env: BTreeMap::new(),
         params: BTreeMap::new(),
         inputs: vec![InputPlan {

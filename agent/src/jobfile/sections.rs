@@ -1,6 +1,7 @@
 //! The sections of a job file, key by key.
 
 use super::error::{JobFileError, shown};
+use super::git;
 use super::image::{self, ImageRef};
 use super::model::{
     InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text, name_of,
@@ -66,6 +67,15 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
     let params = optional(&root, "params", parameters)?.unwrap_or_default();
     let env = optional(&root, "env", |v| environment(v, &params))?.unwrap_or_default();
     let inputs = tables(&root, "input", input)?;
+    let (source_date_epoch, epoch_of_commit) = match source_date_epoch {
+        Some(Epoch::Seconds(seconds)) => (Some(seconds), false),
+        Some(Epoch::Commit) => (None, true),
+        None => (None, false),
+    };
+    if epoch_of_commit && !inputs.iter().any(|input| matches!(input.source, SourceEntry::Git(_))) {
+        let value = root.need("source_date_epoch", "1700000000")?;
+        return Err(value.wrong("\"commit\" needs a git input", "write seconds since 1970, as in 1700000000"));
+    }
     let steps = tables(&root, "step", |t| step(t, &params))?;
     let outputs = tables(&root, "output", output)?;
     let (limits, log_overflow) = optional(&root, "limits", limits)?.unwrap_or_default();
@@ -76,6 +86,7 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
         image,
         user,
         source_date_epoch,
+        epoch_of_commit,
         env,
         params,
         inputs,
@@ -124,18 +135,24 @@ fn image(value: &Value<'_>) -> Result<ImageRef> {
     })
 }
 
-fn epoch(value: &Value<'_>) -> Result<u64> {
+/// Seconds, or the time of the commit of the first git input.
+enum Epoch {
+    Seconds(u64),
+    Commit,
+}
+
+fn epoch(value: &Value<'_>) -> Result<Epoch> {
     let rule = "write seconds since 1970, as in 1700000000";
     if let DeValue::String(text) = value.scalar() {
-        return Err(if text == "commit" {
-            value
-                .wrong("\"commit\" needs a git input, and git inputs are not supported by this version", rule)
-        } else {
-            value.not_a("an integer or \"commit\"", rule)
-        });
+        return match text.as_ref() {
+            "commit" => Ok(Epoch::Commit),
+            _ => Err(value.not_a("an integer or \"commit\"", rule)),
+        };
     }
     let seconds = value.integer("an integer or \"commit\"", "1700000000")?;
-    u64::try_from(seconds).map_err(|_| value.wrong(format!("{seconds} lies before 1970"), rule))
+    u64::try_from(seconds)
+        .map(Epoch::Seconds)
+        .map_err(|_| value.wrong(format!("{seconds} lies before 1970"), rule))
 }
 
 fn parameters(value: &Value<'_>) -> Result<Params> {
@@ -227,7 +244,7 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
     let writable = optional(table, "writable", Value::boolean)?;
     let named: Vec<_> =
         SOURCE_KEYS.iter().filter_map(|key| table.get(key).map(|value| (*key, value))).collect();
-    let forms = "name exactly one of path, http, tar and attestation";
+    let forms = "name exactly one of path, http, git, tar and attestation";
     let (key, value) = match named.as_slice() {
         [] => return Err(table.wrong("the input has no source", forms)),
         [one] => (one.0, &one.1),
@@ -247,7 +264,7 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
                 sha256: sha256(&tar, value, "run `ampoule pin`, or run `sha256sum FILE`")?,
             }
         }
-        "git" => return Err(value.unsupported("git inputs", "use http with sha256 or path")),
+        "git" => SourceEntry::Git(git::entry(value, host_path)?),
         "oci" => return Err(value.unsupported("oci inputs", "use http with sha256 or path")),
         _ => SourceEntry::Attestation(upstream::upstream(value)?),
     };

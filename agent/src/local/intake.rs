@@ -2,6 +2,7 @@
 
 use super::download::Downloads;
 use super::follow::Note;
+use super::git::GitIntakes;
 use super::pulled::Pull;
 use super::runner::{Runner, RunnerError};
 use super::watch::Watch;
@@ -47,14 +48,22 @@ pub(super) fn take_in(
     if let Some(manifest) = take_image(&plan.image, runner, options, cancel, say)? {
         plan.resolve_image(manifest);
     }
+    let mut gits = GitIntakes::new(&plan, options, cancel);
+    if let Some(seconds) = gits.epoch(&plan, say)? {
+        plan.resolve_epoch(seconds);
+    }
     let mut sources = Vec::new();
-    for input in &plan.inputs {
+    for (at, input) in plan.inputs.iter().enumerate() {
         if cancel.is_cancelled() {
             return Err(LocalError::Cancelled);
         }
         options.watch.about(format_args!("input {}", input.name));
         let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-        let taken = take_input(input, plan.source_date_epoch, runner, &downloads, cancel, &mut importing);
+        let epoch = plan.source_date_epoch;
+        let taken = match gits.take(at, epoch, runner, &mut importing) {
+            Some(taken) => taken,
+            None => take_input(input, epoch, runner, &downloads, cancel, &mut importing),
+        };
         downloads.done(&input.name, say);
         sources.push(taken.map_err(|error| named(&input.name, error))?);
     }
@@ -172,6 +181,8 @@ fn take_input(
 ) -> Result<InputSource> {
     let pinned = input.source.pinned().ok_or_else(|| RunnerError::OutOfTurn.into());
     match &input.source {
+        // It has an intake of its own.
+        SourcePlan::Git(_) => pinned,
         SourcePlan::Path(path) => {
             importing();
             let file = open(path)?;

@@ -1,6 +1,7 @@
 //! The client's end of the runner's socket.
 
 use super::watch::{Watch, Work};
+use crate::inputs::scratch_file;
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::wire::{Content, Imported, Quarantined, Recovered, Reply, Request};
 use ampoule_spec::{Code, Isolation, JobId, Name};
@@ -8,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::io::{Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -222,7 +224,17 @@ impl Runner {
     /// # Errors
     /// [`RunnerError`]; a refused archive with its own text.
     pub fn import(&self, content: Content, source: OwnedFd) -> Result<Imported, RunnerError> {
-        self.send(&Request::Import(content), &[source.as_fd()])?;
+        self.import_beside(content, source, None)
+    }
+
+    fn import_beside(
+        &self,
+        content: Content,
+        source: OwnedFd,
+        beside: Option<BorrowedFd<'_>>,
+    ) -> Result<Imported, RunnerError> {
+        let descriptors: Vec<_> = std::iter::once(source.as_fd()).chain(beside).collect();
+        self.send(&Request::Import(content), &descriptors)?;
         let mut meter = self.watch.begin(Work::Import);
         // A file's offset is the runner's too: it shows how far that has read.
         let file = Some(source).filter(|source| self.watch.is_watched() && is_file(source));
@@ -238,6 +250,27 @@ impl Runner {
             Reply::Imported(imported) => Ok(imported),
             _ => Err(RunnerError::OutOfTurn),
         }
+    }
+
+    /// Imports the checkout of a commit: its archive, and the [`GitProof`](ampoule_spec::GitProof) as JSON.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; a tree that is not the commit's is `input.digest_mismatch`.
+    pub fn import_git(
+        &self,
+        content: Content,
+        source: OwnedFd,
+        proof: &[u8],
+    ) -> Result<Imported, RunnerError> {
+        let file = scratch_file(&std::env::temp_dir()).and_then(|mut file| {
+            file.write_all(proof)?;
+            file.rewind().map(|()| file)
+        });
+        let file = file.map_err(|e| RunnerError::Refused {
+            code: Code::FileUnusable,
+            message: format!("a file below {} cannot be written: {e}", std::env::temp_dir().display()),
+        })?;
+        self.import_beside(content, source, Some(file.as_fd()))
     }
 
     /// Measures what this host can isolate for a profile.

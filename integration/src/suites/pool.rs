@@ -34,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
 const SOON: Duration = Duration::from_secs(10);
 
 /// A launcher as an agent has it: a socket of packets, one JSON message each.
-struct Launcher<'l> {
+pub(super) struct Launcher<'l> {
     lab: &'l Lab<'l>,
     child: Child,
     socket: OwnedFd,
@@ -42,7 +42,7 @@ struct Launcher<'l> {
 }
 
 impl<'l> Launcher<'l> {
-    fn start(lab: &'l Lab<'l>, pool: u32) -> Result<Self> {
+    pub(super) fn start(lab: &'l Lab<'l>, pool: u32) -> Result<Self> {
         fs::create_dir_all(lab.state())?;
         fs::set_permissions(lab.state(), PermissionsExt::from_mode(0o700))?;
         let (socket, theirs) =
@@ -59,7 +59,7 @@ impl<'l> Launcher<'l> {
         Ok(launcher)
     }
 
-    fn hear(&self) -> Result<Value> {
+    pub(super) fn hear(&self) -> Result<Value> {
         let mut bytes = vec![0; 64 << 10];
         let (_, count) = recv(&self.socket, &mut bytes[..], RecvFlags::empty())?;
         bytes.truncate(count);
@@ -67,11 +67,11 @@ impl<'l> Launcher<'l> {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    fn say(&self, message: &Value, descriptor: Option<&File>) -> Result<()> {
+    pub(super) fn say(&self, message: &Value, files: &[&File]) -> Result<()> {
         let bytes = message.to_string();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors: Vec<_> = descriptor.iter().map(|file| file.as_fd()).collect();
+        let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
@@ -89,7 +89,7 @@ impl<'l> Launcher<'l> {
             "steps": [{"name": "a", "cwd": "/build", "timeout_ms": 60_000, "run": ["sh", "-euc", script]}],
         });
         let path = self.lab.write(&format!("spec-{}.json", self.number), spec.to_string())?;
-        self.say(&json!({"ask": "run", "lifetime": false}), Some(&File::open(path)?))?;
+        self.say(&json!({"ask": "run", "lifetime": false}), &[&File::open(path)?])?;
         Ok(id)
     }
 
@@ -109,7 +109,7 @@ impl<'l> Launcher<'l> {
     fn run(&mut self, script: &str) -> Result<Value> {
         let id = self.ask(script)?;
         let report = self.report(&id)?;
-        self.say(&json!({"ask": "forget", "job": id}), None)?;
+        self.say(&json!({"ask": "forget", "job": id}), &[])?;
         equal("forgotten", &self.hear()?["say"], &Value::from("forgotten"))?;
         Ok(report)
     }
@@ -139,7 +139,7 @@ impl<'l> Launcher<'l> {
         Ok(entries.filter(is_slot).collect())
     }
 
-    fn end(mut self) -> Result<()> {
+    pub(super) fn end(mut self) -> Result<()> {
         rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both)?;
         self.child.wait()?;
         Ok(())

@@ -111,6 +111,8 @@ codes! {
     InputUnreachable = "input.unreachable", TryAgain, "UNAVAILABLE", Platform;
     /// An input's content is refused: a hostile or unsupported archive, image or tree.
     InputRefused = "input.refused", Usage, "INVALID_ARGUMENT", Tenant;
+    /// A git input is not signed by whom its allowed-signers file names.
+    InputUnsigned = "input.unsigned", Refused, "FAILED_PRECONDITION", Tenant;
     /// What the store has of an input or image is not what was put there; it is in quarantine now, and the next run
     /// takes it in again.
     InputDamaged = "input.damaged", TryAgain, "DATA_LOSS", Platform;

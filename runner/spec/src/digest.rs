@@ -20,8 +20,14 @@ fn parse(text: &str) -> Result<[u8; 32], DigestError> {
         return Err(DigestError::Length(count));
     }
     let mut bytes = [0_u8; 32];
+    digits(text, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads two digits for each byte; the text has as many.
+pub(crate) fn digits(text: &str, bytes: &mut [u8]) -> Result<(), DigestError> {
     let mut digits = text.chars();
-    for byte in &mut bytes {
+    for byte in bytes {
         let mut value = 0_u8;
         for digit in digits.by_ref().take(2) {
             let nibble = match digit {
@@ -33,7 +39,7 @@ fn parse(text: &str) -> Result<[u8; 32], DigestError> {
         }
         *byte = value;
     }
-    Ok(bytes)
+    Ok(())
 }
 
 macro_rules! digest {

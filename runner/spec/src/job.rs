@@ -6,7 +6,7 @@
 
 use crate::limits::LimitsRequest;
 use crate::output::Output;
-use crate::{EnvName, JobId, Name, OutputName, SandboxPath, Sha256};
+use crate::{EnvName, GitId, GitSigner, JobId, Name, OutputName, SandboxPath, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -202,6 +202,22 @@ pub enum InputSource {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         mirrors: Vec<String>,
     },
+    /// The checkout of a commit.
+    Git {
+        /// The repository's URL; none: a repository of the client's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        url: Option<String>,
+        /// The commit.
+        commit: GitId,
+        /// Whether submodules are checked out; else their directories are empty.
+        #[serde(default)]
+        submodules: bool,
+        /// The tree digest of the checkout.
+        tree: Sha256,
+        /// Who signed it, where the job demands that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signer: Option<GitSigner>,
+    },
     /// An archive of the client's, unpacked.
     Tar {
         /// SHA-256 of the archive's bytes.
@@ -236,10 +252,10 @@ pub struct MadeBy {
 }
 
 impl InputSource {
-    /// The digest that names the input in `resolvedDependencies`.
+    /// The SHA-256 that the launcher holds the input against: of the bytes, or the tree digest.
     pub fn sha256(&self) -> Sha256 {
         match self {
-            Self::Directory { tree } => *tree,
+            Self::Directory { tree } | Self::Git { tree, .. } => *tree,
             Self::File { sha256, .. }
             | Self::Http { sha256, .. }
             | Self::Tar { sha256 }
@@ -359,18 +375,27 @@ impl JobSpec {
             for pattern in &input.exclude {
                 check_text(&field, pattern)?;
             }
-            if let InputSource::Http { url, mirrors, .. } = &input.source {
-                check_text(&format!("input[{at}].http.url"), url)?;
-                let field = format!("input[{at}].http.mirrors");
-                if mirrors.len() > MIRRORS_MAX {
-                    return Err(wrong(field, format!("at most {MIRRORS_MAX} mirrors")));
+            match &input.source {
+                InputSource::Http { url, mirrors, .. } => {
+                    check_text(&format!("input[{at}].http.url"), url)?;
+                    let field = format!("input[{at}].http.mirrors");
+                    if mirrors.len() > MIRRORS_MAX {
+                        return Err(wrong(field, format!("at most {MIRRORS_MAX} mirrors")));
+                    }
+                    mirrors.iter().try_for_each(|mirror| check_text(&field, mirror))?;
                 }
-                mirrors.iter().try_for_each(|mirror| check_text(&field, mirror))?;
-            }
-            if let InputSource::Attestation { made_by, .. } = &input.source {
-                for text in [&made_by.builder, &made_by.key] {
-                    check_text(&format!("input[{at}].attestation"), text)?;
+                InputSource::Git { url, signer, .. } => {
+                    let signer = signer.iter().flat_map(|s| [&s.principal, &s.key].into_iter().chain(&s.tag));
+                    for text in url.iter().chain(signer) {
+                        check_text(&format!("input[{at}].git"), text)?;
+                    }
                 }
+                InputSource::Attestation { made_by, .. } => {
+                    for text in [&made_by.builder, &made_by.key] {
+                        check_text(&format!("input[{at}].attestation"), text)?;
+                    }
+                }
+                InputSource::Directory { .. } | InputSource::File { .. } | InputSource::Tar { .. } => {}
             }
         }
         Ok(())

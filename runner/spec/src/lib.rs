@@ -8,6 +8,7 @@ mod code;
 mod defaults;
 mod digest;
 mod event;
+mod git;
 mod job;
 mod limits;
 mod name;
@@ -23,6 +24,10 @@ pub use defaults::{BUILD_ID, ENV_DEFAULTS, HOSTNAME, INIT_ID, PUMP_ID, UMASK};
 pub use digest::{Blake3, DigestError, Sha256};
 pub use event::{
     Event, FRAME_EVENT, FRAME_LOG, FRAME_REPORT_END, FRAME_REPORT_PART, FRAME_SPEC, LogChunk, Stream,
+};
+pub use git::{
+    GIT_COMMIT_BYTES_MAX, GIT_LINKS_MAX, GIT_PROOF_BYTES_MAX, GitId, GitIdError, GitLink, GitProof,
+    GitSigner, HexBytes,
 };
 pub use job::{
     ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, MIRRORS_MAX, MadeBy, ParamValue,

@@ -4,7 +4,7 @@
 //! archives travel as descriptors, so no message needs more than [`MESSAGE_BYTES_MAX`].
 
 use crate::{
-    Blake3, Code, Collect, Collected, Isolation, JobId, Name, Sha256, SlotId, StoreStat, StoredObject,
+    Blake3, Code, Collect, Collected, GitId, Isolation, JobId, Name, Sha256, SlotId, StoreStat, StoredObject,
     UnixNanos,
 };
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,8 @@ pub const CANCEL: u8 = b'c';
 pub enum Request {
     /// Is this in the store?
     Find(Content),
-    /// Take these bytes into the store. Descriptor: the bytes, a file or a pipe.
+    /// Take these bytes into the store. Descriptor: the bytes, a file or a pipe; for [`Content::Git`] a second one,
+    /// a file with its [`crate::GitProof`].
     Import(Content),
     /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe: [`CANCEL`] in it cancels the job, its end of
     /// file aborts it.
@@ -82,6 +83,16 @@ pub enum Content {
     Archive {
         /// SHA-256 of its bytes as they come.
         sha256: Sha256,
+        /// Modification time of every entry, in seconds since 1970.
+        epoch: u64,
+    },
+    /// The checkout of a commit, streamed as a plain tar archive. The launcher computes git's own ids from the finished
+    /// tree and holds them against the commit object.
+    Git {
+        /// The commit.
+        commit: GitId,
+        /// Whether submodules are checked out; else their directories are empty.
+        submodules: bool,
         /// Modification time of every entry, in seconds since 1970.
         epoch: u64,
     },

@@ -4,6 +4,7 @@ use crate::beneath;
 use crate::check::{Budget, Checked};
 use crate::error::StoreError;
 use crate::file_list::Sink;
+use crate::git;
 use crate::lease::touch;
 use crate::limits::DOCUMENT_BYTES_MAX;
 use crate::oci;
@@ -15,7 +16,7 @@ use crate::seal::{Owner, Sealed, Sealer};
 use crate::store::{META, Store, StoredTree, TREE, read_capped, shape};
 use crate::worker::{CONTENT, Claims, WorkerResult};
 use ampoule_spec::wire::{Content, Imported};
-use ampoule_spec::{Blake3, ReadPolicy, Sha256};
+use ampoule_spec::{Blake3, GitProof, ReadPolicy, Sha256};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Uid};
 use rustix::io::Errno;
@@ -35,6 +36,8 @@ pub struct Staging {
     /// Holds the lock.
     dir: OwnedFd,
     tree: OwnedFd,
+    /// Git: what shows that the tree is the commit's.
+    proof: Option<GitProof>,
 }
 
 impl Staging {
@@ -48,6 +51,11 @@ impl Staging {
         self.tree.try_clone().map_err(|error| {
             StoreError::io("duplicate", TREE)(Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
         })
+    }
+
+    /// Says what shows that the tree is a commit's checkout; without it no [`Content::Git`] is taken.
+    pub fn prove(&mut self, proof: GitProof) {
+        self.proof = Some(proof);
     }
 
     /// What is imported.
@@ -79,7 +87,7 @@ impl Store {
             rustix::fs::fchown(&tree, Some(Uid::from_raw(base)), Some(Gid::from_raw(base)))
                 .map_err(StoreError::io("set the owner", &name))?;
         }
-        Ok(Staging { content: content.clone(), name, dir, tree })
+        Ok(Staging { content: content.clone(), name, dir, tree, proof: None })
     }
 
     /// Takes a worker's tree into the store, if it is what its name says.
@@ -164,6 +172,15 @@ impl Store {
                     return Err(Refusal::TreeMismatch { expected, actual }.into());
                 }
                 return Ok(Content::Directory { tree: Some(actual), epoch });
+            }
+            Content::Git { commit, submodules, .. } => {
+                let proof = staging.proof.as_ref().ok_or_else(|| Refusal::NotTheCommit {
+                    entry: ".".to_owned(),
+                    reason: "no commit object came with it".to_owned(),
+                })?;
+                let root = beneath::open_dir(&staging.dir, TREE.as_bytes())
+                    .map_err(StoreError::io("open", &staging.name))?;
+                git::check(root, commit, submodules, proof, &self.limits)?;
             }
             Content::File { executable, epoch, .. } => {
                 expect_single(sealed, executable, received)?;
@@ -298,7 +315,7 @@ impl Store {
         claims: &Claims,
     ) -> Result<(), StoreError> {
         let sha256 = match content {
-            Content::Directory { .. } => sealed.digest.sha256,
+            Content::Directory { .. } | Content::Git { .. } => sealed.digest.sha256,
             _ => received.sha256,
         };
         let bytes = record::write(&Record {
@@ -334,7 +351,7 @@ impl Store {
 /// The digest that the source's bytes must have.
 fn source_digest(content: &Content) -> Option<Sha256> {
     match content {
-        Content::Directory { .. } => None,
+        Content::Directory { .. } | Content::Git { .. } => None,
         Content::File { sha256, .. } => *sha256,
         Content::Archive { sha256, .. }
         | Content::ImageTar { sha256 }

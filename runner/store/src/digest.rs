@@ -1,7 +1,7 @@
 //! Digests of files and trees (docs/formats.md, "Tree digest").
 
 use crate::limits::BUFFER_BYTES;
-use ampoule_spec::{Blake3, Sha256};
+use ampoule_spec::{Blake3, GitId, Sha256};
 use sha2::Digest as _;
 use std::io::{self, Read};
 
@@ -175,5 +175,58 @@ impl Node {
 
     pub(crate) fn finish(self) -> Both {
         Both { sha256: self.world.finish(), blake3: Blake3::new(*self.store.finalize().as_bytes()) }
+    }
+}
+
+/// Ids of git objects: SHA-1 of `<kind> <length>\0<bytes>`, none where the bytes are one half of a collision
+/// (Stevens' counter-cryptanalysis; SHAttered, 2017).
+pub(crate) struct Git {
+    buffer: Vec<u8>,
+}
+
+impl Git {
+    pub(crate) fn new() -> Self {
+        Self { buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    /// The id of an object in memory.
+    pub(crate) fn object(kind: &str, bytes: &[u8]) -> Option<GitId> {
+        let mut hash = Self::begin(kind, bytes.len() as u64);
+        sha1_checked::Digest::update(&mut hash, bytes);
+        Self::end(hash)
+    }
+
+    /// The id of an object of `size` bytes that is read.
+    ///
+    /// # Errors
+    /// As reading; one with another size is an error too.
+    pub(crate) fn stream(&mut self, kind: &str, from: impl Read, size: u64) -> io::Result<Option<GitId>> {
+        let mut hash = Self::begin(kind, size);
+        let mut left = size;
+        let mut from = from.take(size.saturating_add(1));
+        loop {
+            let count = match from.read(&mut self.buffer) {
+                Ok(0) if left == 0 => return Ok(Self::end(hash)),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            left =
+                left.checked_sub(count as u64).filter(|_| count > 0).ok_or(io::ErrorKind::UnexpectedEof)?;
+            sha1_checked::Digest::update(&mut hash, self.buffer.get(..count).unwrap_or_default());
+        }
+    }
+
+    fn begin(kind: &str, size: u64) -> sha1_checked::Sha1 {
+        let mut hash = sha1_checked::Sha1::new();
+        sha1_checked::Digest::update(&mut hash, format!("{kind} {size}\0"));
+        hash
+    }
+
+    fn end(hash: sha1_checked::Sha1) -> Option<GitId> {
+        match hash.try_finalize() {
+            sha1_checked::CollisionResult::Ok(id) => Some(GitId::new(id.into())),
+            _ => None,
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! disk or recursion is spent; what [`Store::commit`] returned survives `kill -9` and power loss. Not guaranteed:
 //! that nobody with the store's own uid edits it (then [`Store::verify`] says so), nor room on the disk.
 
+mod archive_out;
 mod beneath;
 mod check;
 mod collect;
@@ -22,6 +23,7 @@ mod durable;
 mod entry_path;
 mod error;
 mod file_list;
+mod git;
 mod inventory;
 mod lease;
 mod limits;
@@ -44,6 +46,7 @@ mod uses;
 mod walk;
 pub mod worker;
 
+pub use archive_out::ArchiveWriter;
 pub use check::{Budget, Checked, ReadBack};
 pub use commit::Staging;
 pub use error::StoreError;

@@ -5,6 +5,7 @@
 //!
 //! [`pack_output`] is for the way out: what a job left in a directory, with rules of its own.
 
+use crate::archive_out;
 use crate::beneath;
 use crate::digest::{FileHasher, NodeKind, WorldNode};
 use crate::entry_path::EntryPath;
@@ -18,11 +19,6 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read, Write};
-
-/// The size of a tar block.
-const BLOCK: usize = 512;
-/// The first size that eleven octal digits cannot say.
-const OCTAL_END: u64 = 1 << 33;
 
 /// Why a directory was not packed.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +161,7 @@ fn pack_for(
     let packed = Packed { tree: Sha256::new([0; 32]), bytes: 0, entries: 0 };
     let mut packer = Packer { out, purpose, limits: *limits, hasher: FileHasher::new(), packed };
     packer.run(dir, exclude)?;
-    packer.write(&[0; 2 * BLOCK])?;
+    packer.write(&archive_out::END)?;
     packer.out.flush().map_err(PackError::Write)?;
     Ok(packer.packed)
 }
@@ -312,7 +308,6 @@ impl Packer<'_> {
         Ok(())
     }
 
-    /// A header, with a PAX header before it for what a plain one cannot say.
     fn header(
         &mut self,
         flag: u8,
@@ -321,47 +316,15 @@ impl Packer<'_> {
         mode: u32,
         size: u64,
     ) -> Result<(), PackError> {
-        let mut name = path.to_vec();
-        if flag == b'5' {
-            name.push(b'/');
-        }
         let epoch = match self.purpose {
             Purpose::Input => 0,
             Purpose::Output { epoch } => epoch,
         };
-        let mut records = Vec::new();
-        let plain = |text: &[u8]| text.len() <= 100 && text.is_ascii();
-        if std::str::from_utf8(&name).is_err() || std::str::from_utf8(target).is_err() {
-            record(&mut records, "hdrcharset", b"BINARY");
-        }
-        if !plain(target) {
-            record(&mut records, "linkpath", target);
-        }
-        if epoch >= OCTAL_END {
-            record(&mut records, "mtime", epoch.to_string().as_bytes());
-        }
-        if !plain(&name) {
-            record(&mut records, "path", &name);
-        }
-        if size >= OCTAL_END {
-            record(&mut records, "size", size.to_string().as_bytes());
-        }
-        if !records.is_empty() {
-            let length = records.len() as u64;
-            self.write(&block(b'x', b"PaxHeader", b"", 0o644, length, 0))?;
-            self.write(&records)?;
-            self.pad(length)?;
-        }
-        let name = if plain(&name) { name.as_slice() } else { b"PaxName" };
-        let target = if plain(target) { target } else { b"PaxTarget" };
-        let octal = |number: u64| if number >= OCTAL_END { 0 } else { number };
-        self.write(&block(flag, name, target, mode, octal(size), octal(epoch)))
+        archive_out::header(self.out, flag, path, target, mode, size, epoch).map_err(PackError::Write)
     }
 
     fn pad(&mut self, size: u64) -> Result<(), PackError> {
-        let used = usize::try_from(size % BLOCK as u64).unwrap_or(0);
-        let zeros = [0; BLOCK];
-        self.write(if used == 0 { &[] } else { zeros.get(used..).unwrap_or_default() })
+        archive_out::pad(self.out, size).map_err(PackError::Write)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), PackError> {
@@ -391,42 +354,4 @@ impl<R: Read> Read for Tee<'_, R> {
         }
         Ok(count)
     }
-}
-
-/// Appends `<length> <key>=<value>\n`, where the length counts itself.
-fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    records.extend_from_slice(format!("{length} {key}=").as_bytes());
-    records.extend_from_slice(value);
-    records.push(b'\n');
-}
-
-/// A ustar header without an owner.
-fn block(flag: u8, name: &[u8], target: &[u8], mode: u32, size: u64, mtime: u64) -> [u8; BLOCK] {
-    let mut block = [0_u8; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| {
-        for (to, from) in block.iter_mut().skip(at).zip(bytes) {
-            *to = *from;
-        }
-    };
-    put(0, name);
-    put(100, format!("{mode:07o}\0").as_bytes());
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    put(124, format!("{size:011o}\0").as_bytes());
-    put(136, format!("{mtime:011o}\0").as_bytes());
-    put(148, b"        ");
-    put(156, &[flag]);
-    put(157, target);
-    put(257, b"ustar\x0000");
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    let sum = format!("{sum:06o}\0 ");
-    for (to, from) in block.iter_mut().skip(148).zip(sum.bytes()) {
-        *to = from;
-    }
-    block
 }

@@ -58,6 +58,8 @@ pub(crate) fn key(content: &Content) -> Option<String> {
         Content::File { sha256, executable: false, epoch } => format!("file-{}-{epoch}", (*sha256)?),
         Content::File { sha256, executable: true, epoch } => format!("file-{}-{epoch}-x", (*sha256)?),
         Content::Archive { sha256, epoch } => format!("archive-{sha256}-{epoch}"),
+        Content::Git { commit, submodules: false, epoch } => format!("git-{commit}-{epoch}"),
+        Content::Git { commit, submodules: true, epoch } => format!("git-{commit}-{epoch}-submodules"),
         Content::ImageTar { sha256 } => format!("image-tar-{sha256}"),
         Content::OciManifest { sha256 } => format!("oci-manifest-{sha256}"),
         Content::OciConfig { sha256 } => format!("oci-config-{sha256}"),

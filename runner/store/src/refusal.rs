@@ -130,6 +130,8 @@ refusals! {
     /// A layer is not the one that the image's configuration names.
     DiffId { layer: usize, expected: Sha256, actual: Sha256 } = "diff_id",
         "layer {layer} has the uncompressed sha256 {actual}, the configuration says {expected}";
+    /// The tree is not the checkout of the commit that names it.
+    NotTheCommit { entry: String, reason: String } = "not_the_commit", "{entry}: {reason}";
     /// A worker left something that no honest worker leaves.
     Shape { entry: String, reason: &'static str } = "shape", "{entry}: the imported tree is refused: {reason}";
 }
@@ -138,9 +140,10 @@ impl Refusal {
     /// The code that a reply carries.
     pub fn code(&self) -> Code {
         match self {
-            Self::DigestMismatch { .. } | Self::TreeMismatch { .. } | Self::DiffId { .. } => {
-                Code::InputDigestMismatch
-            }
+            Self::DigestMismatch { .. }
+            | Self::TreeMismatch { .. }
+            | Self::DiffId { .. }
+            | Self::NotTheCommit { .. } => Code::InputDigestMismatch,
             Self::PartMissing { .. } => Code::InputMissing,
             _ => Code::InputRefused,
         }

@@ -226,9 +226,10 @@ pub(crate) fn read_capped(file: File, bytes_max: u64) -> Result<Vec<u8>, Errno> 
 /// What a content's tree may hold.
 pub(crate) fn shape(content: &Content) -> Shape {
     match content {
-        Content::Directory { epoch, .. } | Content::File { epoch, .. } | Content::Archive { epoch, .. } => {
-            Shape::Input { epoch: *epoch }
-        }
+        Content::Directory { epoch, .. }
+        | Content::File { epoch, .. }
+        | Content::Archive { epoch, .. }
+        | Content::Git { epoch, .. } => Shape::Input { epoch: *epoch },
         Content::OciManifest { .. } | Content::OciConfig { .. } => Shape::Input { epoch: 0 },
         Content::ImageTar { .. } => Shape::Image,
         Content::OciLayer { .. } => Shape::Layer,

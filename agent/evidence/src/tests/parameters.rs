@@ -22,9 +22,14 @@ fn specs() -> Vec<Value> {
     // Both stand in a spec only where they are not the default.
     tar["user"] = json!("root");
     tar["log_overflow"] = json!("fail");
+    let mut git = tar.clone();
+    let commit = "0123456789".repeat(4);
+    git["inputs"][0]["source"] = json!({"kind": "git", "url": "https://git.example/r", "commit": commit, "submodules": true, "tree": "ab".repeat(32)});
+    git["inputs"][1]["source"] = json!({"kind": "git", "commit": commit, "submodules": false, "tree": "ab".repeat(32),
+        "signer": {"principal": "me@x", "key": "SHA256:k", "allowed_signers": "cd".repeat(32), "tag": "v1"}});
     tar["outputs"][0]["form"] = json!("file");
     tar["inputs"][1]["exclude"] = json!(["*.orig", "!keep.orig"]);
-    vec![first, host, tar]
+    vec![first, host, tar, git]
 }
 
 /// The paths of all leaves.
@@ -180,6 +185,16 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![any::<String>(), "[ -~]{0,40}"].prop_map(|text| text.replace('\0', ""))
 }
 
+fn git_source(digest: ampoule_spec::Sha256, flag: bool, remote: bool) -> Value {
+    let commit = "0123456789".repeat(4);
+    let mut source = json!({"kind": "git", "commit": commit, "submodules": flag, "tree": digest});
+    match remote {
+        true => source["url"] = json!("https://a.example/x"),
+        false => source["signer"] = json!({"principal": "p", "key": "SHA256:k", "allowed_signers": digest}),
+    }
+    source
+}
+
 fn any_spec() -> impl Strategy<Value = JobSpec> {
     let maps = (
         prop::collection::btree_map("[A-Z_][A-Z0-9_]{0,8}", text(), 0..4),
@@ -199,7 +214,7 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
         any::<[u8; 32]>().prop_map(|d| json!({"kind": "tar",
         "sha256": ampoule_spec::Sha256::new(d)}))
     ];
-    let source = (any::<[u8; 32]>(), any::<bool>(), 0..5).prop_map(|(digest, flag, kind)| {
+    let source = (any::<[u8; 32]>(), any::<bool>(), 0..7).prop_map(|(digest, flag, kind)| {
         let digest = ampoule_spec::Sha256::new(digest);
         match kind {
             0 => json!({"kind": "directory", "tree": digest}),
@@ -207,6 +222,8 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
             2 => json!({"kind": "http", "url": "https://a.example/x", "sha256": digest, "unpack": flag,
                 "mirrors": if flag { vec!["https://b.example/x", "http://c.example/y?z"] } else { vec![] }}),
             3 => json!({"kind": "tar", "sha256": digest}),
+            4 => git_source(digest, flag, true),
+            5 => git_source(digest, flag, false),
             _ => json!({"kind": "attestation", "sha256": digest, "unpack": flag, "made_by": {
                 "builder": "https://a.example/builders/hermetic/v1", "key": "SHA256:k", "statement": digest,
                 "job": "01890a5d-ac96-774b-bcce-b302099a8057", "subject": "lib+z-1.so"}}),

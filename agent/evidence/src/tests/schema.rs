@@ -97,6 +97,7 @@ fn matches(pattern: &str, text: &str) -> bool {
     };
     match pattern {
         "^[0-9a-f]{64}$" => text.len() == 64 && hex(text),
+        "^[0-9a-f]{40}$" => text.len() == 40 && hex(text),
         "^(0|[1-9][0-9]{0,19})$" => text.parse::<u64>().is_ok_and(|n| n.to_string() == text),
         "^(0|-?[1-9][0-9]{0,9})$" => text.parse::<i32>().is_ok_and(|n| n.to_string() == text),
         "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,9})?Z$" => {
@@ -134,7 +135,7 @@ fn block_of(page: &str, at: usize) -> Value {
 }
 
 /// The n-th JSON block of the page on the build type.
-fn block(at: usize) -> Value {
+pub(super) fn block(at: usize) -> Value {
     block_of(PROVENANCE_PAGE, at)
 }
 

@@ -163,7 +163,7 @@ fn import(
     use place::{Place, Policy};
     let limits = *limits;
     match content {
-        Content::Directory { epoch, .. } => {
+        Content::Directory { epoch, .. } | Content::Git { epoch, .. } => {
             let place = Place::new(staging, Policy::Input { epoch: *epoch }, limits)?;
             archive::unpack(Stream::plain(source, limits), place)
         }

@@ -1,0 +1,244 @@
+//! Git inputs of a local run: fetched at most once, verified, streamed to the import worker.
+
+use super::follow::Note;
+use super::intake::UntilCancelled;
+use super::runner::{Runner, RunnerError};
+use super::watch::Work;
+use super::{Cancel, LocalError, Options};
+use crate::git::{AllowedSigners, GitFetch, GitLimits, GitPlace, Snapshot, commit_time};
+use crate::inputs::{Guard, GuardOptions, InputError};
+use crate::jobfile::{GitPlan, JobPlan, SourcePlan};
+use ampoule_spec::wire::{Content, Imported};
+use ampoule_spec::{GIT_COMMIT_BYTES_MAX, GitSigner, InputSource};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+type Result<T> = std::result::Result<T, LocalError>;
+
+/// The git inputs of a job, by their place.
+pub(super) struct GitIntakes<'a>(BTreeMap<usize, GitIntake<'a>>);
+
+impl<'a> GitIntakes<'a> {
+    pub(super) fn new(plan: &JobPlan, options: &'a Options, cancel: &'a Cancel) -> Self {
+        let inputs = plan.inputs.iter().enumerate();
+        let intakes = inputs.filter_map(|(at, input)| match &input.source {
+            SourcePlan::Git(plan) => Some((at, GitIntake::new(plan.clone(), options, cancel))),
+            _ => None,
+        });
+        Self(intakes.collect())
+    }
+
+    /// The time of the commit of the first one, if that is the job's epoch.
+    pub(super) fn epoch(&mut self, plan: &JobPlan, say: &mut dyn FnMut(Note)) -> Result<Option<u64>> {
+        let first = self.0.iter_mut().next().filter(|_| plan.epoch_of_commit);
+        let Some((at, intake)) = first else { return Ok(None) };
+        if let Some(input) = plan.inputs.get(*at) {
+            say(Note::Importing { what: format!("input {}", input.name) });
+        }
+        intake.epoch().map(Some)
+    }
+
+    /// Takes the input at a place, if it is a git input.
+    pub(super) fn take(
+        &mut self,
+        at: usize,
+        epoch: u64,
+        runner: &Runner,
+        importing: &mut dyn FnMut(),
+    ) -> Option<Result<InputSource>> {
+        // What was fetched takes room until it is dropped.
+        self.0.remove(&at).map(|mut intake| intake.take(epoch, runner, importing))
+    }
+}
+
+/// What one git input needs of the run around it.
+struct GitIntake<'a> {
+    plan: GitPlan,
+    options: &'a Options,
+    cancel: &'a Cancel,
+    limits: GitLimits,
+    fetched: Option<Snapshot>,
+}
+
+impl<'a> GitIntake<'a> {
+    fn new(plan: GitPlan, options: &'a Options, cancel: &'a Cancel) -> Self {
+        Self { plan, options, cancel, limits: GitLimits::default(), fetched: None }
+    }
+
+    /// The time of the commit.
+    fn epoch(&mut self) -> Result<u64> {
+        let object = self.commit_object()?;
+        let time = commit_time(self.plan.commit, &object).map_err(|reason| self.refused(reason))?;
+        Ok(time)
+    }
+
+    /// Takes the checkout into the store, if it is not there, and says what it is in the spec.
+    fn take(&mut self, epoch: u64, runner: &Runner, importing: &mut dyn FnMut()) -> Result<InputSource> {
+        let (commit, submodules) = (self.plan.commit, self.plan.submodules);
+        let content = Content::Git { commit, submodules, epoch };
+        let found = runner.find(content.clone())?;
+        if found.is_none() {
+            importing();
+        }
+        // Before anything goes into the store.
+        let signer = self.signer()?;
+        let imported = match found {
+            Some(found) => found,
+            None => self.import(content, runner)?,
+        };
+        let url = match &self.plan.place {
+            GitPlace::Url(url) => Some(url.clone()),
+            GitPlace::Path(_) => None,
+        };
+        Ok(InputSource::Git { url, commit, submodules, tree: imported.sha256, signer })
+    }
+
+    fn what(&self) -> String {
+        match &self.plan.place {
+            GitPlace::Url(url) => format!("{url}@{}", self.plan.commit),
+            GitPlace::Path(path) => format!("{}@{}", path.display(), self.plan.commit),
+        }
+    }
+
+    fn refused(&self, reason: String) -> LocalError {
+        InputError::Refused { what: self.what(), reason }.into()
+    }
+
+    fn snapshot(&mut self) -> Result<&Snapshot> {
+        if self.fetched.is_none() {
+            let fetch = GitFetch {
+                place: &self.plan.place,
+                commit: self.plan.commit,
+                tag: self.plan.tag.as_deref(),
+                submodules: self.plan.submodules,
+            };
+            let cancel = self.cancel;
+            let guard = Guard::new(self.options.sources.clone(), GuardOptions::default());
+            let received = AtomicU64::new(0);
+            let meter = RefCell::new(self.options.watch.begin(Work::Fetch));
+            let stop = || {
+                meter.borrow_mut().at(received.load(Ordering::Relaxed), None);
+                cancel.is_cancelled()
+            };
+            let snapshot = fetch.run(&guard, &self.limits, &stop, &received);
+            let snapshot = snapshot.map_err(|error| cancelled_or(cancel, error.into()))?;
+            // What is lost here is fetched again.
+            let _ = self.keep(&self.kept_commit(), snapshot.object());
+            if let (Some(tag), Some(kept)) = (snapshot.tag(), self.kept_tag()) {
+                let _ = self.keep(&kept, tag);
+            }
+            self.fetched = Some(snapshot);
+        }
+        self.fetched.as_ref().ok_or_else(|| RunnerError::OutOfTurn.into())
+    }
+
+    fn import(&mut self, content: Content, runner: &Runner) -> Result<Imported> {
+        let (cancel, limits, watch) = (self.cancel, self.limits, &self.options.watch);
+        let failed = |error: std::io::Error| LocalError::File {
+            what: "the stream of",
+            path: PathBuf::from("a git input"),
+            reason: error.to_string(),
+        };
+        let snapshot = self.snapshot()?;
+        let proof = serde_json::to_vec(&snapshot.proof()).map_err(|e| failed(e.into()))?;
+        let (read, write) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let (imported, written) = std::thread::scope(|scope| {
+            let importing = scope.spawn(move || runner.import_git(content, read, &proof));
+            let out = UntilCancelled { out: File::from(write), cancel, watch };
+            let out = BufWriter::with_capacity(256 << 10, out);
+            let written = snapshot.write(out, &limits, &|| cancel.is_cancelled());
+            (importing.join(), written)
+        });
+        match (imported, written) {
+            (_, _) if cancel.is_cancelled() => Err(LocalError::Cancelled),
+            // The runner refused, so nobody read the rest of the stream: its error is the cause.
+            (Ok(Err(error)), Ok(()) | Err(InputError::File { .. })) => Err(error.into()),
+            (_, Err(error)) => Err(error.into()),
+            (Ok(Ok(imported)), Ok(())) => Ok(imported),
+            (Err(_), Ok(())) => Err(RunnerError::OutOfTurn.into()),
+        }
+    }
+
+    /// Who signed, if the job wants to know.
+    fn signer(&mut self) -> Result<Option<GitSigner>> {
+        let Some(file) = self.plan.allowed_signers.clone() else { return Ok(None) };
+        let bytes = read_capped(&file, AllowedSigners::BYTES_MAX)?;
+        let wrong = |reason| InputError::Refused { what: file.display().to_string(), reason };
+        let allowed = AllowedSigners::parse(&bytes).map_err(wrong)?;
+        let commit = self.plan.commit;
+        let signer = match self.plan.tag.clone() {
+            None => allowed.verify_commit(commit, &self.commit_object()?),
+            Some(tag) => {
+                let kept = self.kept_tag().and_then(|kept| self.kept(&kept));
+                match kept.and_then(|object| allowed.verify_tag(commit, &tag, &object).ok()) {
+                    Some(signer) => Ok(signer),
+                    // The tag may have been made anew since.
+                    None => {
+                        let object = self.snapshot()?.tag().map(<[u8]>::to_vec);
+                        allowed.verify_tag(commit, &tag, &object.unwrap_or_default())
+                    }
+                }
+            }
+        };
+        let unsigned = |reason| InputError::Unsigned { what: self.what(), reason };
+        signer.map(Some).map_err(|reason| unsigned(reason).into())
+    }
+
+    fn commit_object(&mut self) -> Result<Vec<u8>> {
+        // Its name is its hash, so what was kept needs no trust.
+        let kept = self.kept(&self.kept_commit());
+        match kept.filter(|object| commit_time(self.plan.commit, object).is_ok()) {
+            Some(object) => Ok(object),
+            None => Ok(self.snapshot()?.object().to_vec()),
+        }
+    }
+
+    fn kept_dir(&self) -> PathBuf {
+        self.options.state.join("git")
+    }
+
+    fn kept_commit(&self) -> PathBuf {
+        self.kept_dir().join(self.plan.commit.to_string())
+    }
+
+    /// A tag's name has no `%`.
+    fn kept_tag(&self) -> Option<PathBuf> {
+        let tag = self.plan.tag.as_ref()?.replace('/', "%");
+        Some(self.kept_dir().join(format!("{}-{tag}", self.plan.commit)))
+    }
+
+    fn kept(&self, path: &Path) -> Option<Vec<u8>> {
+        read_capped(path, GIT_COMMIT_BYTES_MAX as u64).ok()
+    }
+
+    /// Keeps an object for the next run, which then need not fetch it to know the commit's time or signature.
+    fn keep(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let dir = self.kept_dir();
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let new = dir.join(format!(".new-{}", std::process::id()));
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(bytes)?;
+        std::fs::rename(&new, path)
+    }
+}
+
+fn cancelled_or(cancel: &Cancel, error: LocalError) -> LocalError {
+    if cancel.is_cancelled() { LocalError::Cancelled } else { error }
+}
+
+fn read_capped(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
+    let unusable = |reason: String| LocalError::File { what: "the file", path: path.to_owned(), reason };
+    let file = File::open(path).map_err(|e| unusable(e.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| unusable(e.to_string()))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(unusable(format!("it has more than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
