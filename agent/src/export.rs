@@ -5,6 +5,7 @@
 
 mod documents;
 mod error;
+mod image;
 mod layout;
 mod released;
 
@@ -84,6 +85,9 @@ pub struct Exported {
 /// All that is exported, in the order in which it must arrive.
 struct Content {
     pieces: Vec<Piece>,
+    /// Of an image, what its own document names.
+    inner: Vec<Document>,
+    /// The manifest that names the outputs, or the image's own document.
     outputs: Document,
     attestation: Document,
 }
@@ -94,7 +98,7 @@ struct Content {
 /// [`ExportError`]. What had arrived before stays there, unnamed, and is not sent again.
 pub fn export(out: &Path, to: &Destination, access: &Access) -> Result<Exported> {
     let released = Released::read(out)?;
-    let content = content(&released);
+    let content = content(&released)?;
     let mut exported = Exported {
         manifest: content.outputs.sha256,
         attestation: content.attestation.sha256,
@@ -118,27 +122,36 @@ pub fn export(out: &Path, to: &Destination, access: &Access) -> Result<Exported>
     Ok(exported)
 }
 
-fn content(released: &Released) -> Content {
-    let named: Vec<_> = released.artifacts.iter().map(|artifact| artifact.named.clone()).collect();
-    let outputs = documents::outputs(&named);
-    let attestation = documents::attestation(&outputs, &released.bundle);
+fn content(released: &Released) -> Result<Content> {
     let in_memory = |bytes: &[u8]| Piece {
         sha256: sha256_of(bytes),
         bytes: bytes.len() as u64,
         source: Source::Memory(bytes.to_vec()),
     };
-    let files = released.artifacts.iter().map(|artifact| Piece {
-        sha256: artifact.named.sha256,
-        bytes: artifact.named.bytes,
-        source: Source::File(artifact.path.clone()),
-    });
-    let mut pieces = vec![in_memory(EMPTY)];
-    pieces.extend(files);
-    pieces.push(in_memory(&released.bundle));
+    let mut pieces = vec![in_memory(EMPTY), in_memory(&released.bundle)];
+    let (inner, outputs) = match &released.image {
+        Some(dir) => {
+            let image::Image { pieces: parts, mut documents } = image::read(dir)?;
+            pieces.extend(parts);
+            let own = documents.pop();
+            let own = own.ok_or_else(|| ExportError::refused(format!("{} has no image", dir.display())))?;
+            (documents, own)
+        }
+        None => {
+            pieces.extend(released.artifacts.iter().map(|artifact| Piece {
+                sha256: artifact.named.sha256,
+                bytes: artifact.named.bytes,
+                source: Source::File(artifact.path.clone()),
+            }));
+            let named: Vec<_> = released.artifacts.iter().map(|artifact| artifact.named.clone()).collect();
+            (Vec::new(), documents::outputs(&named))
+        }
+    };
     // Two outputs may be the same bytes.
     let mut known = std::collections::BTreeSet::new();
     pieces.retain(|piece| known.insert(piece.sha256));
-    Content { pieces, outputs, attestation }
+    let attestation = documents::attestation(&outputs, &released.bundle);
+    Ok(Content { pieces, inner, outputs, attestation })
 }
 
 async fn push(
@@ -153,6 +166,10 @@ async fn push(
             true => exported.sent += 1,
             false => exported.there += 1,
         }
+    }
+    for document in &content.inner {
+        let called = Called::Digest(&document.sha256);
+        session.push_manifest(called, &document.sha256, &document.media_type, &document.bytes).await?;
     }
     let outputs = &content.outputs;
     // The attestation first: nobody finds outputs under their tag that have none yet.

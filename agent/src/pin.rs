@@ -10,6 +10,7 @@ mod write;
 
 use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, parse};
+use crate::registry::AuthFile;
 use crate::sources::Policy;
 use ampoule_spec::{Code, Sha256};
 use edit::Document;
@@ -105,15 +106,20 @@ impl PinFile {
         self.document.unpinned()
     }
 
-    /// Resolves what is not pinned and replaces the file. `say` hears of each as it is resolved. Blocks; not to be called on
-    /// an async worker thread.
+    /// Resolves what is not pinned and replaces the file; registries are shown the credentials of `auth`. `say` hears of each
+    /// as it is resolved. Blocks; not to be called on an async worker thread.
     ///
     /// # Errors
     /// [`PinError`]; nothing was written then.
-    pub fn pin(mut self, policy: &Policy, say: &mut dyn FnMut(&Pinned)) -> Result<Vec<Pinned>, PinError> {
+    pub fn pin(
+        mut self,
+        policy: &Policy,
+        auth: Option<AuthFile>,
+        say: &mut dyn FnMut(&Pinned),
+    ) -> Result<Vec<Pinned>, PinError> {
         let unpinned = self.unpinned();
         let base = self.path.parent().unwrap_or(Path::new("")).to_owned();
-        let resolver = resolve::Resolver::new(policy.clone(), base)
+        let resolver = resolve::Resolver::new(policy.clone(), auth, base)
             .map_err(|error| self.cannot(format!("no resolver can be made: {error}")))?;
         let mut done = Vec::new();
         for one in unpinned {

@@ -17,7 +17,7 @@ fn dir_with(job: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn pin(path: &Path) -> Result<Vec<Pinned>, PinError> {
-    PinFile::load(path)?.pin(&Policy::built_in(), &mut |_| {})
+    PinFile::load(path)?.pin(&Policy::built_in(), None, &mut |_| {})
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn what_somebody_else_has_written_meanwhile_is_kept() {
     let (dir, path) = dir_with(job);
     let file = PinFile::load(&path).unwrap();
     let theirs = job.replace("\"j\"", "\"theirs\"");
-    let error = file.pin(&Policy::built_in(), &mut |_| fs::write(&path, &theirs).unwrap()).unwrap_err();
+    let error = file.pin(&Policy::built_in(), None, &mut |_| fs::write(&path, &theirs).unwrap()).unwrap_err();
     assert!(error.to_string().contains("changed meanwhile"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something is left");

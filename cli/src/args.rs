@@ -179,6 +179,9 @@ pub(crate) struct PinArgs {
     /// Change nothing and ask nobody: end with 64 if something is not pinned.
     #[arg(long)]
     pub(crate) check: bool,
+    /// Credentials for registries: a config.json or auth.json, which nobody else can read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_auth: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) sources: SourcesArgs,
     /// One JSON object a line on stdout.

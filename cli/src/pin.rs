@@ -4,6 +4,7 @@ use crate::args::PinArgs;
 use crate::failure::Failed;
 use crate::{show, sources};
 use ampoule_agent::pin::{PinFile, Pinned};
+use ampoule_agent::registry::AuthFile;
 use ampoule_spec::Code;
 use serde_json::json;
 
@@ -14,7 +15,8 @@ pub(crate) fn pin(args: &PinArgs) -> Result<u8, Failed> {
         return check(args, &file);
     }
     let policy = sources::policy(&args.sources)?;
-    let pinned = file.pin(&policy, &mut |pinned| say(args, pinned))?;
+    let auth = args.registry_auth.as_deref().map(AuthFile::read).transpose()?;
+    let pinned = file.pin(&policy, auth, &mut |pinned| say(args, pinned))?;
     if args.json {
         show::json(&json!({"event": "result", "file": args.job, "pinned": pinned.len()}));
     } else {

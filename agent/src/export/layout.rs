@@ -38,7 +38,7 @@ fn fill(made: &Place, tag: Option<&str>, content: &Content) -> io::Result<()> {
     for piece in &content.pieces {
         copy(piece, &sha256)?;
     }
-    for document in [&content.outputs, &content.attestation] {
+    for document in content.inner.iter().chain([&content.outputs, &content.attestation]) {
         sha256.write(&document.sha256.to_string(), &document.bytes)?;
     }
     made.write("index.json", index(tag, content).to_string().as_bytes())?;

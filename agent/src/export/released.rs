@@ -2,9 +2,10 @@
 
 use super::documents::Named;
 use super::error::ExportError;
+use super::image::is_layout;
+use crate::artifact::artifact;
 use ampoule_evidence::{ATTESTATION_BYTES_MAX, Bundle, PROVENANCE_PREDICATE_TYPE};
 use ampoule_spec::{OutputName, Sha256};
-use aws_lc_rs::digest::{Context, SHA256};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +23,7 @@ const RESULT_BYTES_MAX: u64 = 1 << 20;
 pub(super) struct Artifact {
     pub(super) named: Named,
     pub(super) path: PathBuf,
+    pub(super) tree: bool,
 }
 
 /// What a run has released.
@@ -29,6 +31,8 @@ pub(super) struct Artifact {
 pub(super) struct Released {
     /// Never empty, in the order of the statement.
     pub(super) artifacts: Vec<Artifact>,
+    /// The only artifact, if it is an OCI layout.
+    pub(super) image: Option<PathBuf>,
     pub(super) bundle: Vec<u8>,
 }
 
@@ -74,8 +78,21 @@ impl Released {
         let subjects =
             subjects(&bundle).map_err(|reason| changed(format!("{}: {reason}", path.display())))?;
         let outputs = out.join("outputs");
-        let artifacts = subjects.into_iter().map(|(name, sha256)| artifact(&outputs, &name, sha256));
-        Ok(Self { artifacts: artifacts.collect::<Result<_>>()?, bundle })
+        let artifacts = subjects.into_iter().map(|(name, sha256)| read_artifact(&outputs, &name, sha256));
+        let artifacts: Vec<Artifact> = artifacts.collect::<Result<_>>()?;
+        let image = match artifacts.as_slice() {
+            [only] if only.tree && is_layout(&only.path) => Some(only.path.clone()),
+            _ => None,
+        };
+        if let Some(tree) = artifacts.iter().find(|artifact| artifact.tree && image.is_none()) {
+            let reason = format!(
+                "{} is a directory, and no OCI layout that is the only artifact; have it leave as an archive \
+                 (form = \"tar.zst\")",
+                tree.path.display()
+            );
+            return Err(ExportError::refused(reason));
+        }
+        Ok(Self { artifacts, image, bundle })
     }
 }
 
@@ -98,42 +115,25 @@ fn subjects(bundle: &[u8]) -> std::result::Result<Vec<(OutputName, Sha256)>, Str
     statement.subject.into_iter().map(read).collect()
 }
 
-fn artifact(outputs: &Path, name: &OutputName, sha256: Sha256) -> Result<Artifact> {
+fn read_artifact(outputs: &Path, name: &OutputName, sha256: Sha256) -> Result<Artifact> {
     let path = outputs.join(name.as_str());
     let cannot = |e| ExportError::file(path.display().to_string(), e);
     let meta = std::fs::symlink_metadata(&path).map_err(cannot)?;
-    if !meta.is_file() {
-        let reason =
-            format!("{} is no file; an output that is a directory leaves as an archive", path.display());
-        return Err(ExportError::refused(reason));
+    if !meta.is_file() && !meta.is_dir() {
+        return Err(changed(format!("{} is neither file nor directory", path.display())));
     }
-    let (found, bytes) = hash(&path).map_err(cannot)?;
-    if found != sha256 {
+    let found = artifact(&path).map_err(|e| changed(format!("{}: {e}", path.display())))?;
+    if found.sha256 != sha256 {
         let reason = format!(
-            "{} is no longer what provenance names: expected sha256:{sha256}, found sha256:{found}",
-            path.display()
+            "{} is no longer what provenance names: expected sha256:{sha256}, found sha256:{}",
+            path.display(),
+            found.sha256
         );
         return Err(changed(reason));
     }
     let executable = meta.mode() & 0o100 != 0;
-    Ok(Artifact { named: Named { name: name.as_str().to_owned(), sha256, bytes, executable }, path })
-}
-
-fn hash(path: &Path) -> std::io::Result<(Sha256, u64)> {
-    let mut file = File::open(path)?;
-    let (mut context, mut bytes, mut buffer) = (Context::new(&SHA256), 0_u64, vec![0; 256 << 10]);
-    loop {
-        let count = file.read(&mut buffer)?;
-        match buffer.get(..count) {
-            None | Some([]) => break,
-            Some(part) => context.update(part),
-        }
-        bytes += count as u64;
-    }
-    let digest = context.finish();
-    let digest =
-        digest.as_ref().try_into().map_err(|_| std::io::Error::other("a digest of another length"))?;
-    Ok((Sha256::new(digest), bytes))
+    let named = Named { name: name.as_str().to_owned(), sha256, bytes: meta.len(), executable };
+    Ok(Artifact { named, path, tree: found.tree })
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {

@@ -2,6 +2,7 @@
 
 use super::edit::{Kind, Unpinned};
 use crate::inputs::{FetchOptions, Fetcher, InputError, OciLayout};
+use crate::registry::{Access, AuthFile, Reference, SCHEME, resolve_tag};
 use crate::sources::Policy;
 use ampoule_spec::Sha256;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use tokio::runtime::Runtime;
 /// Looks up digests.
 pub(super) struct Resolver {
     fetcher: Fetcher,
+    registries: Access,
     runtime: Runtime,
     /// Where relative paths are taken from.
     base: PathBuf,
@@ -19,9 +21,10 @@ pub(super) struct Resolver {
 type Found = (Sha256, Option<String>);
 
 impl Resolver {
-    pub(super) fn new(policy: Policy, base: PathBuf) -> std::io::Result<Self> {
+    pub(super) fn new(policy: Policy, auth: Option<AuthFile>, base: PathBuf) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { fetcher: Fetcher::new(FetchOptions::default(), policy), runtime, base })
+        let registries = Access::new(policy.clone(), auth);
+        Ok(Self { fetcher: Fetcher::new(FetchOptions::default(), policy), registries, runtime, base })
     }
 
     pub(super) fn resolve(&self, unpinned: &Unpinned) -> Result<Found, InputError> {
@@ -54,6 +57,14 @@ impl Resolver {
         if let Some(place) = image.strip_prefix("oci:") {
             let (dir, tag) = crate::jobfile::split_tag(place);
             return Ok((OciLayout::open(&self.base.join(dir))?.digest(tag)?, None));
+        }
+        if image.starts_with(SCHEME) {
+            let refused = |e: crate::registry::ReferenceError| InputError::Refused {
+                what: image.to_owned(),
+                reason: e.to_string(),
+            };
+            let (reference, _) = Reference::parse(image).map_err(refused)?;
+            return Ok((self.runtime.block_on(resolve_tag(&self.registries, &reference))?, None));
         }
         Err(InputError::Refused {
             what: image.to_owned(),

@@ -1,8 +1,10 @@
 //! Bringing what a run has released to Debian's docker-registry and into OCI layouts, read again by skopeo and curl.
 
-use super::{output, sh};
+use super::images::root;
+use super::{exec, input, output, sh};
 use crate::check::{Ending, Ran, equal, read, sha256, verify};
 use crate::harness::Test;
+use crate::image::oci_layout;
 use crate::lab::{Lab, tree};
 use crate::registry::{Blobs, Registry, Wants};
 use anyhow::{Context, Result, ensure};
@@ -15,6 +17,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("pushing_again_sends_nothing_and_keeps_other_referrers", again),
     Test::both("push_with_a_token_is_for_this_repository_alone", token),
     Test::both("outputs_are_exported_to_a_layout_that_others_read", layout),
+    Test::both("output_that_is_an_image_is_pushed_as_that_image_and_runs", image),
     Test::both("nothing_is_pushed_without_provenance_or_after_a_change", not_released),
     Test::both("refused_pushes_say_why", refused),
 ];
@@ -144,6 +147,32 @@ fn layout(lab: &Lab) -> Result<()> {
     equal("files afterwards", &tree(&lab.path("put"))?, &names)?;
     fs::create_dir(lab.path("empty"))?;
     export("oci:empty")?.exits(0).map(drop)
+}
+
+fn image(lab: &Lab) -> Result<()> {
+    // What a build would make: here it comes in and goes out again.
+    let made = oci_layout(&lab.path("made"), &[root(&read(&lab.probe()?)?)?])?;
+    let body = input("made", &format!("path = '{}'", lab.path("made").display()), "/build/made", false)
+        + &sh("copy", "cp -r /build/made /build/image")
+        + &output("image", "/build/image");
+    let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
+    let registry = start(lab)?;
+    let to = format!("docker://{}/out/image:v1", registry.host());
+    let said = said(&registry.push(&ran.out, &to).arg("--json").end()?.exits(0)?)?;
+    equal("manifest", &digest(&said["manifest"])?, &made)?;
+    // skopeo takes it for an image, and so do we.
+    let inspect = ["inspect", "--creds", crate::registry::LOGIN, &to];
+    let seen: Value = serde_json::from_slice(&registry.skopeo(&inspect)?.exits(0)?.stdout)?;
+    equal("digest", &digest(&seen["Digest"])?, &made)?;
+    referrer(&registry, "out/image", &made)?;
+    let pinned = format!("docker://{}/out/image:v1@sha256:{made}", registry.host());
+    let job = lab.job_of(&pinned, &exec("a", &["/bin/probe", "cat", "/etc/os-release"]))?;
+    let text = registry.run(&job).end()?.ended(&SUCCEEDED)?.log_text("0-a.stdout")?;
+    equal("file of the image", &text, &"ID=tiny\n".to_owned())?;
+    // Beside another output, or as a tree of anything else, it is refused.
+    let body = sh("make", "mkdir dist; echo x > dist/x") + &output("dist", "/build/dist");
+    let tree = lab.run_job(&body)?.ended(&SUCCEEDED)?;
+    registry.push(&tree.out, &to).end()?.exits(64)?.says(&["export.refused", "form = \"tar.zst\""]).map(drop)
 }
 
 fn not_released(lab: &Lab) -> Result<()> {

@@ -24,6 +24,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("bytes_that_the_registry_lost_or_changed_are_refused", lost),
     Test::both("image_for_another_platform_and_schema_1_are_refused", not_for_us),
     Test::both("cancelled_pull_leaves_nothing", cancelled),
+    Test::both("pin_writes_the_digest_that_a_tag_has_now", pin),
 ];
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
@@ -375,5 +376,24 @@ fn cancelled(lab: &Lab) -> Result<()> {
     let ran = live.end()?.exits(3)?.says(&["job.cancelled"])?;
     ensure!(ran.took < Duration::from_secs(20) && !ran.out.exists(), "{:?}", ran.took);
     registry.signal(Signal::CONT)?;
+    registry.run(&job).end()?.ended(&SUCCEEDED).map(drop)
+}
+
+fn pin(lab: &Lab) -> Result<()> {
+    let registry = start(lab)?;
+    let [lower, upper] = layers(lab)?;
+    oci_layout(&lab.path("layout"), &[lower.clone(), upper])?;
+    let digest = registry.copy("oci:layout:base", "team/base:v1", &["--format", "oci"])?;
+    let job = lab.job_of(&format!("docker://{}/team/base:v1", registry.host()), &body())?;
+    let pin = || lab.ampoule().arg("pin").arg(&job).arg("--sources").arg(lab.sources());
+    pin().end()?.exits(77)?.says(&["input.source_denied", "401", "team/base:v1"])?;
+    let auth = registry.path("auth.json");
+    pin().arg("--registry-auth").arg(&auth).end()?.exits(0)?;
+    let text = fs::read_to_string(&job)?;
+    ensure!(text.contains(&format!("team/base:v1@sha256:{digest}\"")), "{text}");
+    // The tag moves, and the job does not.
+    oci_layout(&lab.path("other"), &[lower])?;
+    let moved = registry.copy("oci:other:base", "team/base:v1", &["--format", "oci"])?;
+    ensure!(moved != digest, "the tag has not moved");
     registry.run(&job).end()?.ended(&SUCCEEDED).map(drop)
 }
