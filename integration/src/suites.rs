@@ -10,6 +10,7 @@ mod evidence;
 mod exits;
 mod git;
 mod images;
+mod imports;
 mod inputs;
 mod isolation;
 mod limits;
@@ -41,6 +42,7 @@ use anyhow::Result;
 pub(crate) const ALL: &[Suite] = &[
     Suite { name: "teardown", tests: teardown::TESTS },
     Suite { name: "crash", tests: crash::TESTS },
+    Suite { name: "imports", tests: imports::TESTS },
     Suite { name: "stuck", tests: stuck::TESTS },
     Suite { name: "soak", tests: soak::TESTS },
     Suite { name: "weak", tests: weak::TESTS },
