@@ -87,6 +87,7 @@ impl Pull<'_> {
         let content = Content::OciLayer { sha256: layer.sha256 };
         let watch = &self.options.watch;
         watch.about(format_args!("layer sha256:{:.12}", layer.sha256.to_string()));
+        watch.expects(layer.bytes);
         let (received, imported) = std::thread::scope(|scope| {
             let receiving = scope.spawn(move || {
                 let mut out = UntilCancelled { out: File::from(write), cancel: self.cancel, watch };

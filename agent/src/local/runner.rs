@@ -241,7 +241,8 @@ impl Runner {
         // Else ours must be closed by now: a pipe ends only when nobody else holds it.
         while self.watch.is_watched() && !self.is_answered() {
             if meter.is_due() {
-                let (bytes, total) = file.as_ref().map_or_else(|| (self.watch.piped(), None), how_far);
+                let (bytes, total) =
+                    file.as_ref().map_or_else(|| (self.watch.piped(), self.watch.expected()), how_far);
                 meter.at(bytes, total);
             }
         }

@@ -63,6 +63,8 @@ struct Shared {
     tell: Box<Tell>,
     what: Mutex<String>,
     piped: AtomicU64,
+    /// 0: nobody knows.
+    expected: AtomicU64,
 }
 
 impl fmt::Debug for Watch {
@@ -74,8 +76,8 @@ impl fmt::Debug for Watch {
 impl Watch {
     /// Tells `tell` from the thread that works.
     pub fn new(tell: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
-        let (what, piped) = (Mutex::default(), AtomicU64::new(0));
-        Self(Some(Arc::new(Shared { tell: Box::new(tell), what, piped })))
+        let (what, piped, expected) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Self(Some(Arc::new(Shared { tell: Box::new(tell), what, piped, expected })))
     }
 
     /// Whether somebody looks.
@@ -88,6 +90,7 @@ impl Watch {
         if let Some(shared) = &self.0 {
             *shared.what.lock().unwrap_or_else(PoisonError::into_inner) = what.to_string();
             shared.piped.store(0, Ordering::Relaxed);
+            shared.expected.store(0, Ordering::Relaxed);
         }
     }
 
@@ -96,6 +99,19 @@ impl Watch {
         if let Some(shared) = &self.0 {
             shared.piped.fetch_add(bytes as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Says how many bytes will pass.
+    pub(super) fn expects(&self, bytes: u64) {
+        if let Some(shared) = &self.0 {
+            shared.expected.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// How many will, if that is known.
+    pub(super) fn expected(&self) -> Option<u64> {
+        let shared = self.0.as_ref()?;
+        Some(shared.expected.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
 
     /// How many bytes have passed since something was named.
@@ -188,6 +204,18 @@ mod tests {
         };
         assert_eq!(*end, expected);
         assert!(told.iter().rev().skip(1).all(|progress| !progress.ended));
+    }
+
+    #[test]
+    fn what_passes_is_counted_for_what_was_named_last() {
+        let watch = Watch::new(|_| ());
+        watch.about("layer a");
+        watch.expects(9);
+        watch.passed(4);
+        watch.passed(3);
+        assert_eq!((watch.piped(), watch.expected()), (7, Some(9)));
+        watch.about("input b");
+        assert_eq!((watch.piped(), watch.expected()), (0, None));
     }
 
     #[test]
