@@ -12,7 +12,7 @@ use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, parse};
 use crate::registry::AuthFile;
 use crate::sources::Policy;
-use ampoule_spec::{Code, Sha256};
+use ampoule_spec::Code;
 use edit::Document;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub struct Pinned {
     pub field: String,
     /// What it names: an image, a URL without its query, or a path.
     pub what: String,
-    /// What it is pinned to.
+    /// What it is pinned to: `sha256:` and digits, or the id of a commit.
     pub pin: String,
     /// Where it was looked up, if that is another place.
     pub from: Option<String>,
@@ -95,7 +95,7 @@ impl PinFile {
         // Whatever else is wrong is said before anything is fetched.
         let mut draft = file.document.clone();
         for unpinned in file.document.unpinned() {
-            draft.pin(&unpinned, &Sha256::new([0; 32]));
+            draft.pin(&unpinned, &unpinned.draft());
         }
         parse(draft.text().as_bytes(), &file.name)?;
         Ok(file)
@@ -124,14 +124,14 @@ impl PinFile {
         let mut done = Vec::new();
         for one in unpinned {
             let failed = |source| PinError::Source { field: one.field().to_owned(), source };
-            let (sha256, from) = resolver.resolve(&one).map_err(failed)?;
-            self.document.pin(&one, &sha256);
+            let (digits, from) = resolver.resolve(&one).map_err(failed)?;
+            self.document.pin(&one, &digits);
             let what = one.what().to_owned();
             let pinned = Pinned {
                 field: one.field().to_owned(),
                 from: from.filter(|from| *from != what),
                 what,
-                pin: format!("sha256:{sha256}"),
+                pin: one.spelt(&digits),
             };
             say(&pinned);
             done.push(pinned);

@@ -82,6 +82,40 @@ run   = [ "true" , ]
 }
 
 #[test]
+fn commit_takes_the_place_of_a_branch_and_stands_beside_a_tag() {
+    for (written, pinned) in [
+        (
+            "git = { url = \"https://h/r\", ref = \"main\" } # why",
+            "git = { url = \"https://h/r\", commit = \"ID\" } # why",
+        ),
+        (
+            "git = { branch = \"b\", url = \"https://h/r\" }",
+            "git = { url = \"https://h/r\", commit = \"ID\" }",
+        ),
+        (
+            "git = { url = \"https://h/r\", tag = \"v1\", allowed_signers = \"s\" }",
+            "git = { url = \"https://h/r\", tag = \"v1\", allowed_signers = \"s\", commit = \"ID\" }",
+        ),
+        (
+            "[input.git]\nurl = \"https://h/r\"\nrev = \"v1\"",
+            "[input.git]\nurl = \"https://h/r\"\ncommit = \"ID\"",
+        ),
+        ("git.url = \"https://h/r\"\ngit.ref = \"v1\"", "git.url = \"https://h/r\"\ngit.commit = \"ID\""),
+    ] {
+        let text = format!("[[input]]\nname = \"a\"\n{written}\n");
+        let mut document = Document::parse(&text).unwrap();
+        let found = document.unpinned();
+        assert_eq!(found.len(), 1, "{text}");
+        document.pin(&found[0], "ID");
+        assert_eq!(document.text(), text.replace(written, pinned));
+        assert_eq!(document.unpinned(), []);
+    }
+    // Which of two is meant is for people.
+    let two = "[[input]]\ngit = { url = \"https://h/r\", ref = \"a\", branch = \"b\" }\n";
+    assert_eq!(Document::parse(two).unwrap().unpinned(), []);
+}
+
+#[test]
 fn inputs_in_one_list_and_tables_over_lines_are_pinned_too() {
     let job = "ampoule = 1\nname = \"j\"\nimage = \"host\"\n\
                input = [{ name = \"a\", mount = \"/build/a\", tar = { path = \"a.tar\" } }]\n\

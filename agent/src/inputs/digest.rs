@@ -5,6 +5,7 @@ use super::fetch::{Fetched, Fetcher, scratch};
 use super::url::without_query;
 use crate::sources::Purpose;
 use ampoule_spec::Sha256;
+use reqwest::Url;
 use std::fs::OpenOptions;
 
 impl Fetcher {
@@ -20,14 +21,21 @@ impl Fetcher {
             reason: "no place has it".to_owned(),
         })?;
         if place.scheme() == "http" && self.guard().check(Purpose::Http, &place)?.is_none() {
-            return Err(InputError::Denied {
-                url: without_query(&place),
-                reason: "nothing is pinned over plain http: anybody on the way could choose the bytes; use https, list the origin in \
-                         a sources file, or check the bytes yourself and write sha256 = \"DIGEST\""
-                    .to_owned(),
-            });
+            return Err(InputError::unpinnable(&place));
         }
         let nowhere = OpenOptions::new().write(true).open("/dev/null").map_err(scratch)?;
         self.take(place, &nowhere).await
+    }
+}
+
+impl InputError {
+    /// Nothing is pinned over plain `http` from who is not listed.
+    pub(crate) fn unpinnable(url: &Url) -> Self {
+        Self::Denied {
+            url: without_query(url),
+            reason: "nothing is pinned over plain http: anybody on the way could choose what; use https, list the origin in \
+                     a sources file, or look yourself and write the digest"
+                .to_owned(),
+        }
     }
 }

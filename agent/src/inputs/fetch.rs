@@ -102,7 +102,7 @@ impl Fetcher {
         Arc::clone(&self.counted)
     }
 
-    pub(super) fn guard(&self) -> &Guard {
+    pub(crate) fn guard(&self) -> &Guard {
         &self.guard
     }
 

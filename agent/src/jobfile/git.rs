@@ -104,7 +104,10 @@ fn commit(table: &Table<'_>, whole: &Value<'_>) -> Result<GitId> {
 }
 
 fn unpinned(value: &Value<'_>, reason: &str) -> JobFileError {
-    value.unpinned(reason, "name the commit: commit = \"40 DIGITS\"; `git ls-remote URL REF` prints them")
+    value.unpinned(
+        reason,
+        "run `ampoule pin`, or name the commit: commit = \"40 DIGITS\"; `git ls-remote URL REF` prints them",
+    )
 }
 
 fn tag(value: &Value<'_>, has_signers: bool) -> Result<String> {

@@ -3,8 +3,11 @@
 use super::intake::unusable;
 use super::watch::{Watch, Work};
 use super::{Cancel, LocalError, Note, Options};
-use crate::inputs::{FetchOptions, Fetcher, PassedOver, scratch_file};
-use crate::jobfile::{ArtifactPlace, InputPlan, SourcePlan};
+use crate::git::GitPlace;
+use crate::inputs::{FetchOptions, Fetcher, InputError, PassedOver, scratch_file};
+use crate::jobfile::{ArtifactPlace, ImagePlan, InputPlan, SourcePlan, git_url};
+use crate::registry;
+use crate::sources::{Policy, Purpose};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::{Name, Sha256};
 use std::cell::RefCell;
@@ -20,6 +23,7 @@ const CLAIM: &str = "downloads";
 #[derive(Debug)]
 pub(super) struct Downloads {
     fetcher: Fetcher,
+    policy: Policy,
     cancel: Cancel,
     watch: Watch,
     /// Of the input at hand.
@@ -33,6 +37,7 @@ impl Downloads {
     pub(super) fn new(options: &Options, cancel: &Cancel) -> Self {
         Self {
             fetcher: Fetcher::new(FetchOptions::default(), options.sources.clone()),
+            policy: options.sources.clone(),
             cancel: cancel.clone(),
             watch: options.watch.clone(),
             passed: RefCell::default(),
@@ -54,8 +59,30 @@ impl Downloads {
                 ArtifactPlace::Url(url) => self.fetcher.places(url, &[]).map(drop)?,
                 ArtifactPlace::Path(_) => {}
             },
+            SourcePlan::Git(plan) => {
+                if let GitPlace::Url(url) = &plan.place {
+                    let wrong = |reason| InputError::Url { url: url.clone(), reason };
+                    let url = git_url(url).map_err(wrong)?;
+                    self.fetcher.guard().check(Purpose::Git, &url).map(drop)?;
+                }
+            }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// The same for the image.
+    pub(super) fn check_image(&self, image: &ImagePlan) -> Result<()> {
+        let ImagePlan::Registry { reference, pinned, .. } = image else { return Ok(()) };
+        let access = registry::Access::new(self.policy.clone(), None);
+        let url = registry::Session::new(&access, reference, registry::Purpose::Pull)?.url("manifests/")?;
+        let named = |error| match error {
+            InputError::Denied { reason, .. } => {
+                InputError::Denied { url: format!("{reference}@sha256:{pinned}"), reason }
+            }
+            other => other,
+        };
+        self.fetcher.guard().check(Purpose::Registry, &url).map(drop).map_err(named)?;
         Ok(())
     }
 

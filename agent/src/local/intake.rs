@@ -43,6 +43,7 @@ pub(super) fn take_in(
 ) -> Result<TakenIn> {
     plan.inputs.iter().try_for_each(|input| keeps_our_secrets(input, options))?;
     let mut downloads = Downloads::new(options, cancel);
+    downloads.check_image(&plan.image)?;
     plan.inputs.iter().try_for_each(|input| downloads.check(input))?;
     options.watch.about("the image");
     if let Some(manifest) = take_image(&plan.image, runner, options, cancel, say)? {

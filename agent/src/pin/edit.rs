@@ -1,7 +1,6 @@
 //! The places of a job file where a digest is missing, and how it is written there.
 
 use crate::jobfile::ImageRef;
-use ampoule_spec::Sha256;
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 
 /// A place where a digest is missing.
@@ -21,7 +20,23 @@ pub(super) enum Kind {
     Http(usize, String),
     /// `tar` of an input: its place in the list, and the path.
     Tar(usize, String),
+    /// `git` of an input.
+    Git {
+        /// Its place in the list.
+        at: usize,
+        /// The repository; none: it lies here.
+        url: Option<String>,
+        /// The key that names what can change.
+        key: &'static str,
+        /// What it names.
+        name: String,
+    },
 }
+
+/// Keys of `git` that name what can change. A tag stays beside the commit, because its signature is looked at; the others
+/// give way to it.
+const MOVING: [&str; 4] = ["branch", "ref", "rev", TAG];
+const TAG: &str = "tag";
 
 impl Unpinned {
     /// The field, as in `input[0].http`.
@@ -29,9 +44,19 @@ impl Unpinned {
         &self.field
     }
 
-    /// What it names: an image, a URL without its query, or a path.
+    /// What it names: an image, a URL without its query, a repository and a name in it, or a path.
     pub fn what(&self) -> &str {
         &self.what
+    }
+
+    /// Digits that stand for the right ones before anybody is asked.
+    pub(super) fn draft(&self) -> String {
+        "0".repeat(if matches!(self.kind, Kind::Git { .. }) { 40 } else { 64 })
+    }
+
+    /// What it is pinned to, for people.
+    pub(super) fn spelt(&self, digits: &str) -> String {
+        if matches!(self.kind, Kind::Git { .. }) { digits.to_owned() } else { format!("sha256:{digits}") }
     }
 }
 
@@ -72,6 +97,10 @@ impl Document {
                 let what = url.split(['?', '#']).next().unwrap_or_default().to_owned();
                 found.push(Unpinned { field: field("http"), what, kind: Kind::Http(at, url) });
             }
+            if let Some((url, key, name)) = moving(input) {
+                let what = format!("{} {name}", url.as_deref().unwrap_or("a repository here"));
+                found.push(Unpinned { field: field("git"), what, kind: Kind::Git { at, url, key, name } });
+            }
             if let Some(path) = missing("tar", "path") {
                 found.push(Unpinned { field: field("tar"), what: path.clone(), kind: Kind::Tar(at, path) });
             }
@@ -80,18 +109,24 @@ impl Document {
     }
 
     /// Writes a digest into its place.
-    pub(super) fn pin(&mut self, unpinned: &Unpinned, sha256: &Sha256) {
+    pub(super) fn pin(&mut self, unpinned: &Unpinned, digits: &str) {
         match &unpinned.kind {
             Kind::Image => {
                 if let Some(value) = self.0.get_mut("image").and_then(Item::as_value_mut) {
                     let decor = value.decor().clone();
-                    let text = format!("{}@sha256:{sha256}", value.as_str().unwrap_or_default());
+                    let text = format!("{}@sha256:{digits}", value.as_str().unwrap_or_default());
                     *value = Value::from(text);
                     *value.decor_mut() = decor;
                 }
             }
-            Kind::Http(at, _) => self.add(*at, "http", sha256),
-            Kind::Tar(at, _) => self.add(*at, "tar", sha256),
+            Kind::Http(at, _) => self.add(*at, "http", "sha256", digits),
+            Kind::Tar(at, _) => self.add(*at, "tar", "sha256", digits),
+            Kind::Git { at, key, .. } => {
+                self.add(*at, "git", "commit", digits);
+                if *key != TAG {
+                    self.remove(*at, "git", key);
+                }
+            }
         }
     }
 
@@ -103,32 +138,60 @@ impl Document {
         }
     }
 
-    fn add(&mut self, at: usize, kind: &str, sha256: &Sha256) {
+    fn remove(&mut self, at: usize, kind: &str, key: &str) {
         let Some(inputs) = self.0.get_mut("input") else { return };
-        let value = Value::from(sha256.to_string());
+        if inputs.is_array_of_tables() {
+            let tables = inputs.as_array_of_tables_mut();
+            if let Some(source) = tables.and_then(|t| t.get_mut(at)?.get_mut(kind)?.as_table_like_mut()) {
+                source.remove(key);
+            }
+            return;
+        }
+        let input = inputs.as_array_mut().and_then(|array| array.get_mut(at)?.as_inline_table_mut());
+        if let Some(source) = input.and_then(|input| input.get_mut(kind)?.as_inline_table_mut()) {
+            source.remove(key);
+        }
+    }
+
+    fn add(&mut self, at: usize, kind: &str, key: &str, digits: &str) {
+        let Some(inputs) = self.0.get_mut("input") else { return };
+        let value = Value::from(digits);
         let source = if inputs.is_array_of_tables() {
             inputs.as_array_of_tables_mut().and_then(|tables| tables.get_mut(at)?.get_mut(kind))
         } else {
             let input = inputs.as_array_mut().and_then(|array| array.get_mut(at)?.as_inline_table_mut());
             if let Some(source) = input.and_then(|input| input.get_mut(kind)?.as_inline_table_mut()) {
-                append(source, value);
+                append(source, key, value);
             }
             return;
         };
         match source {
-            Some(Item::Value(Value::InlineTable(source))) => append(source, value),
+            Some(Item::Value(Value::InlineTable(source))) => append(source, key, value),
             Some(Item::Table(source)) => {
-                source.insert("sha256", Item::Value(value));
+                source.insert(key, Item::Value(value));
             }
             _ => {}
         }
     }
 }
 
+/// What a git input names that can change: repository, key and name.
+fn moving(input: &dyn TableLike) -> Option<(Option<String>, &'static str, String)> {
+    let source = input.get("git")?.as_table_like()?;
+    if source.contains_key("commit") {
+        return None;
+    }
+    let url = source.get("url").and_then(Item::as_str).map(str::to_owned);
+    let mut named = MOVING.iter().filter_map(|key| Some((*key, source.get(key)?.as_str()?)));
+    let (key, name) = named.next()?;
+    // Two of them may differ: which one is meant is for people.
+    named.next().is_none().then(|| (url, key, name.to_owned()))
+}
+
 /// Adds the digest behind the last key. What stood between that and the brace stands there still.
-fn append(source: &mut toml_edit::InlineTable, mut value: Value) {
+fn append(source: &mut toml_edit::InlineTable, key: &str, mut value: Value) {
     if source.is_dotted() {
-        source.insert("sha256", value);
+        source.insert(key, value);
         return;
     }
     let last = source.iter_mut().last().map(|(_, value)| value.decor_mut());
@@ -139,5 +202,5 @@ fn append(source: &mut toml_edit::InlineTable, mut value: Value) {
         value.decor_mut().set_suffix(suffix);
         last.set_suffix("");
     }
-    source.insert("sha256", value);
+    source.insert(key, value);
 }

@@ -1,10 +1,10 @@
 //! From a name to a digest: each kind of source has its own way.
 
 use super::edit::{Kind, Unpinned};
-use crate::inputs::{FetchOptions, Fetcher, InputError, OciLayout};
+use crate::git::resolve_ref;
+use crate::inputs::{FetchOptions, Fetcher, Guard, GuardOptions, InputError, OciLayout};
 use crate::registry::{Access, AuthFile, Reference, SCHEME, resolve_tag};
-use crate::sources::Policy;
-use ampoule_spec::Sha256;
+use crate::sources::{Policy, Purpose};
 use std::path::{Path, PathBuf};
 use tokio::runtime::Runtime;
 
@@ -12,32 +12,54 @@ use tokio::runtime::Runtime;
 pub(super) struct Resolver {
     fetcher: Fetcher,
     registries: Access,
+    guard: Guard,
     runtime: Runtime,
     /// Where relative paths are taken from.
     base: PathBuf,
 }
 
-/// A digest, and where it was looked up.
-type Found = (Sha256, Option<String>);
+/// A digest's digits, and where it was looked up.
+type Found = (String, Option<String>);
 
 impl Resolver {
     pub(super) fn new(policy: Policy, auth: Option<AuthFile>, base: PathBuf) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let registries = Access::new(policy.clone(), auth);
-        Ok(Self { fetcher: Fetcher::new(FetchOptions::default(), policy), registries, runtime, base })
+        let guard = Guard::new(policy.clone(), GuardOptions::default());
+        let fetcher = Fetcher::new(FetchOptions::default(), policy);
+        Ok(Self { fetcher, registries, guard, runtime, base })
     }
 
     pub(super) fn resolve(&self, unpinned: &Unpinned) -> Result<Found, InputError> {
         match &unpinned.kind {
             Kind::Image => self.image(unpinned.what()),
             Kind::Http(_, url) => self.download(url),
+            Kind::Git { url, name, .. } => self.commit(url.as_deref(), unpinned.what(), name),
             Kind::Tar(_, path) => self.file(Path::new(path)),
         }
     }
 
     fn download(&self, url: &str) -> Result<Found, InputError> {
         let (sha256, fetched) = self.runtime.block_on(self.fetcher.digest(url))?;
-        Ok((sha256, Some(fetched.final_url)))
+        Ok((sha256.to_string(), Some(fetched.final_url)))
+    }
+
+    fn commit(&self, url: Option<&str>, what: &str, name: &str) -> Result<Found, InputError> {
+        let here =
+            url.is_none_or(|url| url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:")));
+        let Some(url) = url.filter(|_| !here) else {
+            return Err(InputError::Refused {
+                what: what.to_owned(),
+                reason: "a repository here is not asked; run `git rev-parse NAME^{commit}` in it and write commit = \"ID\"".to_owned(),
+            });
+        };
+        let parsed = crate::jobfile::git_url(url);
+        let parsed = parsed.map_err(|reason| InputError::Url { url: what.to_owned(), reason })?;
+        if parsed.scheme() == "http" && self.guard.check(Purpose::Git, &parsed)?.is_none() {
+            return Err(InputError::unpinnable(&parsed));
+        }
+        let commit = self.runtime.block_on(resolve_ref(&self.guard, url, name))?;
+        Ok((commit.to_string(), None))
     }
 
     fn file(&self, path: &Path) -> Result<Found, InputError> {
@@ -56,7 +78,7 @@ impl Resolver {
         }
         if let Some(place) = image.strip_prefix("oci:") {
             let (dir, tag) = crate::jobfile::split_tag(place);
-            return Ok((OciLayout::open(&self.base.join(dir))?.digest(tag)?, None));
+            return Ok((OciLayout::open(&self.base.join(dir))?.digest(tag)?.to_string(), None));
         }
         if image.starts_with(SCHEME) {
             let refused = |e: crate::registry::ReferenceError| InputError::Refused {
@@ -64,7 +86,7 @@ impl Resolver {
                 reason: e.to_string(),
             };
             let (reference, _) = Reference::parse(image).map_err(refused)?;
-            return Ok((self.runtime.block_on(resolve_tag(&self.registries, &reference))?, None));
+            return Ok((self.runtime.block_on(resolve_tag(&self.registries, &reference))?.to_string(), None));
         }
         Err(InputError::Refused {
             what: image.to_owned(),

@@ -26,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("commit_or_tag_must_be_signed_by_an_allowed_signer", signed),
     Test::both("commits_that_cannot_be_had_end_with_their_own_status", refused),
     Test::both("git_server_that_is_not_listed_is_not_asked", denied),
+    Test::both("pin_writes_the_commit_of_a_branch_or_tag", pinned),
     Test::root("peer_that_lies_about_a_commit_gets_nothing_mounted", lying_peer),
 ];
 
@@ -283,6 +284,32 @@ fn denied(lab: &Lab) -> Result<()> {
         input("src", &source(&at(&server.url("r")), &commit, ""), "/build/src", false) + &sh("a", "true");
     lab.run_job(&body)?.exits(77)?.says(&["input.source_denied"])?;
     equal("requests", &server.requests().len(), &0)
+}
+
+fn pinned(lab: &Lab) -> Result<()> {
+    let commit = project(&lab.path("repositories/r"))?;
+    git(&lab.path("repositories/r"), &["tag", "-a", "-m", "first", "v1"]);
+    let server = GitServer::start(&lab.path("repositories"));
+    let url = server.url("r");
+    let pin = |job: &Path| lab.ampoule().arg("pin").arg(job).arg("--sources").arg(lab.sources()).end();
+    let job = |named: &str| {
+        let source = format!("git = {{ url = \"{url}\", {named} }}");
+        lab.job(&(input("src", &source, "/build/src", false) + &sh("a", "test -f /build/src/build")))
+    };
+    let denied = job("ref = \"v1\"")?;
+    // The lab's rules let no private address in, and nothing is pinned over plain http from who is not listed.
+    pin(&denied)?.exits(77)?.says(&["input[0].git", "input.source_denied"])?;
+    equal("requests", &server.requests().len(), &0)?;
+    lab.list(&url)?;
+    for named in ["ref = \"v1\"", "rev = \"HEAD\"", "ref = \"refs/tags/v1\""] {
+        let job = job(named)?;
+        lab.run(&job).end()?.exits(64)?.says(&["input.unpinned", "ampoule pin"])?;
+        pin(&job)?.exits(0)?.says(&[&commit])?;
+        let text = fs::read_to_string(&job)?;
+        ensure!(text.contains(&format!("git = {{ url = \"{url}\", commit = \"{commit}\" }}")), "{text}");
+        lab.run(&job).end()?.ended(&SUCCEEDED)?;
+    }
+    pin(&job("branch = \"none\"")?)?.exits(64)?.says(&["input.missing", "none"]).map(drop)
 }
 
 /// What the launcher is told, by somebody in the agent's place, of a commit and the tree that is said to be its.
