@@ -68,6 +68,11 @@ impl<'l> Faulty<'l> {
         bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
+    /// Another command of `ampoule` with that runner.
+    pub(crate) fn call(&self, command: &str) -> Call<'l> {
+        self.lab.call(&self.program).arg(command)
+    }
+
     /// `ampoule run JOB` with that runner.
     pub(crate) fn run(&self, job: &Path) -> Call<'l> {
         self.lab.run_with(&self.program, job)

@@ -18,8 +18,11 @@ use tempfile::TempDir;
 /// How long any one program under test may take on a loaded machine, before [`procs::patience`].
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The program that tries things inside a sandbox.
-const PROBE: [(&str, &str); 2] =
-    [("main.c", include_str!("probe/main.c")), ("attacks.c", include_str!("probe/attacks.c"))];
+const PROBE: [(&str, &str); 3] = [
+    ("main.c", include_str!("probe/main.c")),
+    ("attacks.c", include_str!("probe/attacks.c")),
+    ("poison.c", include_str!("probe/poison.c")),
+];
 
 /// What all tests share.
 pub(crate) struct Kit {

@@ -13,6 +13,7 @@ mod images;
 mod imports;
 mod inputs;
 mod isolation;
+mod liar;
 mod limits;
 mod logs;
 mod out;
@@ -27,6 +28,7 @@ mod run;
 mod soak;
 mod sources;
 mod step;
+mod store;
 mod stranger;
 mod stuck;
 mod teardown;
@@ -46,6 +48,8 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "stuck", tests: stuck::TESTS },
     Suite { name: "soak", tests: soak::TESTS },
     Suite { name: "weak", tests: weak::TESTS },
+    Suite { name: "store", tests: store::TESTS },
+    Suite { name: "liar", tests: liar::TESTS },
     Suite { name: "limits", tests: limits::TESTS },
     Suite { name: "outcomes", tests: outcomes::TESTS },
     Suite { name: "cancel", tests: cancel::TESTS },

@@ -15,6 +15,7 @@ use ampoule_spec::{Code, GIT_PROOF_BYTES_MAX, GitProof, ReadPolicy};
 use ampoule_store::worker::{self, RESULT_BYTES_MAX, WorkerResult};
 use ampoule_store::{Limits, Needed, Owner, Store, StoreError, receive};
 use ampoule_sys::process::{Child, End, Keep, Namespaces, Waited, Which, spawn, wait};
+use rustix::fs::FileType;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
@@ -45,6 +46,26 @@ pub(crate) fn proof(file: OwnedFd) -> Result<GitProof, Refusal> {
         return Err(wrong(format!("more than {GIT_PROOF_BYTES_MAX} bytes")));
     }
     serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))
+}
+
+/// A source is a file or a pipe: a device never ends, and a directory cannot be read. A file that is larger than an
+/// import may be is refused before a byte of it is read.
+pub(crate) fn examine(source: &OwnedFd, store: &Store) -> Result<(), Refusal> {
+    let stat = rustix::fs::fstat(source).map_err(|e| refuse(Code::JobInvalid, format!("the bytes: {e}")))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => Ok(()),
+        FileType::RegularFile => {
+            let bytes_max = store.limits().stream_bytes_max();
+            if u64::try_from(stat.st_size).is_ok_and(|bytes| bytes <= bytes_max) {
+                return Ok(());
+            }
+            let text = format!("the source has {} bytes; at most {bytes_max} are taken", stat.st_size);
+            Err(refuse(Code::InputRefused, text))
+        }
+        _ => {
+            Err(refuse(Code::JobInvalid, "the bytes came as a descriptor that is neither a file nor a pipe"))
+        }
+    }
 }
 
 /// Takes what `source` gives into the store, unless it is there, and holds it for the client. A [`Content::Git`] comes

@@ -202,6 +202,7 @@ impl Launcher {
             Request::Import(content) => {
                 let source =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no bytes came with it"))?;
+                import::examine(&source, &self.store)?;
                 let proof = match (&content, descriptors.next()) {
                     (Content::Git { .. }, Some(file)) => {
                         of_type(&file, FileType::RegularFile, "the commit objects")?;

@@ -293,11 +293,14 @@ int spin(int milliseconds, int processes);
 int stopped(int count, const char *marker);
 int room(long megabytes);
 int names(int count, int depth);
+/* poison.c */
+int poison(const char *dir, const char *name);
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *what = argc > 1 ? argv[1] : "", *one = argc > 2 ? argv[2] : "", *two = argc > 3 ? argv[3] : "";
     if (!strcmp(what, "self")) return self();
+    if (!strcmp(what, "poison")) return poison(one, two);
     if (!strcmp(what, "isolation")) return isolation(atoi(one));
     if (!strcmp(what, "forks")) return forks(atoi(one));
     if (!strcmp(what, "hog")) return hog();

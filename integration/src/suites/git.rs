@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use git_server::{Answer, GitServer, commit_all, git, git_raw, git_with, init};
 use serde_json::{Value, json};
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -334,11 +335,11 @@ fn lying_peer(lab: &Lab) -> Result<()> {
         let mut ask = content.clone();
         ask["ask"] = json!("import");
         match object {
-            None => launcher.say(&ask, &[&archive])?,
+            None => launcher.say(&ask, &[archive.as_fd()])?,
             Some(object) => {
                 let proof = json!({"object": hex(object), "links": []}).to_string();
                 let proof = File::open(lab.write("proof", proof)?)?;
-                launcher.say(&ask, &[&archive, &proof])?;
+                launcher.say(&ask, &[archive.as_fd(), proof.as_fd()])?;
             }
         }
         launcher.hear()
@@ -366,7 +367,7 @@ fn lying_peer(lab: &Lab) -> Result<()> {
     };
     let run = |tree: &str| -> Result<Value> {
         let file = File::open(lab.write("spec", spec(tree))?)?;
-        launcher.say(&json!({"ask": "run", "lifetime": false}), &[&file])?;
+        launcher.say(&json!({"ask": "run", "lifetime": false}), &[file.as_fd()])?;
         launcher.hear()
     };
     let reply = run(&"ab".repeat(32))?;

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -67,13 +67,12 @@ impl<'l> Launcher<'l> {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    pub(super) fn say(&self, message: &Value, files: &[&File]) -> Result<()> {
+    pub(super) fn say(&self, message: &Value, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = message.to_string();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         if !descriptors.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         sendmsg(&self.socket, &[IoSlice::new(bytes.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
@@ -89,7 +88,7 @@ impl<'l> Launcher<'l> {
             "steps": [{"name": "a", "cwd": "/build", "timeout_ms": 60_000, "run": ["sh", "-euc", script]}],
         });
         let path = self.lab.write(&format!("spec-{}.json", self.number), spec.to_string())?;
-        self.say(&json!({"ask": "run", "lifetime": false}), &[&File::open(path)?])?;
+        self.say(&json!({"ask": "run", "lifetime": false}), &[File::open(path)?.as_fd()])?;
         Ok(id)
     }
 

@@ -96,7 +96,7 @@ pub struct StoredObject {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KindCount {
-    /// `directory`, `file`, `archive`, `image-tar`, `oci-layer`, `oci-config`, `oci-manifest`; `shared` where several
+    /// `directory`, `file`, `archive`, `git`, `image-tar`, `oci-layer`, `oci-config`, `oci-manifest`; `shared` where several
     /// kinds name one object, `unnamed` where none does.
     pub kind: String,
     /// Objects.

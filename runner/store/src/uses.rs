@@ -129,8 +129,8 @@ impl Store {
 
 /// The kind of a content by the name of its index entry.
 pub(crate) fn kind_of(key: &str) -> &str {
-    const KINDS: [&str; 7] =
-        ["directory", "file", "archive", "image-tar", "oci-layer", "oci-config", "oci-manifest"];
+    const KINDS: [&str; 8] =
+        ["directory", "file", "archive", "git", "image-tar", "oci-layer", "oci-config", "oci-manifest"];
     KINDS
         .into_iter()
         .find(|kind| key.strip_prefix(kind).is_some_and(|rest| rest.starts_with('-')))
