@@ -19,6 +19,7 @@ mod logs;
 mod out;
 mod outcomes;
 mod outputs;
+mod poison;
 mod pool;
 mod progress;
 mod push;
@@ -49,6 +50,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "soak", tests: soak::TESTS },
     Suite { name: "weak", tests: weak::TESTS },
     Suite { name: "store", tests: store::TESTS },
+    Suite { name: "poison", tests: poison::TESTS },
     Suite { name: "liar", tests: liar::TESTS },
     Suite { name: "limits", tests: limits::TESTS },
     Suite { name: "outcomes", tests: outcomes::TESTS },
