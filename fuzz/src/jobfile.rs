@@ -1,7 +1,8 @@
 //! A stranger's job file: an error that says where and what, or a job that the runner takes.
 
+use ampoule_agent::git::GitPlace;
 use ampoule_agent::jobfile::{JobPlan, SourcePlan, parse};
-use ampoule_spec::{Code, InputSource, JobId, Sha256};
+use ampoule_spec::{Code, GitSigner, InputSource, JobId, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,13 +14,36 @@ fn given(text: &str) -> BTreeMap<String, String> {
     lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-fn sources(plan: &JobPlan) -> Vec<InputSource> {
+/// What the inputs are when they have been taken in; none for what is not known without it, an upstream's provenance.
+fn sources(plan: &JobPlan) -> Option<Vec<InputSource>> {
+    plan.inputs.iter().map(|input| source(&input.source)).collect()
+}
+
+fn source(source: &SourcePlan) -> Option<InputSource> {
     let zero = Sha256::new([0; 32]);
-    let of = |source: &SourcePlan| match source {
-        SourcePlan::Path(path) if path.is_file() => InputSource::File { sha256: zero, executable: false },
-        other => other.pinned().unwrap_or(InputSource::Directory { tree: zero }),
-    };
-    plan.inputs.iter().map(|input| of(&input.source)).collect()
+    match source {
+        SourcePlan::Path(path) if path.is_file() => {
+            Some(InputSource::File { sha256: zero, executable: false })
+        }
+        SourcePlan::Path(_) => Some(InputSource::Directory { tree: zero }),
+        SourcePlan::Git(plan) => Some(InputSource::Git {
+            url: match &plan.place {
+                GitPlace::Url(url) => Some(url.clone()),
+                GitPlace::Path(_) => None,
+            },
+            commit: plan.commit,
+            submodules: plan.submodules,
+            tree: zero,
+            signer: plan.allowed_signers.is_some().then(|| GitSigner {
+                principal: "me@x".to_owned(),
+                key: "SHA256:k".to_owned(),
+                allowed_signers: zero,
+                tag: plan.tag.clone(),
+            }),
+        }),
+        SourcePlan::Attestation(_) => None,
+        pinned => Some(pinned.pinned().expect("what is pinned has a digest")),
+    }
 }
 
 /// Parses a job file and goes on as `ampoule run` would.
@@ -35,7 +59,7 @@ pub fn is_planned(data: &[u8]) -> bool {
     let good = planned.is_ok();
     match planned {
         Ok(plan) => {
-            let sources = sources(&plan);
+            let Some(sources) = sources(&plan) else { return true };
             // What parses would pass the runner's own check; `into_spec` makes it, and it is made again here.
             let spec = plan.into_spec(JobId::parse(ID).unwrap(), 1, sources).expect("a plan is a spec");
             spec.validate().expect("a spec of a plan is valid");
