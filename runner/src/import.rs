@@ -20,8 +20,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// The size of the pipe to a worker.
+const PIPE_BYTES: usize = 1 << 20;
 /// The exit status of a worker that has not read anything yet.
 const UNCONFINED: i32 = 70;
 /// With less room than this an import that failed is taken to have failed of that.
@@ -139,6 +141,8 @@ fn receive_into(
     };
     let (source_read, source_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
     let (result_read, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io("pipe"))?;
+    // Fewer turns of three processes. A user may have used up what he may have of larger pipes.
+    let _ = rustix::pipe::fcntl_setpipe_size(&source_write, PIPE_BYTES);
     let mut staging = store.begin(content).map_err(|e| store_refusal(&e))?;
     if let Some(proof) = proof {
         staging.prove(proof);
@@ -219,7 +223,9 @@ fn start(
         if confine(&theirs, &dir, privileged, limits).is_err() {
             return UNCONFINED;
         }
-        let answer = worker::run(content, source, dir, limits).to_json();
+        // Errors are those of the sync at the end.
+        let whole = |file: BorrowedFd<'_>| drop(ampoule_sys::writeback::begin(file));
+        let answer = worker::run_with(content, source, dir, limits, whole).to_json();
         i32::from(File::from(result).write_all(&answer).is_err())
     })
     .map_err(|e| {

@@ -4,6 +4,7 @@ use crate::limits::BUFFER_BYTES;
 use ampoule_spec::{Blake3, GitId, Sha256};
 use sha2::Digest as _;
 use std::io::{self, Read};
+use std::sync::mpsc::sync_channel;
 
 /// The domain of a directory's digest for the world.
 const WORLD: &[u8] = b"ampoule tree v1\0";
@@ -17,9 +18,23 @@ pub(crate) struct Both {
     pub(crate) blake3: Blake3,
 }
 
+/// From this size on a file's two digests are taken by two threads.
+const BESIDE_BYTES: u64 = 16 << 20;
+/// Buffers on their way between those threads.
+const IN_FLIGHT: usize = 3;
+
 /// Hashes streams one after another with one buffer.
 pub(crate) struct FileHasher {
     buffer: Vec<u8>,
+}
+
+/// Both digests of everything that can be read, and how many bytes that was; at most `bytes_max` + 1 are read.
+///
+/// # Errors
+/// Those of reading.
+pub fn digests(from: impl Read, bytes_max: u64) -> io::Result<(Sha256, Blake3, u64)> {
+    let (both, bytes) = FileHasher::new().hash_beside(from, bytes_max)?;
+    Ok((both.sha256, both.blake3, bytes))
 }
 
 impl FileHasher {
@@ -29,24 +44,84 @@ impl FileHasher {
 
     /// Both digests and the length of everything that can be read, at most `bytes_max` + 1 bytes of it.
     pub(crate) fn hash(&mut self, from: impl Read, bytes_max: u64) -> io::Result<(Both, u64)> {
-        let mut from = from.take(bytes_max.saturating_add(1));
+        if bytes_max >= BESIDE_BYTES {
+            return self.hash_beside(from, bytes_max);
+        }
+        self.hash_here(from, bytes_max)
+    }
+
+    /// SHA-256 alone.
+    pub(crate) fn sha256(&mut self, from: impl Read, bytes_max: u64) -> io::Result<(Sha256, u64)> {
+        let mut sha256 = sha2::Sha256::new();
+        let bytes = self.each(from, bytes_max, |part| sha256.update(part))?;
+        Ok((Sha256::new(sha256.finalize().into()), bytes))
+    }
+
+    /// The same as [`FileHasher::hash`], with BLAKE3 on another thread: the two together take as long as SHA-256.
+    /// Both still see each byte as it was read once.
+    fn hash_beside(&mut self, from: impl Read, bytes_max: u64) -> io::Result<(Both, u64)> {
+        let (full, to_hash) = sync_channel::<Vec<u8>>(IN_FLIGHT);
+        let (used, empty) = sync_channel::<Vec<u8>>(IN_FLIGHT);
+        std::thread::scope(|scope| {
+            let beside = move || {
+                let mut blake3 = blake3::Hasher::new();
+                for part in to_hash {
+                    blake3.update(&part);
+                    // Nobody wants it any more when the last of the file was read.
+                    let _ = used.try_send(part);
+                }
+                blake3
+            };
+            let Ok(beside) = std::thread::Builder::new().spawn_scoped(scope, beside) else {
+                return self.hash_here(from, bytes_max);
+            };
+            let mut sha256 = sha2::Sha256::new();
+            let mut sent = 0;
+            let bytes = self.each(from, bytes_max, |part| {
+                // The thread gives back what it took, so there are never more buffers than these.
+                let mut copy = if sent < IN_FLIGHT { Vec::new() } else { empty.recv().unwrap_or_default() };
+                sent += 1;
+                copy.clear();
+                copy.extend_from_slice(part);
+                // It ends only after us; if it panicked, joining it says so.
+                let _ = full.send(copy);
+                sha256.update(part);
+            });
+            drop(full);
+            let blake3 = beside.join().map_err(|_| io::Error::other("a hashing thread failed"))?;
+            Ok((both(sha256, &blake3), bytes?))
+        })
+    }
+
+    fn hash_here(&mut self, from: impl Read, bytes_max: u64) -> io::Result<(Both, u64)> {
         let (mut sha256, mut blake3) = (sha2::Sha256::new(), blake3::Hasher::new());
+        let bytes = self.each(from, bytes_max, |part| {
+            sha256.update(part);
+            blake3.update(part);
+        })?;
+        Ok((both(sha256, &blake3), bytes))
+    }
+
+    /// Reads everything, at most `bytes_max` + 1 bytes of it, and says how much that was.
+    fn each(&mut self, from: impl Read, bytes_max: u64, mut take: impl FnMut(&[u8])) -> io::Result<u64> {
+        let mut from = from.take(bytes_max.saturating_add(1));
         let mut bytes = 0_u64;
         loop {
             let count = match from.read(&mut self.buffer) {
-                Ok(0) => break,
+                Ok(0) => return Ok(bytes),
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let part = self.buffer.get(..count).unwrap_or_default();
-            sha256.update(part);
-            blake3.update(part);
+            take(self.buffer.get(..count).unwrap_or_default());
             bytes = bytes.saturating_add(count as u64);
         }
-        let sha256 = Sha256::new(sha256.finalize().into());
-        Ok((Both { sha256, blake3: Blake3::new(*blake3.finalize().as_bytes()) }, bytes))
     }
+}
+
+fn both(sha256: sha2::Sha256, blake3: &blake3::Hasher) -> Both {
+    let sha256 = Sha256::new(sha256.finalize().into());
+    Both { sha256, blake3: Blake3::new(*blake3.finalize().as_bytes()) }
 }
 
 /// What a name in a directory is. The bytes are those of the format.
@@ -227,6 +302,40 @@ impl Git {
         match hash.try_finalize() {
             sha1_checked::CollisionResult::Ok(id) => Some(GitId::new(id.into())),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_on_two_threads_are_those_of_one() {
+        for length in [0, 1, BUFFER_BYTES - 1, 5 * BUFFER_BYTES + 3, BESIDE_BYTES as usize + 1] {
+            let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let sha256 = Sha256::new(sha2::Sha256::digest(&bytes).into());
+            let blake3 = Blake3::new(*blake3::hash(&bytes).as_bytes());
+            let mut hasher = FileHasher::new();
+            let expected = (Both { sha256, blake3 }, length as u64);
+            assert_eq!(hasher.hash(bytes.as_slice(), 1 << 20).unwrap().1, expected.1.min((1 << 20) + 1));
+            assert_eq!(hasher.hash_beside(bytes.as_slice(), u64::MAX).unwrap(), expected);
+            assert_eq!(digests(bytes.as_slice(), u64::MAX).unwrap(), (sha256, blake3, expected.1));
+            assert_eq!(hasher.sha256(bytes.as_slice(), u64::MAX).unwrap(), (sha256, expected.1));
+        }
+    }
+
+    #[test]
+    fn error_of_reading_is_passed_on_by_both_ways() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
+        let mut hasher = FileHasher::new();
+        for bytes_max in [1, BESIDE_BYTES] {
+            assert_eq!(hasher.hash(Broken, bytes_max).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         }
     }
 }

@@ -49,6 +49,7 @@ pub mod worker;
 pub use archive_out::ArchiveWriter;
 pub use check::{Budget, Checked, ReadBack};
 pub use commit::Staging;
+pub use digest::digests;
 pub use error::StoreError;
 pub use lease::Lease;
 pub use limits::{DEPTH_MAX, DOCUMENT_BYTES_MAX, Limits, NAME_BYTES_MAX, PATH_BYTES_MAX, TARGET_BYTES_MAX};

@@ -14,7 +14,7 @@ use crate::outward;
 use crate::refusal::{Refusal, shown};
 use crate::walk::{Step, Walk, WalkError};
 use ampoule_spec::Sha256;
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::fs::File;
@@ -214,7 +214,7 @@ impl Packer<'_> {
                     }
                     EntryPath::parse(&path)?;
                     let entered = match nodes.last_mut() {
-                        Some(node) => self.entry(kind, current, node, &name, &path)?,
+                        Some(node) => self.entry(kind, current.as_fd(), node, &name, &path)?,
                         None => None,
                     };
                     self.packed.entries += 1;
@@ -292,7 +292,7 @@ impl Packer<'_> {
         self.header(b'0', path, b"", if executable { 0o755 } else { 0o644 }, size)?;
         let file = File::from(file);
         let mut tee = Tee { from: (&file).take(size), to: &mut *self.out, broken: None };
-        let hashed = self.hasher.hash(&mut tee, size);
+        let hashed = self.hasher.sha256(&mut tee, size);
         if let Some(error) = tee.broken {
             return Err(PackError::Write(error));
         }
@@ -304,7 +304,7 @@ impl Packer<'_> {
         }
         self.pad(size)?;
         let kind = if executable { NodeKind::Executable } else { NodeKind::File };
-        node.add(kind, name, Some(&digest.sha256));
+        node.add(kind, name, Some(&digest));
         Ok(())
     }
 

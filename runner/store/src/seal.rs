@@ -3,20 +3,27 @@
 //! Runs with the launcher's privilege on a tree that a taken-over worker may have made, so it parses nothing:
 //! it lists, examines, opens and hashes, by descriptor and single name. Nobody may write to the tree meanwhile:
 //! the worker is dead, and had no way to pass a descriptor on.
+//!
+//! One thread walks and keeps the order; files are read by several (`readers`), which is most of the work.
+
+mod readers;
+mod rules;
 
 use crate::beneath;
-use crate::digest::{Both, FileHasher, Meta, Node};
+use crate::digest::{Both, Meta, Node};
 use crate::error::StoreError;
 use crate::file_list::{FILES, Sink};
 use crate::limits::{Limits, TARGET_BYTES_MAX};
 use crate::refusal::{Refusal, shown};
 use crate::walk::{Step, Walk, WalkError};
 use ampoule_spec::Blake3;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Gid, Stat, Uid, XattrFlags};
+use readers::{Readers, Ticket};
+use rules::{Content, Rules};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicU64;
 
 /// How a worker marks a directory opaque, and how an ordinary user's store keeps it (overlayfs `userxattr`).
 pub(crate) const OPAQUE_BY_USER: &str = "user.overlay.opaque";
@@ -62,23 +69,30 @@ pub(crate) struct Sealed {
 
 /// A regular file with several names.
 struct Inode {
-    digest: Both,
-    bytes: u64,
+    content: Content,
     links: u64,
     seen: u64,
 }
 
+/// What the walk met, in its order.
+enum Event {
+    Enter(Meta),
+    Leave,
+    File(Ticket),
+    Known(Content),
+    Link(Meta, Vec<u8>),
+    Whiteout,
+}
+
+/// The most threads for one tree.
+const THREADS_MAX: usize = 4;
+/// The most events that wait for one before them: what bounds the memory when one file is very large.
+const WAITING_MAX: usize = 4096;
+
 pub(crate) struct Sealer {
-    owner: Owner,
-    shape: Shape,
-    limits: Limits,
-    /// Whether owners are shifted and opaque marks made the launcher's own. Once: when a tree is committed.
-    change: bool,
-    hasher: FileHasher,
-    inodes: HashMap<u64, Inode>,
-    sealed: Sealed,
-    /// Bytes that files may still have, each counted once.
-    bytes_left: u64,
+    rules: Rules,
+    /// That read files.
+    threads: usize,
     /// Where the list of files goes, if somebody wants one.
     list: Option<Sink>,
 }
@@ -98,19 +112,9 @@ fn list_failed(error: std::io::Error) -> StoreError {
 
 impl Sealer {
     pub(crate) fn new(owner: Owner, shape: Shape, limits: Limits, change: bool) -> Self {
-        let zero = Both { sha256: ampoule_spec::Sha256::new([0; 32]), blake3: Blake3::new([0; 32]) };
-        let sealed = Sealed { digest: zero, bytes: 0, entries: 0, whiteouts: 0, opaque: 0 };
-        Self {
-            owner,
-            shape,
-            limits,
-            change,
-            hasher: FileHasher::new(),
-            inodes: HashMap::new(),
-            sealed,
-            bytes_left: limits.bytes_max,
-            list: None,
-        }
+        let bytes_left = AtomicU64::new(limits.bytes_max);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        Self { rules: Rules { owner, shape, limits, change, bytes_left }, threads, list: None }
     }
 
     /// Has a list of the files written.
@@ -123,83 +127,103 @@ impl Sealer {
         mut self,
         root: OwnedFd,
     ) -> Result<(Sealed, Option<(Blake3, Blake3)>), StoreError> {
-        self.note(b"", None)?;
         let sealed = self.seal(root)?;
         let list = self.list.map(Sink::finish).transpose().map_err(list_failed)?;
         Ok((sealed, list.flatten()))
     }
 
-    fn note(&mut self, path: &[u8], file: Option<(u64, Blake3)>) -> Result<(), StoreError> {
-        match &mut self.list {
-            Some(list) => list.add(path, file).map_err(list_failed),
-            None => Ok(()),
-        }
-    }
-
     fn seal(&mut self, root: OwnedFd) -> Result<Sealed, StoreError> {
-        let entries_max = self.limits.entries_max;
+        let zero = Both { sha256: ampoule_spec::Sha256::new([0; 32]), blake3: Blake3::new([0; 32]) };
+        let sealed = Sealed { digest: zero, bytes: 0, entries: 0, whiteouts: 0, opaque: 0 };
+        std::thread::scope(|scope| {
+            let mut reading = Reading {
+                rules: &self.rules,
+                readers: Readers::new(scope, &self.rules, self.threads),
+                inodes: HashMap::new(),
+                events: VecDeque::new(),
+                nodes: Vec::new(),
+                sealed,
+                list: self.list.as_mut(),
+            };
+            let walked = reading.walk(root);
+            // What is wrong with an entry before the one that ended the walk is said, whoever reads it when.
+            reading.settle(0)?;
+            walked?;
+            if reading.inodes.values().any(|inode| inode.links != inode.seen) {
+                return Err(refuse(b".", "a file has a name outside the tree"));
+            }
+            Ok(reading.sealed)
+        })
+    }
+}
+
+/// A tree while it is read.
+struct Reading<'scope, 'env> {
+    rules: &'env Rules,
+    readers: Readers<'scope, 'env>,
+    inodes: HashMap<u64, Inode>,
+    /// What was met and not yet taken, by name and path.
+    events: VecDeque<(Vec<u8>, Vec<u8>, Event)>,
+    /// From the root to the directory of the event that is taken next.
+    nodes: Vec<Node>,
+    sealed: Sealed,
+    list: Option<&'env mut Sink>,
+}
+
+impl Reading<'_, '_> {
+    fn walk(&mut self, root: OwnedFd) -> Result<(), StoreError> {
+        let entries_max = self.rules.limits.entries_max;
         let walk_failed = |error: WalkError, path: &[u8]| match error {
             WalkError::TooDeep => Refusal::TooDeep { entry: shown(path) }.into(),
             WalkError::TooMany => Refusal::TooMany { entries_max }.into(),
             WalkError::Io(errno) => failed("list", path)(errno),
         };
-        let mut nodes = vec![Node::new(&self.directory(root.as_fd(), b".")?)];
+        let meta = self.rules.directory(root.as_fd(), b".")?;
+        self.events.push_back((Vec::new(), Vec::new(), Event::Enter(meta)));
         let mut walk = Walk::new(root, entries_max).map_err(|error| walk_failed(error, b"."))?;
         while let Some(step) = walk.next_step() {
             match step {
-                Step::Leave(name) => {
-                    let Some(digest) = nodes.pop().map(Node::finish) else { break };
-                    match nodes.last_mut() {
-                        Some(parent) => parent.add_dir(&name, &digest),
-                        None => self.sealed.digest = digest,
-                    }
-                }
+                Step::Leave(name) => self.events.push_back((name, Vec::new(), Event::Leave)),
                 Step::Name(name) => {
-                    self.sealed.entries += 1;
                     let path = walk.path(&name);
-                    let entered = match nodes.last_mut() {
-                        Some(node) => self.entry(&walk, node, &name, &path)?,
-                        None => None,
-                    };
-                    if let Some((dir, meta)) = entered {
-                        nodes.push(Node::new(&meta));
+                    let (event, dir) = self.entry(&walk, &name, &path)?;
+                    self.events.push_back((name.clone(), path.clone(), event));
+                    if let Some(dir) = dir {
                         walk.enter(name, dir).map_err(|error| walk_failed(error, &path))?;
                     }
                 }
             }
+            self.settle(WAITING_MAX)?;
         }
-        if self.inodes.values().any(|inode| inode.links != inode.seen) {
-            return Err(refuse(b".", "a file has a name outside the tree"));
-        }
-        Ok(self.sealed)
+        Ok(())
     }
 
-    /// One name: added to its directory's node, unless it is a directory to enter.
+    /// One name; a directory is to be entered.
     fn entry(
         &mut self,
         walk: &Walk,
-        node: &mut Node,
         name: &[u8],
         path: &[u8],
-    ) -> Result<Option<(OwnedFd, Meta)>, StoreError> {
+    ) -> Result<(Event, Option<OwnedFd>), StoreError> {
         let dir = walk.dir().map_err(failed("examine", path))?;
         let stat =
             rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("examine", path))?;
-        match FileType::from_raw_mode(stat.st_mode) {
+        let event = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let entered = beneath::open_dir(dir, name).map_err(failed("open", path))?;
-                let meta = self.directory(entered.as_fd(), path)?;
-                self.note(path, None)?;
-                return Ok(Some((entered, meta)));
+                let meta = self.rules.directory(entered.as_fd(), path)?;
+                return Ok((Event::Enter(meta), Some(entered)));
+            }
+            FileType::RegularFile if stat.st_nlink == 1 => {
+                let bytes = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+                Event::File(self.readers.want(dir, name, path, bytes))
             }
             FileType::RegularFile => {
                 let file = beneath::open_file(dir, name).map_err(failed("open", path))?;
-                let (meta, digest) = self.file(file, path)?;
-                self.note(path, Some((u64::try_from(stat.st_size).unwrap_or(u64::MAX), digest.blake3)))?;
-                node.add_file(meta.mode & 0o100 != 0, name, &meta, &digest);
+                Event::Known(self.file_of_many_names(file, path)?)
             }
             FileType::Symlink => {
-                let (uid, gid) = self.owners(&stat, path, |uid, gid| {
+                let owners = self.rules.owners(&stat, path, |uid, gid| {
                     rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
                 })?;
                 let target =
@@ -209,172 +233,103 @@ impl Sealer {
                     return Err(refuse(path, "a link with an odd target or several names"));
                 }
                 // Linux has no modes for links; some file systems invent them.
-                node.add_link(name, &self.meta(&stat, 0o777, (uid, gid), path)?, target);
+                Event::Link(self.rules.meta(&stat, 0o777, owners, path)?, target.to_vec())
             }
             FileType::CharacterDevice
-                if self.shape == Shape::Layer && stat.st_rdev == 0 && stat.st_nlink == 1 =>
+                if self.rules.shape == Shape::Layer && stat.st_rdev == 0 && stat.st_nlink == 1 =>
             {
+                Event::Whiteout
+            }
+            _ => return Err(refuse(path, "a device, FIFO or socket")),
+        };
+        Ok((event, None))
+    }
+
+    /// Read under its first name, here: under the others it must be known already.
+    fn file_of_many_names(&mut self, file: OwnedFd, path: &[u8]) -> Result<Content, StoreError> {
+        let stat = self.rules.examine(file.as_fd(), path)?;
+        if let Some(inode) = self.inodes.get_mut(&stat.st_ino) {
+            inode.seen += 1;
+            // Its owner was shifted under its first name.
+            let owners = self.rules.shifted(&stat, path)?;
+            let meta = self.rules.meta(&stat, rules::mode_of(&stat), owners, path)?;
+            return Ok(Content { meta, ..inode.content });
+        }
+        let content = self.readers.read_now(file, &stat, path)?;
+        self.inodes.insert(stat.st_ino, Inode { content, links: content.meta.links.into(), seen: 1 });
+        Ok(content)
+    }
+
+    /// Takes events in their order as far as they are known, and waits for those that are not until no more than so
+    /// many are left.
+    fn settle(&mut self, waiting_max: usize) -> Result<(), StoreError> {
+        while let Some((name, path, event)) = self.events.pop_front() {
+            let event = match event {
+                Event::File(ticket) => match self.readers.take(ticket) {
+                    Some(content) => content.map(Event::Known),
+                    None if self.events.len() < waiting_max => {
+                        self.events.push_front((name, path, Event::File(ticket)));
+                        return Ok(());
+                    }
+                    None => self.readers.wait(ticket).map(Event::Known),
+                },
+                other => Ok(other),
+            };
+            let taken = event.and_then(|event| self.take(&name, &path, event));
+            if taken.is_err() {
+                // What comes behind is of no interest: the first in order is said.
+                self.events.clear();
+                return taken;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, name: &[u8], path: &[u8], event: Event) -> Result<(), StoreError> {
+        if let Event::Enter(meta) = &event {
+            self.note(path, None)?;
+            self.sealed.entries += u64::from(!self.nodes.is_empty());
+            self.sealed.opaque += u64::from(meta.opaque);
+            self.nodes.push(Node::new(meta));
+            return Ok(());
+        }
+        if let Event::Leave = event {
+            let Some(digest) = self.nodes.pop().map(Node::finish) else { return Ok(()) };
+            match self.nodes.last_mut() {
+                Some(parent) => parent.add_dir(name, &digest),
+                None => self.sealed.digest = digest,
+            }
+            return Ok(());
+        }
+        self.sealed.entries += 1;
+        if let Event::Known(content) = &event {
+            self.note(path, Some((content.bytes, content.digest.blake3)))?;
+            // Counted under each of its names: nothing else is the same for equal trees.
+            self.sealed.bytes = self.sealed.bytes.saturating_add(content.bytes);
+        }
+        let Some(node) = self.nodes.last_mut() else { return Ok(()) };
+        match &event {
+            Event::Known(content) => {
+                node.add_file(content.meta.mode & 0o100 != 0, name, &content.meta, &content.digest);
+            }
+            Event::Link(meta, target) => node.add_link(name, meta, target),
+            Event::Whiteout => {
                 self.sealed.whiteouts += 1;
                 node.add_whiteout(name);
             }
-            _ => return Err(refuse(path, "a device, FIFO or socket")),
+            // Taken above, or known before it comes here.
+            Event::Enter(_) | Event::Leave | Event::File(_) => {}
         }
-        Ok(None)
+        Ok(())
     }
 
-    fn directory(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<Meta, StoreError> {
-        let stat = rustix::fs::fstat(dir).map_err(failed("examine", path))?;
-        let owners = self.owners(&stat, path, |uid, gid| rustix::fs::fchown(dir, Some(uid), Some(gid)))?;
-        let opaque = self.opaque(dir, path)?;
-        if opaque {
-            self.sealed.opaque += 1;
+    fn note(&mut self, path: &[u8], file: Option<(u64, Blake3)>) -> Result<(), StoreError> {
+        match &mut self.list {
+            Some(list) => list.add(path, file).map_err(list_failed),
+            None => Ok(()),
         }
-        let mode = stat.st_mode & 0o7777;
-        let good = match self.shape {
-            Shape::Input { .. } => mode == 0o755,
-            Shape::Image | Shape::Layer => mode & 0o6700 == 0o700,
-        };
-        if !good {
-            return Err(refuse(path, "a directory with an odd mode"));
-        }
-        // A directory's links are its subdirectories, as some file systems count them and others do not.
-        Ok(Meta { links: 0, opaque, ..self.meta(&stat, mode, owners, path)? })
-    }
-
-    fn file(&mut self, file: OwnedFd, path: &[u8]) -> Result<(Meta, Both), StoreError> {
-        let stat = rustix::fs::fstat(&file).map_err(failed("examine", path))?;
-        let mode = stat.st_mode & 0o7777;
-        let good = match self.shape {
-            Shape::Input { .. } => matches!(mode, 0o644 | 0o755),
-            Shape::Image | Shape::Layer => mode & 0o6400 == 0o400,
-        };
-        if !good || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(refuse(path, "a file with an odd mode"));
-        }
-        if !self.attributes(file.as_fd(), path)?.is_empty() {
-            return Err(refuse(path, "a file with extended attributes"));
-        }
-        if let Some(inode) = self.inodes.get_mut(&stat.st_ino) {
-            inode.seen += 1;
-            let (digest, bytes) = (inode.digest, inode.bytes);
-            self.sealed.bytes = self.sealed.bytes.saturating_add(bytes);
-            // Its owner was shifted under its first name.
-            let owners = self.shifted(&stat, path)?;
-            return Ok((self.meta(&stat, mode, owners, path)?, digest));
-        }
-        let owners = self.owners(&stat, path, |uid, gid| rustix::fs::fchown(&file, Some(uid), Some(gid)))?;
-        let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        // Counted under each of its names: nothing else is the same for equal trees.
-        self.sealed.bytes = self.sealed.bytes.saturating_add(size);
-        self.bytes_left = self
-            .bytes_left
-            .checked_sub(size)
-            .ok_or(Refusal::TooLarge { bytes_max: self.limits.bytes_max })?;
-        let meta = self.meta(&stat, mode, owners, path)?;
-        let (digest, bytes) = self
-            .hasher
-            .hash(File::from(file), size)
-            .map_err(|error| failed("read", path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        if bytes != size {
-            return Err(refuse(path, "a file that changes while it is read"));
-        }
-        if meta.links > 1 {
-            self.inodes.insert(stat.st_ino, Inode { digest, bytes, links: meta.links.into(), seen: 1 });
-        }
-        Ok((meta, digest))
-    }
-
-    fn meta(&self, stat: &Stat, mode: u32, owners: (u32, u32), path: &[u8]) -> Result<Meta, StoreError> {
-        let mtime_nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-        if let Shape::Input { epoch } = self.shape
-            && (i64::try_from(epoch) != Ok(stat.st_mtime) || mtime_nanos != 0)
-        {
-            return Err(refuse(path, "a time that is not the input's"));
-        }
-        Ok(Meta {
-            mode,
-            uid: owners.0,
-            gid: owners.1,
-            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-            mtime: stat.st_mtime,
-            mtime_nanos,
-            opaque: false,
-        })
-    }
-
-    /// The ids as they are on disk when the tree is committed; `shift` gives them to the entry if they change.
-    fn owners(
-        &self,
-        stat: &Stat,
-        path: &[u8],
-        shift: impl FnOnce(Uid, Gid) -> Result<(), Errno>,
-    ) -> Result<(u32, u32), StoreError> {
-        let (Owner::Mapped { base }, true) = (self.owner, self.change) else {
-            return self.shifted(stat, path);
-        };
-        let own = |id: u32| id.checked_sub(base).filter(|id| *id < OWNERS);
-        let (Some(uid), Some(gid)) = (own(stat.st_uid), own(stat.st_gid)) else {
-            return Err(refuse(path, "an owner outside the worker's range"));
-        };
-        if base != 0 {
-            shift(Uid::from_raw(uid), Gid::from_raw(gid)).map_err(failed("set the owner", path))?;
-        }
-        self.allowed((uid, gid), path)
-    }
-
-    /// The ids of an entry that was shifted before.
-    fn shifted(&self, stat: &Stat, path: &[u8]) -> Result<(u32, u32), StoreError> {
-        match self.owner {
-            Owner::Own if stat.st_uid == rustix::process::geteuid().as_raw() => Ok((0, 0)),
-            Owner::Mapped { .. } if stat.st_uid < OWNERS && stat.st_gid < OWNERS => {
-                self.allowed((stat.st_uid, stat.st_gid), path)
-            }
-            _ => Err(refuse(path, "an owner that is not the store's")),
-        }
-    }
-
-    fn allowed(&self, owners: (u32, u32), path: &[u8]) -> Result<(u32, u32), StoreError> {
-        match self.shape {
-            Shape::Input { .. } if owners != (0, 0) => Err(refuse(path, "an owner on an input")),
-            _ => Ok(owners),
-        }
-    }
-
-    /// Whether a directory is opaque; a launcher's mark is put in place of the worker's.
-    fn opaque(&self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<bool, StoreError> {
-        let names = self.attributes(dir, path)?;
-        let change = self.change && self.owner != Owner::Own;
-        let wanted = if self.change || self.owner == Owner::Own { OPAQUE_BY_USER } else { OPAQUE_BY_ROOT };
-        match names.as_slice() {
-            [] => return Ok(false),
-            [one] if self.shape == Shape::Layer && one == wanted.as_bytes() => {}
-            _ => return Err(refuse(path, "a directory with extended attributes")),
-        }
-        let mut value = [0_u8; 2];
-        let length = rustix::fs::fgetxattr(dir, wanted, &mut value).map_err(failed("examine", path))?;
-        if value.get(..length) != Some(b"y") {
-            return Err(refuse(path, "an opaque mark with an odd value"));
-        }
-        if change {
-            rustix::fs::fsetxattr(dir, OPAQUE_BY_ROOT, b"y", XattrFlags::empty())
-                .and_then(|()| rustix::fs::fremovexattr(dir, OPAQUE_BY_USER))
-                .map_err(failed("mark a directory opaque", path))?;
-        }
-        Ok(true)
-    }
-
-    /// The names of an entry's extended attributes, without the label that a security module gives everything.
-    fn attributes(&self, fd: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, StoreError> {
-        let mut buffer = [0_u8; 1024];
-        let length = match rustix::fs::flistxattr(fd, &mut buffer) {
-            Ok(length) => length,
-            Err(Errno::NOTSUP) => 0,
-            Err(Errno::RANGE | Errno::TOOBIG) => return Err(refuse(path, "many extended attributes")),
-            Err(errno) => return Err(failed("examine", path)(errno)),
-        };
-        let names = buffer.get(..length).unwrap_or_default().split(|byte| *byte == 0);
-        let ours =
-            |name: &&[u8]| !name.is_empty() && !matches!(*name, b"security.selinux" | b"security.SMACK64");
-        Ok(names.filter(ours).map(<[u8]>::to_vec).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,10 @@
 //! Walking a tree by descriptor: in order of names, without recursion, with bounded descriptors and memory.
 
 use crate::limits::DEPTH_MAX;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::Dir;
 use rustix::io::Errno;
+use std::sync::Arc;
 
 /// Why a walk cannot go on.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub(crate) enum Step {
 }
 
 struct Frame {
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
     name: Vec<u8>,
     /// Names not given yet, the smallest last.
     names: Vec<Vec<u8>>,
@@ -64,7 +65,7 @@ impl Walk {
             names.push(name.to_vec());
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        self.frames.push(Frame { dir, name, names });
+        self.frames.push(Frame { dir: Arc::new(dir), name, names });
         Ok(())
     }
 
@@ -77,8 +78,8 @@ impl Walk {
     }
 
     /// The current directory.
-    pub(crate) fn dir(&self) -> Result<BorrowedFd<'_>, Errno> {
-        self.frames.last().map(|frame| frame.dir.as_fd()).ok_or(Errno::BADF)
+    pub(crate) fn dir(&self) -> Result<&Arc<OwnedFd>, Errno> {
+        self.frames.last().map(|frame| &frame.dir).ok_or(Errno::BADF)
     }
 
     /// The path of a name in the current directory.

@@ -70,9 +70,7 @@ pub fn spawn(
     keep: Keep<'_>,
     body: impl FnOnce() -> i32,
 ) -> io::Result<Child> {
-    if !is_single_threaded()? {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    wait_for_threads()?;
     let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain integers, for which all-zero is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -100,6 +98,21 @@ pub fn spawn(
             Ok(Child { pid: i32::try_from(pid).unwrap_or(-1), pidfd })
         }
     }
+}
+
+/// How often the kernel's list is looked at until a thread that was joined has left it.
+const LOOKS: u32 = 400;
+
+/// That the calling process has one thread. pthread_join(3) returns when the other has given up its stack, a moment
+/// before it leaves the list; one that still runs does not leave at all.
+fn wait_for_threads() -> io::Result<()> {
+    for _ in 0..LOOKS {
+        if is_single_threaded()? {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
 /// Whether the calling process has exactly one thread: `/proc/self/task` has two links and one directory.

@@ -7,9 +7,12 @@ use crate::limits::BUFFER_BYTES;
 use crate::refusal::{Refusal, shown};
 use crate::stream::Stream;
 use crate::tar::{Archive, Entry, Kind};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::fs::File;
 use std::io::Write;
 
+/// Smaller files are left to the sync at the end, which writes them in one go.
+const WHOLE_BYTES: u64 = 256 << 10;
 /// Ids that the store keeps; a worker has no others.
 const OWNERS: u64 = 65_536;
 /// The prefix that makes a name in a layer a whiteout (OCI image-spec, "Representing Changes").
@@ -26,10 +29,12 @@ struct Unpacker {
     /// Headers that may still come: directories may come twice, so entries alone are no bound.
     headers_left: u64,
     devices_skipped: u64,
+    /// Is told of whole files.
+    whole: fn(BorrowedFd<'_>),
 }
 
 /// Unpacks all of `stream` into `place`.
-pub(super) fn unpack(stream: Stream, place: Place) -> Result<Claims, WorkError> {
+pub(super) fn unpack(stream: Stream, place: Place, whole: fn(BorrowedFd<'_>)) -> Result<Claims, WorkError> {
     let limits = *place.limits();
     let mut unpacker = Unpacker {
         archive: Archive::new(stream),
@@ -38,6 +43,7 @@ pub(super) fn unpack(stream: Stream, place: Place) -> Result<Claims, WorkError> 
         bytes_left: limits.bytes_max,
         headers_left: limits.entries_max.saturating_mul(2),
         devices_skipped: 0,
+        whole,
     };
     while let Some(entry) = unpacker.archive.next_entry()? {
         let left = unpacker.headers_left.checked_sub(1);
@@ -100,7 +106,12 @@ impl Unpacker {
             let part = self.buffer.get(..count).unwrap_or_default();
             file.write_all(part).map_err(|error| super::single::write_error(&error, path.bytes()))?;
         }
-        self.place.finish_file(&file.into(), path, with)
+        let file = OwnedFd::from(file);
+        self.place.finish_file(&file, path, with)?;
+        if entry.size >= WHOLE_BYTES {
+            (self.whole)(file.as_fd());
+        }
+        Ok(())
     }
 
     /// Root file systems come with device nodes for a `/dev` that every sandbox makes itself.

@@ -26,7 +26,7 @@ use crate::limits::Limits;
 use crate::refusal::{Refusal, shown};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, Sha256};
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +147,18 @@ fn clean(text: &str) -> String {
 /// The tree is complete when it returns [`WorkerResult::Done`], but not durable, and nobody relies on it before
 /// [`crate::Store::commit`]. It neither panics nor allocates by what the source announces.
 pub fn run(content: &Content, source: OwnedFd, staging: OwnedFd, limits: &Limits) -> WorkerResult {
-    match import(content, source, staging, limits) {
+    run_with(content, source, staging, limits, |_| {})
+}
+
+/// The same, and tells of every larger file that is whole, so that writing it to the disk can begin.
+pub fn run_with(
+    content: &Content,
+    source: OwnedFd,
+    staging: OwnedFd,
+    limits: &Limits,
+    whole: fn(BorrowedFd<'_>),
+) -> WorkerResult {
+    match import(content, source, staging, limits, whole) {
         Ok(claims) => WorkerResult::Done(claims),
         Err(error) => WorkerResult::failed(&error),
     }
@@ -158,6 +169,7 @@ fn import(
     source: OwnedFd,
     staging: OwnedFd,
     limits: &Limits,
+    whole: fn(BorrowedFd<'_>),
 ) -> Result<Claims, WorkError> {
     use crate::stream::Stream;
     use place::{Place, Policy};
@@ -165,19 +177,19 @@ fn import(
     match content {
         Content::Directory { epoch, .. } | Content::Git { epoch, .. } => {
             let place = Place::new(staging, Policy::Input { epoch: *epoch }, limits)?;
-            archive::unpack(Stream::plain(source, limits), place)
+            archive::unpack(Stream::plain(source, limits), place, whole)
         }
         Content::Archive { epoch, .. } => {
             let place = Place::new(staging, Policy::Input { epoch: *epoch }, limits)?;
-            archive::unpack(Stream::detect(source, limits)?, place)
+            archive::unpack(Stream::detect(source, limits)?, place, whole)
         }
         Content::ImageTar { .. } => {
             let place = Place::new(staging, Policy::Image, limits)?;
-            archive::unpack(Stream::detect(source, limits)?, place)
+            archive::unpack(Stream::detect(source, limits)?, place, whole)
         }
         Content::OciLayer { .. } => {
             let place = Place::new(staging, Policy::Layer, limits)?;
-            archive::unpack(Stream::detect(source, limits)?.hashed(), place)
+            archive::unpack(Stream::detect(source, limits)?.hashed(), place, whole)
         }
         Content::File { executable, epoch, .. } => {
             single::file(Stream::plain(source, limits), staging, *executable, *epoch, limits)
