@@ -185,19 +185,13 @@ fn take_input(
         // It has an intake of its own.
         SourcePlan::Git(_) => pinned,
         SourcePlan::Path(path) => {
-            importing();
             let file = open(path)?;
             let meta = file.metadata().map_err(|e| unusable(path, e))?;
             if meta.is_dir() {
-                return take_directory(
-                    path,
-                    &file,
-                    &input.exclude,
-                    epoch,
-                    runner,
-                    (cancel, downloads.watch()),
-                );
+                let ends = (cancel, downloads.watch());
+                return take_directory(path, &file, &input.exclude, epoch, runner, ends, importing);
             }
+            importing();
             let executable = meta.mode() & 0o100 != 0;
             let content = Content::File { sha256: None, executable, epoch };
             let sha256 = runner.import(content, file.into())?.sha256;
@@ -235,15 +229,33 @@ fn take_directory(
     epoch: u64,
     runner: &Runner,
     (cancel, watch): (&Cancel, &Watch),
+    importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
     let excludes = Excludes::new(exclude);
+    // Its digest first: a tree that is in the store need not be packed, unpacked and thrown away once more.
+    let refused = |error: PackError| RunnerError::Refused {
+        code: ampoule_spec::Code::InputRefused,
+        message: format!("{}: {error}", path.display()),
+    };
+    let excluded = |path: &[u8], is_dir: bool| excludes.has(path, is_dir);
+    let nobody = Watch::default();
+    let mut nowhere = UntilCancelled { out: std::io::sink(), cancel, watch: &nobody };
+    let digested = pack_filtered(dir.as_fd(), &mut nowhere, &excluded, &Limits::default());
+    if cancel.is_cancelled() {
+        return Err(LocalError::Cancelled);
+    }
+    let tree = digested.map_err(refused)?.tree;
+    if runner.find(Content::Directory { tree: Some(tree), epoch })?.is_some() {
+        return Ok(InputSource::Directory { tree });
+    }
+    importing();
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
     let (packed, imported) = std::thread::scope(|scope| {
         let packing = scope.spawn(|| {
             let out = UntilCancelled { out: File::from(write), cancel, watch };
             let mut out = BufWriter::with_capacity(256 << 10, out);
-            pack_filtered(dir.as_fd(), &mut out, &|path, dir| excludes.has(path, dir), &Limits::default())
+            pack_filtered(dir.as_fd(), &mut out, &excluded, &Limits::default())
         });
         let imported = runner.import(Content::Directory { tree: None, epoch }, read);
         (packing.join(), imported)
@@ -257,23 +269,19 @@ fn take_directory(
         }
         // The import failed, so nobody read the rest of the stream: its error is the cause.
         (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(error.into()),
-        (Ok(Err(error)), _) => Err(RunnerError::Refused {
-            code: ampoule_spec::Code::InputRefused,
-            message: format!("{}: {error}", path.display()),
-        }
-        .into()),
+        (Ok(Err(error)), _) => Err(refused(error).into()),
         _ => Err(RunnerError::OutOfTurn.into()),
     }
 }
 
 /// A stream that breaks off when the run is cancelled. What it was for is then no whole archive, and is refused.
-pub(super) struct UntilCancelled<'a> {
-    pub(super) out: File,
+pub(super) struct UntilCancelled<'a, W> {
+    pub(super) out: W,
     pub(super) cancel: &'a Cancel,
     pub(super) watch: &'a Watch,
 }
 
-impl Write for UntilCancelled<'_> {
+impl<W: Write> Write for UntilCancelled<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.cancel.is_cancelled() {
             return Err(std::io::Error::other("cancelled"));

@@ -27,6 +27,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("input_that_is_no_plain_tree_is_refused_by_name", odd_trees),
     Test::both("directory_is_taken_in_without_what_is_left_out", excluded),
     Test::both("input_changed_between_runs_is_another_input", changed),
+    Test::both("directory_that_is_in_the_store_is_only_read", unchanged),
     Test::root("import_worker_has_limits_and_no_privilege", worker),
 ];
 
@@ -380,5 +381,20 @@ fn changed(lab: &Lab) -> Result<()> {
         Ok(ran.statement("x.intoto.jsonl")?["predicate"]["buildDefinition"]["resolvedDependencies"][1]["digest"].clone())
     };
     ensure!(digest(&first)? != digest(&second)?, "two trees have one digest");
+    Ok(())
+}
+
+fn unchanged(lab: &Lab) -> Result<()> {
+    lab.write("src/a", "one")?;
+    let body = input("src", &from_path(&lab.path("src")), "/build/src", false) + &sh("a", "true");
+    let imports = |body: &str| -> Result<bool> {
+        Ok(lab.run_job(body)?.ended(&SUCCEEDED)?.stderr.contains("importing input src"))
+    };
+    ensure!(imports(&body)?, "the first use imports nothing");
+    ensure!(!imports(&body)?, "the second use imports what is there");
+    lab.write("src/a", "two")?;
+    ensure!(imports(&body)?, "what has changed is not imported");
+    // Another time of the same files is another tree on disk.
+    ensure!(imports(&("source_date_epoch = 7\n".to_owned() + &body))?, "another time is not imported");
     Ok(())
 }
