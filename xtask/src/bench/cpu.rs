@@ -1,5 +1,6 @@
 //! What a sandbox costs a real build: the processor time of compiling zstd, in a job and without one.
 
+use super::usage::children;
 use super::{build_release, median};
 use crate::shell;
 use anyhow::{Context, Result, ensure};
@@ -96,13 +97,4 @@ impl Place {
             steps.iter().take(2).filter_map(|step| step.pointer("/usage/cpu_micros")?.as_u64()).sum();
         Ok((micros as f64 / 1e6, whole))
     }
-}
-
-/// Processor time of all children that were waited for, in seconds.
-fn children() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let (_, fields) = stat.rsplit_once(") ").context("/proc/self/stat")?;
-    // cutime and cstime (proc_pid_stat(5)), in ticks of 1/100 s.
-    let ticks: f64 = fields.split(' ').skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-    Ok(ticks / 100.0)
 }

@@ -2,10 +2,19 @@
 
 mod contender;
 mod cpu;
+mod hashing;
+mod import;
+mod intake;
 mod launch;
+mod layout;
 mod rate;
+mod sizes;
 mod soak;
+mod staging;
 mod start;
+mod usage;
+mod verdict;
+mod volume;
 mod worker;
 
 use anyhow::Result;
@@ -42,6 +51,18 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 7)]
         runs: usize,
     },
+    /// An import of a Debian beside plain unpacking, umoci, podman and skopeo; hashing beside sha256sum and b3sum.
+    Import {
+        /// Measured runs of each contender.
+        #[arg(long, default_value_t = 7)]
+        runs: usize,
+    },
+    /// Whether a job's start depends on the size of what it is given, and what imports cost against size.
+    Staging {
+        /// Measured jobs of each kind, and a third of that of each import.
+        #[arg(long, default_value_t = 15)]
+        runs: usize,
+    },
     /// Times one command again and again, at the word of the parent.
     #[command(hide = true)]
     Worker {
@@ -60,6 +81,8 @@ pub(crate) fn run(root: &Path, bench: Bench) -> Result<bool> {
         Bench::Soak { jobs } => soak::run(root, jobs),
         Bench::Rate { rounds } => rate::run(root, rounds).map(|()| true),
         Bench::Cpu { runs } => cpu::run(root, runs).map(|()| true),
+        Bench::Import { runs } => import::run(root, runs),
+        Bench::Staging { runs } => staging::run(root, runs),
         Bench::Worker { job, argv } => worker::serve(&argv, job).map(|()| true),
     }
 }

@@ -107,7 +107,7 @@ pub(super) fn file_system(tree: &Path, file: &Path, size: &str) -> Command {
 }
 
 /// The mirror of Debian that the host's own apt uses.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let asked = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)"])
         .args(["Created-By: Packages", "Origin: Debian", "Label: Debian"])

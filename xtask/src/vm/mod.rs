@@ -9,6 +9,8 @@ mod image;
 mod machine;
 mod report;
 
+pub(crate) use image::mirror;
+
 use crate::shell::{self, Needed};
 use crate::test::count::Counts;
 use anyhow::{Result, ensure};
