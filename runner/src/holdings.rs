@@ -51,6 +51,10 @@ impl Holdings {
                 return Ok(None);
             }
         };
+        // Here and not between two objects of one content: what is announced together is held together.
+        if self.held.len().saturating_add(needed.len()) > HELD_MAX {
+            self.held.clear();
+        }
         let budget = Budget::OBJECT.share(needed.len());
         for one in &needed {
             if !self.hold(store, one.object, policy, budget).map_err(|e| failed(&e))? {
@@ -75,9 +79,6 @@ impl Holdings {
         let Some(lease) = store.lease(object)? else { return Ok(false) };
         match lease.check(policy, budget, store.owner(), Limits::default())? {
             Checked::Sound(_) => {
-                if self.held.len() >= HELD_MAX {
-                    self.held.clear();
-                }
                 self.held.insert(object, (lease, policy));
                 Ok(true)
             }

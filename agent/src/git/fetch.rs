@@ -11,13 +11,16 @@ use super::snapshot::{Counts, Objects, Snapshot};
 use crate::inputs::{Guard, InputError, scratch_file};
 use ampoule_spec::{GIT_COMMIT_BYTES_MAX, GIT_LINKS_MAX, GitId};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, InputError>;
 
-/// How long one repository's answer may take.
+/// How long everything of one input may take, its submodules included.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How long a server may take to say what its references name.
+const REFS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Where a repository lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +59,16 @@ impl GitFetch<'_> {
     ) -> Result<Snapshot> {
         let failed = |source| InputError::File { what: "the file for a download".to_owned(), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let getter = Getter { http: Http::new(guard), runtime, limits, stop, received };
+        let deadline = Instant::now() + TOTAL_TIMEOUT;
+        let stop = || stop() || Instant::now() >= deadline;
+        let stop: &dyn Fn() -> bool = &stop;
+        let before = received.load(Ordering::Relaxed);
+        let getter = Getter { http: Http::new(guard), runtime, limits, stop, received, before, deadline };
         let mut counts = Counts { limits, entries: 0, bytes: 0, stop };
         let mut links = 0;
         let mut snapshot = match self.place {
             GitPlace::Url(url) => getter.remote(url, self.commit, self.tag, &mut counts)?,
-            GitPlace::Path(path) => getter.local(path, self.commit, self.tag, &mut counts)?,
+            GitPlace::Path(path) => getter.local(path, self.commit, self.tag, false, &mut counts)?,
         };
         getter.submodules(&mut snapshot, self.place, self.submodules, 0, &mut links, &mut counts)?;
         Ok(snapshot)
@@ -76,6 +83,15 @@ impl GitFetch<'_> {
 /// [`InputError`]; `input.missing` if there is none of this name, `input.refused` if it is a tag and a branch that
 /// differ.
 pub async fn resolve_ref(guard: &Guard, url: &str, reference: &str) -> Result<GitId> {
+    let late = |_| InputError::Unreachable {
+        url: url.to_owned(),
+        reason: format!("no answer after {} s", REFS_TIMEOUT.as_secs()),
+        source: None,
+    };
+    tokio::time::timeout(REFS_TIMEOUT, find_ref(guard, url, reference)).await.map_err(late)?
+}
+
+async fn find_ref(guard: &Guard, url: &str, reference: &str) -> Result<GitId> {
     let http = Http::new(guard);
     let remote = Remote::open(&http, url).await?;
     let names = match reference {
@@ -103,6 +119,9 @@ struct Getter<'a> {
     limits: &'a GitLimits,
     stop: &'a dyn Fn() -> bool,
     received: &'a AtomicU64,
+    /// What `received` was when this input began.
+    before: u64,
+    deadline: Instant,
 }
 
 impl Getter<'_> {
@@ -115,6 +134,10 @@ impl Getter<'_> {
     ) -> Result<Snapshot> {
         let failed = |source| InputError::File { what: "the file for a download".to_owned(), source };
         let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
+        // Packs of submodules count together with those before them.
+        let received = self.received.load(Ordering::Relaxed).saturating_sub(self.before);
+        let left = self.limits.pack_bytes_max.saturating_sub(received);
+        let limits = GitLimits { pack_bytes_max: left, ..*self.limits };
         let fetching = async {
             let remote = Remote::open(&self.http, url).await?;
             let tag = match tag {
@@ -122,7 +145,7 @@ impl Getter<'_> {
                 None => None,
             };
             let wants: Vec<GitId> = std::iter::once(commit).chain(tag).collect();
-            remote.fetch(&wants, &mut file, self.limits, self.received).await?;
+            remote.fetch(&wants, &mut file, &limits, self.received).await?;
             Ok(tag)
         };
         let tag = self.runtime.block_on(async {
@@ -138,8 +161,10 @@ impl Getter<'_> {
             };
             tokio::select! {
                 fetched = fetching => fetched,
-                () = stopped => Err(end("cancelled")),
-                () = tokio::time::sleep(TOTAL_TIMEOUT) => Err(end("not complete after an hour")),
+                () = stopped => Err(end(match Instant::now() >= self.deadline {
+                    true => "not complete after an hour",
+                    false => "cancelled",
+                })),
             }
         })?;
         let of = |fault: super::fault::Fault| fault.of(url, false);
@@ -158,11 +183,16 @@ impl Getter<'_> {
         path: &std::path::Path,
         commit: GitId,
         tag: Option<&str>,
+        nested: bool,
         counts: &mut Counts<'_>,
     ) -> Result<Snapshot> {
         let what = path.display().to_string();
         let of = |fault: super::fault::Fault| fault.of(&what, true);
-        let repository = Repository::open(path, *self.limits).map_err(of)?;
+        let opened = match nested {
+            true => Repository::open_module(path, *self.limits),
+            false => Repository::open(path, *self.limits),
+        };
+        let repository = opened.map_err(of)?;
         let tag = match tag {
             Some(name) => Some(repository.tag(name).map_err(of)?.ok_or_else(|| no_tag(&what, name))?),
             None => None,
@@ -210,8 +240,11 @@ impl Getter<'_> {
             let below = self.module(snapshot, place, module, &path);
             let below = below.map_err(|reason| refused(format!("submodule {}: {reason}", shown(&path))))?;
             let mut nested = match &below {
-                GitPlace::Url(url) => self.remote(url, commit, None, counts)?,
-                GitPlace::Path(path) => self.local(path, commit, None, counts)?,
+                GitPlace::Url(url) => {
+                    self.http.keeps_credentials(place, url).map_err(refused)?;
+                    self.remote(url, commit, None, counts)?
+                }
+                GitPlace::Path(path) => self.local(path, commit, None, true, counts)?,
             };
             self.submodules(&mut nested, &below, wanted, depth + 1, links, counts)?;
             snapshot.links.insert(path, (commit, Some(nested)));
@@ -235,20 +268,17 @@ impl Getter<'_> {
         let url = module.url.as_deref().ok_or_else(none)?;
         match (place, &snapshot.objects) {
             (GitPlace::Url(parent), _) => modules::resolve(parent, url).map(GitPlace::Url),
-            (GitPlace::Path(_), Objects::Here(repository)) => {
-                let within = repository.module(&module.name);
-                match within.is_dir() {
-                    true => Ok(GitPlace::Path(within)),
-                    false => modules::resolve("", url)
-                        .ok()
-                        .filter(|url| url.starts_with("http"))
-                        .map(GitPlace::Url)
-                        .ok_or_else(|| {
-                            "it is not in this repository; run `git submodule update --init --recursive`"
-                                .to_owned()
-                        }),
-                }
-            }
+            (GitPlace::Path(_), Objects::Here(repository)) => match repository.module(&module.name) {
+                Some(within) => Ok(GitPlace::Path(within)),
+                None => modules::resolve("", url)
+                    .ok()
+                    .filter(|url| url.starts_with("http"))
+                    .map(GitPlace::Url)
+                    .ok_or_else(|| {
+                        "it is not in this repository; run `git submodule update --init --recursive`"
+                            .to_owned()
+                    }),
+            },
             (GitPlace::Path(_), Objects::Fetched(_)) => Err("it lies nowhere".to_owned()),
         }
     }

@@ -1,5 +1,6 @@
 //! The two requests of git's smart HTTP protocol.
 
+use super::fetch::GitPlace;
 use crate::inputs::{Guard, InputError, parse_url};
 use crate::sources::Purpose;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -52,6 +53,28 @@ impl<'a> Http<'a> {
         *request.body_mut() = Some(body.into());
         let (response, _) = self.guard.send(Purpose::Git, request).await?;
         expect(response, repository, RESULT)
+    }
+
+    /// That a submodule of a stranger's is not fetched by what the operator has given for another place than its parent's:
+    /// the job file does not name it, and what it holds is nobody's to show to that job.
+    ///
+    /// # Errors
+    /// Why it is not, with the remedy.
+    pub(super) fn keeps_credentials(&self, parent: &GitPlace, url: &str) -> std::result::Result<(), String> {
+        let Ok(to) = parse_url(url) else { return Ok(()) };
+        let parent = match parent {
+            GitPlace::Url(parent) => parse_url(parent).ok(),
+            GitPlace::Path(_) => None,
+        };
+        let same = parent.is_some_and(|parent| parent.origin() == to.origin());
+        match self.guard.credential(Purpose::Git, &to) {
+            Ok(Some(_)) if !same => Err(format!(
+                "a submodule at {} would be fetched with credentials that were given for another repository; write \
+                 submodules = false and name it as an input of its own",
+                to.origin().ascii_serialization()
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn url(&self, repository: &str, url: &str) -> Result<Url> {

@@ -42,7 +42,15 @@ struct PackIndex {
 impl Repository {
     /// Finds the objects of the repository in a directory: bare, with `.git`, or a worktree of another.
     pub(super) fn open(path: &Path, limits: GitLimits) -> Result<Self> {
-        let dir = git_dir(path)?;
+        Self::at(git_dir(path)?, limits)
+    }
+
+    /// Takes the directory of a submodule's repository as it is: nothing in it says that the objects are elsewhere.
+    pub(super) fn open_module(dir: &Path, limits: GitLimits) -> Result<Self> {
+        Self::at(dir.to_owned(), limits)
+    }
+
+    fn at(dir: PathBuf, limits: GitLimits) -> Result<Self> {
         let objects = dir.join("objects");
         let alternates = objects.join("info/alternates");
         match std::fs::metadata(&alternates) {
@@ -76,9 +84,16 @@ impl Repository {
         Ok(Self { dir, packs, limits })
     }
 
-    /// The directory of a submodule's repository within this one.
-    pub(super) fn module(&self, name: &str) -> PathBuf {
-        self.dir.join("modules").join(name)
+    /// The directory of a submodule's repository within this one, if it is there and no link leads to it.
+    pub(super) fn module(&self, name: &str) -> Option<PathBuf> {
+        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(CWD, &self.dir, flags, Mode::empty()).ok()?;
+        let within = Path::new("modules").join(name);
+        let objects = within.join("objects");
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        openat2(&dir, &objects, flags, Mode::empty(), resolve).ok()?;
+        Some(self.dir.join(within))
     }
 
     /// What a tag names: the tag object, if it is an annotated one.

@@ -23,6 +23,8 @@ const HEAD_BYTES: u64 = 12;
 const TAIL_BYTES: u64 = 20;
 /// The most bytes of rebuilt objects that are kept for the deltas that follow.
 const CACHE_BYTES_MAX: usize = 64 << 20;
+/// What looking at the beginning of an entry counts, in bytes of work.
+const HEAD_WORK: u64 = 1 << 10;
 
 /// How an object is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,6 +248,8 @@ impl PackFile {
             if let Some((kind, bytes, depth)) = self.cache.borrow().objects.get(&here) {
                 break (*kind, Rc::clone(bytes), *depth);
             }
+            // A chain that is walked in vain makes nothing, and takes its time all the same.
+            self.spend(HEAD_WORK)?;
             let head = self.head(here)?;
             let base = match head.stored {
                 Stored::Whole(kind) => {
@@ -329,8 +333,6 @@ impl Pack {
                 if stop() {
                     return Err(Fault::Stopped);
                 }
-                // An attempt that fails costs little, and there may be many.
-                self.file.spend(1 << 10)?;
                 match self.file.object(at, &self.ids) {
                     Ok((kind, bytes)) => {
                         self.ids.insert(sound(id_of(kind, &bytes))?, at);

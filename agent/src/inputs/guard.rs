@@ -156,6 +156,28 @@ impl Guard {
     /// # Errors
     /// [`InputError`]; `input.source_denied` before a byte is sent to whom it concerns.
     pub async fn send(&self, purpose: Purpose, request: Request) -> Result<(Response, Url), InputError> {
+        self.send_as(purpose, request, true).await
+    }
+
+    /// As [`send`](Self::send), without what the origin knows us by: for a request that a stranger has sent us to, and
+    /// whose answer it will see.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_unknown(
+        &self,
+        purpose: Purpose,
+        request: Request,
+    ) -> Result<(Response, Url), InputError> {
+        self.send_as(purpose, request, false).await
+    }
+
+    async fn send_as(
+        &self,
+        purpose: Purpose,
+        request: Request,
+        known: bool,
+    ) -> Result<(Response, Url), InputError> {
         let start = without_query(request.url());
         let follows = matches!(*request.method(), Method::GET | Method::HEAD);
         let mut next = request;
@@ -164,7 +186,8 @@ impl Guard {
             let url = next.url().clone();
             let client = self.client(purpose, &url).map_err(|e| led_by(from.as_ref(), e))?;
             let again = if follows { next.try_clone() } else { None };
-            if let Some((name, value)) = self.credential(purpose, &url)?
+            let credential = if known { self.credential(purpose, &url)? } else { None };
+            if let Some((name, value)) = credential
                 && !next.headers().contains_key(&name)
             {
                 next.headers_mut().insert(name, value);

@@ -7,9 +7,14 @@ use crate::inputs::InputError;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
+use std::time::Duration;
 
 /// The most bytes of an error's body that are read.
 const ERROR_BYTES_MAX: usize = 16 << 10;
+/// How long an error's body may take; without it the status says enough.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a document or a token may take, from the request to the last byte.
+pub(crate) const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The error of a request that nobody answered, by the name of what was asked for. Others stay what they are.
 pub(crate) fn unsent(what: &str, error: InputError) -> InputError {
@@ -52,6 +57,18 @@ fn failure(error: &(dyn std::error::Error + 'static)) -> String {
     } else {
         "the registry cannot be reached; check host, port and whether it speaks https".to_owned()
     }
+}
+
+/// Waits for a small answer, its body included: a read timeout alone would let a byte a minute go on for ever.
+pub(crate) async fn within<T>(
+    what: &str,
+    answer: impl Future<Output = Result<T, InputError>>,
+) -> Result<T, InputError> {
+    let late = |_| {
+        let reason = format!("not complete after {} s; try again later", DOCUMENT_TIMEOUT.as_secs());
+        broken(what, reason, None)
+    };
+    tokio::time::timeout(DOCUMENT_TIMEOUT, answer).await.map_err(late)?
 }
 
 /// The error of an answer that is no success.
@@ -112,7 +129,8 @@ async fn error_code(response: Response) -> Option<String> {
     struct One {
         code: String,
     }
-    let bytes = bounded(response, ERROR_BYTES_MAX).await.ok()??;
+    let body = tokio::time::timeout(ERROR_TIMEOUT, bounded(response, ERROR_BYTES_MAX));
+    let bytes = body.await.ok()?.ok()??;
     let errors: Errors = serde_json::from_slice(&bytes).ok()?;
     let code = errors.errors.into_iter().next()?.code;
     let shape = (1..=40).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');

@@ -1,6 +1,6 @@
 //! Pulling: documents whole and verified, layers as a stream whose digest decides.
 
-use super::answer::{bounded, broken};
+use super::answer::{bounded, broken, within};
 use super::session::Session;
 use crate::inputs::oci_documents::{
     Blob, DOCUMENT_BYTES_MAX, Kind, Parts, accepted, blob, check_config, check_platform, for_this_platform,
@@ -106,6 +106,10 @@ impl Session<'_> {
     }
 
     async fn fetch_document(&mut self, what: &str, name: &str) -> Result<(Vec<u8>, Option<String>)> {
+        within(what, self.ask_document(what, name)).await
+    }
+
+    async fn ask_document(&mut self, what: &str, name: &str) -> Result<(Vec<u8>, Option<String>)> {
         let accept = HeaderValue::from_str(&accepted()).map_err(|e| refused(what, e.to_string()))?;
         let make = move |url: Url| {
             let mut request = Request::new(Method::GET, url);

@@ -5,7 +5,7 @@
 //! carries none.
 
 use super::Access;
-use super::answer::{bounded, failed, unsent};
+use super::answer::{bounded, failed, unsent, within};
 use super::auth_file::Credentials;
 use super::challenge::{Challenge, challenges};
 use super::reference::Reference;
@@ -163,6 +163,10 @@ impl<'a> Session<'a> {
         if self.base.scheme() == "https" && url.scheme() != "https" {
             return denied("the registry sends its clients to a token service without TLS".to_owned());
         }
+        // What a token is for is said below, and not by a registry about another one's service.
+        if !self.is_own(&url) && url.query().is_some() {
+            return denied("the registry names a token service elsewhere with a query of its own".to_owned());
+        }
         if bare && (self.is_own(&url) || self.access.wire.is_listed(&url)) {
             return Ok(url);
         }
@@ -213,11 +217,18 @@ impl<'a> Session<'a> {
             }
         };
         // A redirect is not followed: it would carry the credentials to where nobody has looked.
-        let response = self.access.wire.send(request).await.map_err(|e| unsent(&what, e))?;
-        if response.status() != StatusCode::OK {
-            return Err(failed(&what, response, self.credentials.is_some()).await);
-        }
-        read_token(&what, response).await
+        // What the operator has given for another origin buys no token there that this registry would then see.
+        let own = self.is_own(request.url());
+        let wire = &self.access.wire;
+        let asked = async {
+            let sent = if own { wire.send(request).await } else { wire.send_unknown(request).await };
+            let response = sent.map_err(|e| unsent(&what, e))?;
+            if response.status() != StatusCode::OK {
+                return Err(failed(&what, response, self.credentials.is_some()).await);
+            }
+            read_token(&what, response).await
+        };
+        within(&what, asked).await
     }
 }
 

@@ -188,6 +188,18 @@ fn token_service_elsewhere_that_is_listed_is_asked() {
     assert_eq!(shown, format!("Basic {}", base64_of(&format!("me:{PASSWORD}"))));
 }
 
+/// A registry could have a token of another one's service for a repository of its choice, and see it.
+#[test]
+fn token_service_elsewhere_is_not_told_by_a_registry_what_the_token_is_for() {
+    let elsewhere = Server::start(|_| Answer::new("200 OK", format!("{{\"token\": \"{TOKEN}\"}}")));
+    let realm = format!("http://{}/token?service=theirs&scope=repository:private/x:pull", elsewhere.host());
+    let challenge = format!("www-authenticate: Bearer realm=\"{realm}\"");
+    let server = Server::start(guarded(format!("Bearer {TOKEN}"), challenge));
+    let error = resolve_with(&server, &[elsewhere.host()], None).unwrap_err();
+    says(&error, Code::InputSourceDenied, "a query of its own");
+    assert!(elsewhere.asked().is_empty());
+}
+
 #[test]
 fn redirect_to_another_host_carries_no_credentials() {
     let elsewhere = Server::start(|_| Answer::new("200 OK", DOCUMENT));

@@ -33,4 +33,9 @@ impl Wire {
     pub(crate) async fn send(&self, request: Request) -> Result<Response, InputError> {
         self.guard.send(Purpose::Registry, request).await.map(|(response, _)| response)
     }
+
+    /// As [`send`](Self::send), without what the operator has given for where it goes.
+    pub(crate) async fn send_unknown(&self, request: Request) -> Result<Response, InputError> {
+        self.guard.send_unknown(Purpose::Registry, request).await.map(|(response, _)| response)
+    }
 }

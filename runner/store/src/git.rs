@@ -150,10 +150,10 @@ impl Checker<'_> {
 
     /// The id of a directory. Git sorts a directory as if its name ended in `/`.
     fn directory(&self, mut entries: Vec<Entry>, path: &[u8]) -> Result<GitId, StoreError> {
+        // A submodule is sorted as a file is (git's `S_ISDIR` of its mode is false).
         let key = |(mode, name, _): &Entry| {
-            let is_file = mode.starts_with("10") || mode.starts_with("12");
             let mut key = name.clone();
-            key.extend((!is_file).then_some(b'/'));
+            key.extend((*mode == "40000").then_some(b'/'));
             key
         };
         entries.sort_by_cached_key(key);

@@ -252,3 +252,23 @@ fn submodules_are_their_commits_or_empty() {
         assert_eq!(error.name(), "not_the_commit", "{name}: {error}");
     }
 }
+
+/// Git sorts a submodule as it sorts a file: `lib` before `lib.txt`, where the directory `lib` comes behind it.
+#[test]
+fn submodule_beside_a_longer_name_is_in_gits_order() {
+    let (world, repository) = (World::new(), Repository::new());
+    let (inner, _) = repository.commit(&repository.tree(&[("100644", &repository.blob(b"i\n"), "i")]));
+    let text = repository.blob(b"t\n");
+    let dir_tree = repository.tree(&[("100644", &text, "f")]);
+    let tree = repository.tree(&[
+        ("160000", &inner.to_string(), "lib"),
+        ("100644", &text, "lib.txt"),
+        ("40000", &dir_tree, "sub"),
+        ("100644", &text, "sub.txt"),
+    ]);
+    let (commit, object) = repository.commit(&tree);
+    let entries =
+        vec![dir("lib/"), file("lib.txt", "t\n"), dir("sub/"), file("sub/f", "t\n"), file("sub.txt", "t\n")];
+    let links = vec![GitLink { path: HexBytes(b"lib".to_vec()), commit: inner, object: None }];
+    import(&world, &content(commit, false), &tar(&entries), proof(&object, links)).unwrap();
+}
