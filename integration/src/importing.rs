@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Something to import.
 pub(crate) struct Thing {
@@ -128,8 +129,7 @@ impl Place {
 
     /// A new launcher finds what was announced, finds nothing that is not whole, and can import everything.
     pub(crate) fn is_whole(&self, things: &[&Thing], announced: &[usize]) -> Result<()> {
-        let mut launcher = self.start(&[])?.context("the next launcher does not start")?;
-        self.is_swept()?;
+        let mut launcher = self.start_swept()?;
         for (number, thing) in things.iter().enumerate() {
             let found = launcher.ask(&thing.request("find"), None)?.context("it died")?;
             let imported = found["imported"].clone();
@@ -150,6 +150,21 @@ impl Place {
         ensure!(objects > 0, "nothing was read back");
         launcher.close()?;
         self.is_swept()
+    }
+
+    /// The next launcher, after it has swept. A worker dies a moment after its launcher, and a start leaves alone what lives:
+    /// then it is the start after that.
+    fn start_swept(&self) -> Result<Launcher> {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let launcher = self.start(&[])?.context("the next launcher does not start")?;
+            match self.is_swept() {
+                Ok(()) => return Ok(launcher),
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(_) => launcher.close()?,
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn is_swept(&self) -> Result<()> {

@@ -177,7 +177,7 @@ fn exposed(lab: &Lab) -> Result<()> {
     let keys = lab.state().join("keys");
     for path in [lab.path(""), lab.state(), keys.clone(), keys.join("development.pem")] {
         let ran = lab.run_job(&(input(&path) + &sh("a", "true")))?;
-        ran.exits(64)?.says(&["input.refused", "a step could read the key"])?;
+        ran.exits(64)?.says(&["input.refused", "a step could read that; keep it elsewhere"])?;
     }
     let job = lab.job(&(input(&lab.path("mine")) + &sh("a", "true")))?;
     let run = lab.run(&job).arg("--key").arg(&own).end()?;
