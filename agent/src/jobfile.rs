@@ -13,6 +13,7 @@ mod image;
 mod mirrors;
 mod model;
 mod params;
+mod places;
 mod plan;
 mod quick;
 pub(crate) mod read;
@@ -28,7 +29,7 @@ pub(crate) use image::split_tag;
 pub use model::{InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text};
 pub use plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 pub use quick::{QuickJob, quick_job};
-pub use upstream::{ArtifactPlace, Believed, UpstreamEntry, UpstreamPlan};
+pub use upstream::{ArtifactPlace, UpstreamEntry, UpstreamPlan};
 pub(crate) use values::{duration_ms, size};
 
 use ampoule_spec::Code;

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod artifact;
 pub mod export;
+pub mod files;
 pub mod git;
 pub mod inputs;
 pub mod jobfile;
@@ -14,3 +15,4 @@ pub mod pin;
 pub mod registry;
 pub mod signing;
 pub mod sources;
+pub mod trusted;

@@ -75,6 +75,7 @@ fn source() -> impl Strategy<Value = InputSource> {
         (sha256(), any::<bool>(), sha256(), "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,9}").prop_map(
             |(sha256, unpack, statement, subject)| InputSource::Attestation {
                 sha256,
+                executable: !unpack,
                 unpack,
                 made_by: MadeBy {
                     builder: "https://ampoule.example/builders/hermetic/v1".to_owned(),

@@ -52,8 +52,8 @@ pub(crate) fn aside(write: impl FnOnce()) {
 /// No colours: whoever sets NO_COLOR sees the same.
 fn style(total: bool) -> ProgressStyle {
     let template = match total {
-        true => "{wide_msg} [{bar:24}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}",
-        false => "{wide_msg} {binary_bytes} {binary_bytes_per_sec}",
+        true => "{wide_msg} [{bar:24}] {binary_bytes}/{binary_total_bytes} {elapsed}",
+        false => "{wide_msg} {binary_bytes} {elapsed}",
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")

@@ -5,12 +5,17 @@ use crate::failure::Failed;
 use crate::{run, show};
 use ampoule_agent::local::{self, Runner, Verified, find_runner};
 use ampoule_evidence::rfc3339;
-use ampoule_spec::{Code, Collect, Collected, Exit, StoreStat, StoredObject};
+use ampoule_spec::{Code, Collect, Collected, Exit, Sha256, StoreStat, StoredObject};
 use serde_json::{Value, json};
 
 /// A runner over the state directory that is meant.
 fn runner(host: &HostArgs) -> Result<Runner, Failed> {
     let state = run::state_dir(host)?;
+    // Who asks about a store changes nothing: a name that is misspelt is no new, empty one.
+    if !state.join("store").is_dir() {
+        let text = format!("{} has no store; name the state directory with --state", state.display());
+        return Err(Failed::new(Code::FileUnusable, text));
+    }
     local::make_state(&state)?;
     Ok(Runner::start(&find_runner()?, &state, host.profiles.as_deref())?)
 }
@@ -46,11 +51,11 @@ fn stat_lines(stat: &StoreStat) -> Vec<String> {
 
 /// Reads objects back; 2 if one is damaged.
 pub(crate) fn verify(args: &StoreVerifyArgs) -> Result<u8, Failed> {
-    let runner = runner(&args.host)?;
     let named: Vec<Option<&str>> = match args.digests.as_slice() {
         [] => vec![None],
-        digests => digests.iter().map(|d| Some(d.strip_prefix("sha256:").unwrap_or(d))).collect(),
+        digests => digests.iter().map(|digest| hex(digest).map(Some)).collect::<Result<_, _>>()?,
     };
+    let runner = runner(&args.host)?;
     let (mut objects, mut bytes, mut damaged) = (0_u64, 0_u64, 0_u64);
     for digest in named {
         let before = objects;
@@ -85,6 +90,15 @@ pub(crate) fn verify(args: &StoreVerifyArgs) -> Result<u8, Failed> {
         }
     };
     Err(Failed::new(Code::VerifyRefused, format!("{text}; {remedy}")))
+}
+
+/// The digits of a digest that a person wrote.
+fn hex(digest: &str) -> Result<&str, Failed> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    match Sha256::parse(hex) {
+        Ok(_) => Ok(hex),
+        Err(error) => Err(Failed::new(Code::Usage, format!("{digest:?}: {error}"))),
+    }
 }
 
 fn tell(object: &StoredObject, verified: &Verified, as_json: bool) {
@@ -129,7 +143,7 @@ fn wanted(args: &StoreGcArgs) -> Result<Collect, Failed> {
     let usage = |flag: &str, example: &str, text: &str| {
         Failed::new(
             Code::Usage,
-            format!("{flag} {text:?}: write a whole number with a unit, as in {example}"),
+            format!("{flag} {text:?}: write a whole number above 0 with a unit, as in {example}"),
         )
     };
     let max_bytes = match &args.max_size {

@@ -4,17 +4,12 @@ use crate::args::VerifyArgs;
 use crate::failure::Failed;
 use crate::{run, show};
 use ampoule_agent::artifact::{Artifact, artifact};
-use ampoule_evidence::{
-    ATTESTATION_BYTES_MAX, Kind, PublicKey, TrustFile, TrustedKey, Verified, VerifyRequest,
-};
+use ampoule_agent::files::read_file;
+use ampoule_agent::trusted::Believed;
+use ampoule_evidence::{ATTESTATION_BYTES_MAX, Kind, TrustedKey, Verified, VerifyRequest};
 use ampoule_spec::Code;
 use serde_json::json;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-
-/// The most bytes of a key or trust file.
-const TRUST_BYTES_MAX: u64 = 1 << 20;
 
 /// Verifies an artifact against its attestation.
 pub(crate) fn verify(args: &VerifyArgs) -> Result<u8, Failed> {
@@ -51,32 +46,20 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<u8, Failed> {
 }
 
 fn trusted_keys(args: &VerifyArgs) -> Result<Vec<TrustedKey>, Failed> {
-    let bad = |path: &Path, reason: String| Failed::new(Code::Usage, format!("{}: {reason}", path.display()));
-    if let Some(path) = &args.trust {
-        let bytes = read_limited(path, TRUST_BYTES_MAX)?;
-        return Ok(TrustFile::parse(&bytes).map_err(|e| bad(path, e.to_string()))?.keys);
-    }
-    let Some(path) = &args.key else { return Ok(Vec::new()) };
-    let bytes = read_limited(path, TRUST_BYTES_MAX)?;
-    let text = String::from_utf8(bytes).map_err(|_| bad(path, "it is not a PEM file".to_owned()))?;
-    let key = PublicKey::from_pem(&text).map_err(|e| bad(path, e.to_string()))?;
-    Ok(vec![TrustedKey::any(key)])
+    let believed = match (&args.trust, &args.key) {
+        (Some(path), _) => Believed::Trust(path),
+        (None, Some(path)) => Believed::Key(path),
+        (None, None) => return Ok(Vec::new()),
+    };
+    believed.keys().map_err(|error| {
+        let code = if error.unreadable { Code::FileUnusable } else { Code::Usage };
+        Failed::new(code, error.to_string())
+    })
 }
 
 /// Reads an attestation, bounded.
 pub(crate) fn read_attestation(path: &Path) -> Result<Vec<u8>, Failed> {
-    read_limited(path, ATTESTATION_BYTES_MAX as u64)
-}
-
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Failed> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| Failed::file(path, &e))?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Failed::file(path, &e))?;
-    if bytes.len() as u64 > limit {
-        let text = format!("{}: more than {limit} bytes", path.display());
-        return Err(Failed::new(Code::FileUnusable, text));
-    }
-    Ok(bytes)
+    read_file(path, ATTESTATION_BYTES_MAX as u64).map_err(|e| Failed::file(path, &e))
 }
 
 fn print(args: &VerifyArgs, verified: &Verified, artifact: Artifact) {

@@ -275,8 +275,10 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
         InputSource::File { sha256, executable } => {
             Content::File { sha256: Some(*sha256), executable: *executable, epoch }
         }
-        InputSource::Http { sha256, unpack: false, .. }
-        | InputSource::Attestation { sha256, unpack: false, .. } => {
+        InputSource::Attestation { sha256, executable, unpack: false, .. } => {
+            Content::File { sha256: Some(*sha256), executable: *executable, epoch }
+        }
+        InputSource::Http { sha256, unpack: false, .. } => {
             Content::File { sha256: Some(*sha256), executable: false, epoch }
         }
         InputSource::Git { commit, submodules, .. } => {

@@ -101,7 +101,7 @@ pub struct InputParameter {
     pub uri: String,
     /// The digest that the job demands: `sha256`, or `gitCommit`.
     pub digest: BTreeMap<String, String>,
-    /// File: whether its owner may execute it.
+    /// File and attestation: whether its owner may execute it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<bool>,
     /// Directory: the patterns of what was left out of it, where there are any.
@@ -221,7 +221,9 @@ impl InputParameter {
             InputSource::File { executable, .. } => ("file", Some(*executable), None),
             InputSource::Http { unpack, .. } => ("http", None, Some(*unpack)),
             InputSource::Tar { .. } => ("tar", None, None),
-            InputSource::Attestation { unpack, .. } => ("attestation", None, Some(*unpack)),
+            InputSource::Attestation { executable, unpack, .. } => {
+                ("attestation", Some(*executable), Some(*unpack))
+            }
             InputSource::Git { .. } => ("git", None, None),
         };
         let made_by = match &input.source {

@@ -116,8 +116,8 @@ fn plain(input: &InputParameter) -> Option<InputSource> {
             InputSource::Http { url, sha256: digest, unpack, mirrors }
         }
         ("tar", None, None) => InputSource::Tar { sha256: digest },
-        ("attestation", None, Some(unpack)) => {
-            InputSource::Attestation { sha256: digest, unpack, made_by: made_by(input)? }
+        ("attestation", Some(executable), Some(unpack)) => {
+            InputSource::Attestation { sha256: digest, executable, unpack, made_by: made_by(input)? }
         }
         _ => return None,
     };

@@ -50,8 +50,7 @@ impl ExportError {
     /// The bounded code.
     pub fn code(&self) -> Code {
         match self {
-            Self::NotReleased { .. } => Code::ProvenanceRefused,
-            Self::Changed { .. } | Self::Refused { .. } => Code::ExportRefused,
+            Self::NotReleased { .. } | Self::Changed { .. } | Self::Refused { .. } => Code::ExportRefused,
             Self::File { .. } => Code::FileUnusable,
             // The registry's answers have codes of their own where something is brought out.
             Self::Registry(error) => match error.code() {

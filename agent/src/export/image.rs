@@ -2,11 +2,10 @@
 
 use super::documents::{Document, sha256_of};
 use super::error::ExportError;
+use crate::files::read_file;
 use crate::inputs::oci_documents::{Blob, DOCUMENT_BYTES_MAX, Kind, Parts, blob, index, manifest};
 use crate::registry::{Piece, Source};
 use oci_spec::image::Descriptor;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, ExportError>;
@@ -89,14 +88,5 @@ fn piece(dir: &Path, part: &Blob) -> Result<Piece> {
 }
 
 fn limited(path: &Path) -> Result<Vec<u8>> {
-    let cannot = |e| ExportError::file(path.display().to_string(), e);
-    let mut bytes = Vec::new();
-    File::open(path).map_err(cannot)?.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > DOCUMENT_BYTES_MAX {
-        return Err(ExportError::refused(format!(
-            "{}: more than {DOCUMENT_BYTES_MAX} bytes",
-            path.display()
-        )));
-    }
-    Ok(bytes)
+    read_file(path, DOCUMENT_BYTES_MAX).map_err(|e| ExportError::file(path.display().to_string(), e))
 }

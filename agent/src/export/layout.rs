@@ -22,6 +22,9 @@ pub(super) fn write(dir: &Path, tag: Option<&str>, content: &Content) -> Result<
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
     };
+    if dir.read_dir().is_ok_and(|mut names| names.next().is_some()) {
+        return Err(ExportError::refused(format!("{} holds something; name a new directory", dir.display())));
+    }
     let parent = Place::open(&parent).map_err(failed)?;
     let aside = format!(".ampoule-{}.tmp", uuid::Uuid::now_v7());
     let made = parent.make(&aside).map_err(failed)?;

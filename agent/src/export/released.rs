@@ -4,12 +4,11 @@ use super::documents::Named;
 use super::error::ExportError;
 use super::image::is_layout;
 use crate::artifact::artifact;
+use crate::files::read_file;
 use ampoule_evidence::{ATTESTATION_BYTES_MAX, Bundle, PROVENANCE_PREDICATE_TYPE};
 use ampoule_spec::{OutputName, Sha256};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +61,15 @@ impl Released {
     /// [`ExportError::NotReleased`] without provenance; [`ExportError::Changed`] if an artifact is not what it names.
     pub(super) fn read(out: &Path) -> Result<Self> {
         let evidence = out.join("evidence");
-        let result = read_limited(&evidence.join("result.json"), RESULT_BYTES_MAX)?;
+        let path = evidence.join("result.json");
+        if !path.is_file() {
+            let reason = format!(
+                "{} is not the output directory of a run: it has no evidence/result.json",
+                out.display()
+            );
+            return Err(ExportError::refused(reason));
+        }
+        let result = read_limited(&path, RESULT_BYTES_MAX)?;
         let result: ResultFile = serde_json::from_slice(&result)
             .map_err(|e| changed(format!("{}/result.json: {e}", evidence.display())))?;
         let name = result.attestation.strip_suffix(".intoto.jsonl").filter(|name| *name != "run");
@@ -137,13 +144,7 @@ fn read_artifact(outputs: &Path, name: &OutputName, sha256: Sha256) -> Result<Ar
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let cannot = |e| ExportError::file(path.display().to_string(), e);
-    let mut bytes = Vec::new();
-    File::open(path).map_err(cannot)?.take(limit + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > limit {
-        return Err(changed(format!("{} has more than {limit} bytes", path.display())));
-    }
-    Ok(bytes)
+    read_file(path, limit).map_err(|e| ExportError::file(path.display().to_string(), e))
 }
 
 fn changed(reason: String) -> ExportError {

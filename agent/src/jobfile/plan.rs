@@ -1,6 +1,6 @@
 //! From a job file to a spec: parameters and the places of inputs first, digests after the import.
 
-use super::error::{JobFileError, shown};
+use super::error::JobFileError;
 use super::fields::Fields;
 use super::git::GitPlan;
 use super::image::ImageRef;
@@ -8,7 +8,6 @@ use super::model::{JobFile, OutputEntry, SourceEntry, StepEntry, Text};
 use super::params;
 use super::upstream::UpstreamPlan;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
-use crate::git::GitPlace;
 use crate::registry::Reference;
 use ampoule_spec::{
     Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name,
@@ -327,7 +326,8 @@ impl SourcePlan {
             Self::Git(plan) => plan.agrees(source),
             Self::Http { .. } | Self::Tar { .. } => *source == self.draft(),
             Self::Attestation(plan) => {
-                matches!(source, InputSource::Attestation { unpack, .. } if *unpack == plan.unpack)
+                let wanted = (plan.executable, plan.unpack);
+                matches!(source, InputSource::Attestation { executable, unpack, .. } if (*executable, *unpack) == wanted)
             }
         }
     }
@@ -424,73 +424,4 @@ impl JobPlan {
             Err(e) => Err(fields.error(Code::Internal, "", e.to_string(), "")),
         }
     }
-
-    /// Looks whether the paths that the plan names are there and are of the right kind.
-    fn check_places(&self) -> Result<()> {
-        match &self.image {
-            ImagePlan::Host | ImagePlan::Registry { .. } => {}
-            ImagePlan::OciLayout { dir, .. } => self.check_place("image", dir, Kind::Directory)?,
-            ImagePlan::Tar { file, .. } => self.check_place("image", file, Kind::File)?,
-        }
-        for (at, input) in self.inputs.iter().enumerate() {
-            match &input.source {
-                SourcePlan::Path(path) => {
-                    self.check_place(&format!("input[{at}].path"), path, Kind::Either)?;
-                    if !input.exclude.is_empty() && path.is_file() {
-                        let (field, reason) =
-                            (format!("input[{at}].exclude"), "patterns are for directories");
-                        return Err(self.fields.error(Code::JobInvalid, &field, reason, "remove the key"));
-                    }
-                }
-                SourcePlan::Tar { path, .. } => {
-                    self.check_place(&format!("input[{at}].tar.path"), path, Kind::File)?;
-                }
-                SourcePlan::Git(plan) => {
-                    if let GitPlace::Path(path) = &plan.place {
-                        self.check_place(&format!("input[{at}].git.path"), path, Kind::Directory)?;
-                    }
-                    if let Some(file) = &plan.allowed_signers {
-                        self.check_place(&format!("input[{at}].git.allowed_signers"), file, Kind::File)?;
-                    }
-                }
-                SourcePlan::Http { .. } => {}
-                SourcePlan::Attestation(plan) => {
-                    for (key, path) in plan.files() {
-                        self.check_place(&format!("input[{at}].attestation.{key}"), path, Kind::File)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check_place(&self, field: &str, path: &Path, kind: Kind) -> Result<()> {
-        let name = shown(&path.display().to_string());
-        let metadata = path.metadata().map_err(|e| {
-            use std::io::ErrorKind::{NotADirectory, NotFound};
-            if matches!(e.kind(), NotFound | NotADirectory) {
-                let remedy = "relative paths are taken from the job file's directory";
-                self.fields.error(Code::InputMissing, field, format!("{name} is not there"), remedy)
-            } else {
-                self.fields.error(Code::FileUnusable, field, format!("{name} cannot be read: {e}"), "")
-            }
-        })?;
-        let (ok, expected) = match kind {
-            Kind::File => (metadata.is_file(), "a file"),
-            Kind::Directory => (metadata.is_dir(), "a directory"),
-            Kind::Either => (metadata.is_file() || metadata.is_dir(), "a file or a directory"),
-        };
-        if ok {
-            return Ok(());
-        }
-        Err(self.fields.error(Code::InputRefused, field, format!("{name} is not {expected}"), ""))
-    }
-}
-
-/// What a path must lead to.
-#[derive(Clone, Copy)]
-enum Kind {
-    File,
-    Directory,
-    Either,
 }

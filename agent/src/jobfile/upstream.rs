@@ -4,10 +4,12 @@ use super::error::JobFileError;
 use super::read::Value;
 use super::sections::{host_path, optional};
 use crate::inputs::parse_url;
+use crate::trusted::Believed;
 use ampoule_spec::OutputName;
 use std::path::{Path, PathBuf};
 
-const KEYS: &[&str] = &["file", "path", "url", "subject", "key", "trust", "builder", "allow_dev", "unpack"];
+const KEYS: &[&str] =
+    &["file", "path", "url", "subject", "key", "trust", "builder", "allow_dev", "executable", "unpack"];
 const EXAMPLE: &str =
     "{ file = \"libz.a.intoto.jsonl\", path = \"libz.a\", trust = \"trust.json\", builder = \"https://…\" }";
 
@@ -26,6 +28,8 @@ pub struct UpstreamEntry {
     pub builder: Option<String>,
     /// Whether a `dev` builder will do.
     pub allow_dev: bool,
+    /// Whether it may be executed.
+    pub executable: bool,
     /// Whether it is an archive to unpack.
     pub unpack: bool,
 }
@@ -37,15 +41,6 @@ pub enum ArtifactPlace<P> {
     Path(P),
     /// At a URL. The provenance says what the bytes must be.
     Url(String),
-}
-
-/// Which keys are believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Believed<P> {
-    /// One public key, PEM.
-    Key(P),
-    /// A trust file.
-    Trust(P),
 }
 
 /// What another job has made, with the paths of this host.
@@ -63,6 +58,8 @@ pub struct UpstreamPlan {
     pub builder: Option<String>,
     /// Whether a `dev` builder will do.
     pub allow_dev: bool,
+    /// Whether it may be executed.
+    pub executable: bool,
     /// Whether it is an archive to unpack.
     pub unpack: bool,
 }
@@ -82,6 +79,7 @@ impl UpstreamPlan {
             },
             builder: entry.builder.clone(),
             allow_dev: entry.allow_dev,
+            executable: entry.executable,
             unpack: entry.unpack,
         }
     }
@@ -132,6 +130,13 @@ pub(super) fn upstream(value: &Value<'_>) -> Result<UpstreamEntry, JobFileError>
         // A trust file pins each key to its builder; a bare key says nothing of the kind.
         return Err(table.missing("builder", "\"https://…/builders/hermetic/v1\""));
     }
+    let executable = optional(&table, "executable", Value::boolean)?.unwrap_or(false);
+    let unpack = optional(&table, "unpack", Value::boolean)?.unwrap_or(false);
+    if let (true, true, Some(value)) = (executable, unpack, table.get("executable")) {
+        return Err(
+            value.wrong("an archive says itself what in it may be executed", "remove executable or unpack")
+        );
+    }
     Ok(UpstreamEntry {
         file,
         artifact,
@@ -139,6 +144,7 @@ pub(super) fn upstream(value: &Value<'_>) -> Result<UpstreamEntry, JobFileError>
         believed,
         builder,
         allow_dev: optional(&table, "allow_dev", Value::boolean)?.unwrap_or(false),
-        unpack: optional(&table, "unpack", Value::boolean)?.unwrap_or(false),
+        executable,
+        unpack,
     })
 }

@@ -1,10 +1,11 @@
 //! Git inputs of a local run: fetched at most once, verified, streamed to the import worker.
 
 use super::follow::Note;
-use super::intake::UntilCancelled;
+use super::intake::{UntilCancelled, unusable};
 use super::runner::{Runner, RunnerError};
 use super::watch::Work;
 use super::{Cancel, LocalError, Options};
+use crate::files::read_file;
 use crate::git::{AllowedSigners, GitFetch, GitLimits, GitPlace, Snapshot, commit_time};
 use crate::inputs::{Guard, GuardOptions, InputError};
 use crate::jobfile::{GitPlan, JobPlan, SourcePlan};
@@ -13,7 +14,7 @@ use ampoule_spec::{GIT_COMMIT_BYTES_MAX, GitSigner, InputSource};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +38,7 @@ impl<'a> GitIntakes<'a> {
     pub(super) fn epoch(&mut self, plan: &JobPlan, say: &mut dyn FnMut(Note)) -> Result<Option<u64>> {
         let first = self.0.iter_mut().next().filter(|_| plan.epoch_of_commit);
         let Some((at, intake)) = first else { return Ok(None) };
-        if let Some(input) = plan.inputs.get(*at) {
+        if let Some(input) = plan.inputs.get(*at).filter(|_| intake.known_commit().is_none()) {
             say(Note::Importing { what: format!("input {}", input.name) });
         }
         intake.epoch().map(Some)
@@ -190,10 +191,13 @@ impl<'a> GitIntake<'a> {
         signer.map(Some).map_err(|reason| unsigned(reason).into())
     }
 
+    /// The commit, if nobody has to be asked for it. Its name is its hash, so what was kept needs no trust.
+    fn known_commit(&self) -> Option<Vec<u8>> {
+        self.kept(&self.kept_commit()).filter(|object| commit_time(self.plan.commit, object).is_ok())
+    }
+
     fn commit_object(&mut self) -> Result<Vec<u8>> {
-        // Its name is its hash, so what was kept needs no trust.
-        let kept = self.kept(&self.kept_commit());
-        match kept.filter(|object| commit_time(self.plan.commit, object).is_ok()) {
+        match self.known_commit() {
             Some(object) => Ok(object),
             None => Ok(self.snapshot()?.object().to_vec()),
         }
@@ -233,12 +237,5 @@ fn cancelled_or(cancel: &Cancel, error: LocalError) -> LocalError {
 }
 
 fn read_capped(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
-    let unusable = |reason: String| LocalError::File { what: "the file", path: path.to_owned(), reason };
-    let file = File::open(path).map_err(|e| unusable(e.to_string()))?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| unusable(e.to_string()))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(unusable(format!("it has more than {bytes_max} bytes")));
-    }
-    Ok(bytes)
+    read_file(path, bytes_max).map_err(|error| unusable(path, error))
 }

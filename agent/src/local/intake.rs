@@ -7,8 +7,8 @@ use super::pulled::Pull;
 use super::runner::{Runner, RunnerError};
 use super::watch::Watch;
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
-use crate::inputs::OciLayout;
 use crate::inputs::exclude::Excludes;
+use crate::inputs::{Blob, OciLayout};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
@@ -153,7 +153,8 @@ fn take_image(
             for layer in &found.layers {
                 let content = Content::OciLayer { sha256: layer.sha256 };
                 if runner.find(content.clone())?.is_none() {
-                    runner.import(content, layout.open_blob(layer)?.into())?;
+                    let imported = runner.import(content, layout.open_blob(layer)?.into());
+                    imported.map_err(|error| layer_of(dir, layer, error))?;
                 }
             }
             let config = Content::OciConfig { sha256: found.config.sha256 };
@@ -161,6 +162,17 @@ fn take_image(
             runner.import(manifest, layout.open_blob(&found.manifest)?.into())?;
             Ok(Some(sha256))
         }
+    }
+}
+
+/// Says which layer of which image the runner has refused.
+fn layer_of(dir: &Path, layer: &Blob, error: RunnerError) -> RunnerError {
+    match error {
+        RunnerError::Refused { code, message } => {
+            let message = format!("{}, layer sha256:{}: {message}", dir.display(), layer.sha256);
+            RunnerError::Refused { code, message }
+        }
+        other => other,
     }
 }
 

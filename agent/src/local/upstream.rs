@@ -4,15 +4,12 @@ use super::LocalError;
 use super::download::Downloads;
 use super::intake::{open, unusable};
 use super::runner::Runner;
-use crate::jobfile::{ArtifactPlace, Believed, UpstreamPlan};
-use ampoule_evidence::{ATTESTATION_BYTES_MAX, MadeByRequest, PublicKey, TrustFile, TrustedKey, made_by};
+use crate::files::read_file;
+use crate::jobfile::{ArtifactPlace, UpstreamPlan};
+use crate::trusted::chain;
+use ampoule_evidence::{ATTESTATION_BYTES_MAX, MadeByRequest, made_by};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, InputSource};
-use std::io::Read;
-use std::path::Path;
-
-/// The most bytes of a key or trust file.
-const TRUST_BYTES_MAX: u64 = 1 << 20;
 
 type Result<T> = std::result::Result<T, LocalError>;
 
@@ -24,8 +21,13 @@ pub(super) fn take(
     downloads: &Downloads,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
-    let trusted = trusted(&plan.believed)?;
-    let attestation = read(&plan.file, ATTESTATION_BYTES_MAX as u64)?;
+    let trusted = plan.believed.keys().map_err(|error| LocalError::Upstream {
+        code: Code::FileUnusable,
+        file: error.path,
+        reason: error.reason,
+    })?;
+    let attestation = read_file(&plan.file, ATTESTATION_BYTES_MAX as u64);
+    let attestation = attestation.map_err(|e| unusable(&plan.file, e))?;
     let request = MadeByRequest {
         attestation: &attestation,
         trusted: &trusted,
@@ -40,7 +42,7 @@ pub(super) fn take(
     })?;
     let content = match plan.unpack {
         true => Content::Archive { sha256, epoch },
-        false => Content::File { sha256: Some(sha256), executable: false, epoch },
+        false => Content::File { sha256: Some(sha256), executable: plan.executable, epoch },
     };
     if runner.find(content.clone())?.is_none() {
         importing();
@@ -51,40 +53,5 @@ pub(super) fn take(
         };
         runner.import(content, bytes.into())?;
     }
-    Ok(InputSource::Attestation { sha256, unpack: plan.unpack, made_by })
-}
-
-fn trusted(believed: &Believed<std::path::PathBuf>) -> Result<Vec<TrustedKey>> {
-    let (Believed::Key(path) | Believed::Trust(path)) = believed;
-    let bad = |reason: String| LocalError::Upstream { code: Code::FileUnusable, file: path.clone(), reason };
-    let bytes = read(path, TRUST_BYTES_MAX)?;
-    match believed {
-        Believed::Trust(_) => Ok(TrustFile::parse(&bytes).map_err(|e| bad(chain(&e)))?.keys),
-        Believed::Key(_) => {
-            let text = String::from_utf8(bytes).map_err(|_| bad("it is not a PEM file".to_owned()))?;
-            Ok(vec![TrustedKey::any(PublicKey::from_pem(&text).map_err(|e| bad(e.to_string()))?)])
-        }
-    }
-}
-
-/// Reads a small file, bounded.
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path)?.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| unusable(path, e))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(unusable(path, std::io::Error::other(format!("more than {bytes_max} bytes"))));
-    }
-    Ok(bytes)
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    Ok(InputSource::Attestation { sha256, executable: plan.executable, unpack: plan.unpack, made_by })
 }

@@ -50,7 +50,7 @@ impl Resolver {
         let Some(url) = url.filter(|_| !here) else {
             return Err(InputError::Refused {
                 what: what.to_owned(),
-                reason: "a repository here is not asked; run `git rev-parse NAME^{commit}` in it and write commit = \"ID\"".to_owned(),
+                reason: "the names of a repository here are not asked for; run `git rev-parse NAME^{commit}` in it and write commit = \"ID\"; the file is as it was".to_owned(),
             });
         };
         let parsed = crate::jobfile::git_url(url);

@@ -3,12 +3,12 @@
 use super::address;
 use super::origin::{Auth, Origin, Prefix, Purpose};
 use super::policy::{PROJECT_DEFAULT, Policy};
+use crate::files::read_capped;
 use crate::jobfile::read::{Reader, Table, Value};
 use crate::jobfile::{JobFileError, suggest};
 use ampoule_spec::{Code, Name};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -61,11 +61,7 @@ impl SourcesFile {
             let reason = "belongs to somebody else or can be written by others, and they would decide";
             return Err(unusable(reason.to_owned(), "chown it to yourself or root, and chmod go-w"));
         }
-        let mut bytes = Vec::new();
-        file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
-        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > BYTES_MAX {
-            return Err(unusable(format!("larger than {BYTES_MAX} bytes"), ""));
-        }
+        let bytes = read_capped(file, BYTES_MAX).map_err(cannot)?;
         let text = String::from_utf8(bytes)
             .map_err(|e| unusable(format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()), ""))?;
         Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))

@@ -143,7 +143,7 @@ fn layout(lab: &Lab) -> Result<()> {
     let index: Value = crate::check::json(&lab.path("put/index.json"))?;
     equal("attestation", &index["manifests"][1]["artifactType"], &Value::from(BUNDLE))?;
     // A directory that holds something is not written to.
-    export("oci:put:v1")?.exits(64)?.says(&["file.unusable"])?;
+    export("oci:put:v1")?.exits(64)?.says(&["export.refused", "holds something; name a new directory"])?;
     equal("files afterwards", &tree(&lab.path("put"))?, &names)?;
     fs::create_dir(lab.path("empty"))?;
     export("oci:empty")?.exits(0).map(drop)
@@ -180,14 +180,14 @@ fn not_released(lab: &Lab) -> Result<()> {
     let to = format!("docker://{}/out/put:v1", registry.host());
     let push = |out: &Path| registry.push(out, &to).end();
     let failed = lab.run_job(&(sh("make", "echo x > x; false") + &output("x", "/build/x")))?.exits(1)?;
-    push(&failed.out)?.exits(70)?.says(&["provenance.refused", "no provenance was released"])?;
+    push(&failed.out)?.exits(64)?.says(&["export.refused", "no provenance was released"])?;
     let report = sh("make", "echo x > x") + &output("x", "/build/x") + "kind = \"report\"\n";
     let report = lab.run_job(&report)?.ended(&SUCCEEDED)?;
-    push(&report.out)?.exits(70)?.says(&["provenance.refused"])?;
+    push(&report.out)?.exits(64)?.says(&["export.refused", "no provenance was released"])?;
     let ran = released(lab)?;
     fs::write(ran.out.join("outputs/one.txt"), "two\n")?;
     push(&ran.out)?.exits(64)?.says(&["export.refused", "one.txt is no longer what provenance names"])?;
-    push(&lab.path("none"))?.exits(64)?.says(&["file.unusable"])?;
+    push(&lab.path("none"))?.exits(64)?.says(&["export.refused", "not the output directory of a run"])?;
     equal("what the registry was asked", &registry.asked()?, &Vec::new())
 }
 

@@ -331,7 +331,10 @@ fn kept(lab: &Lab) -> Result<()> {
 }
 
 fn commands(lab: &Lab) -> Result<()> {
-    store(lab, &["verify"]).end()?.exits(0)?.says(&["0 objects"])?;
+    for asked in ["stat", "verify", "gc"] {
+        store(lab, &[asked]).end()?.exits(64)?.says(&["file.unusable", "has no store", "--state"])?;
+    }
+    ensure!(!lab.state().exists(), "asking about a store has made one");
     lab.run(&two_inputs(lab)?).end()?.ended(&SUCCEEDED)?;
     let stat = said(&store(lab, &["stat", "--json"]).end()?.exits(0)?)?;
     equal("objects", &(&stat["objects"], &stat["bytes"]), &(&2.into(), &(BOTH.len() as u64).into()))?;
@@ -347,7 +350,7 @@ fn commands(lab: &Lab) -> Result<()> {
     let found = found.says(&["1 objects", "its digest is", &format!("archive-{archive}"), "--quarantine"])?;
     ensure!(found.stdout.is_empty(), "stdout is for data: {}", found.stdout_text());
     store(lab, &["verify", &"0".repeat(64)]).end()?.exits(64)?.says(&["input.missing"])?;
-    store(lab, &["verify", "not-a-digest"]).end()?.exits(64)?;
+    store(lab, &["verify", "not-a-digest"]).end()?.exits(64)?.says(&["not-a-digest", "[usage]"])?;
     store(lab, &["gc", "--max-size", "many"]).end()?.exits(64)?.says(&["--max-size"])?;
     let found = store(lab, &["verify", "--quarantine", "--json"]).end()?.exits(2)?;
     let lines = found.json_lines()?;

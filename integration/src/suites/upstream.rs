@@ -14,6 +14,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("output_without_good_provenance_is_refused_before_a_step_runs", refused),
     Test::both("output_that_was_changed_is_a_digest_mismatch", changed),
     Test::both("second_use_needs_no_artifact", again),
+    Test::both("tool_that_a_job_has_made_is_executable_if_the_next_says_so", tool),
 ];
 
 const DEV: &str = "https://ampoule.example/builders/dev/v1";
@@ -82,6 +83,22 @@ fn chain(lab: &Lab) -> Result<()> {
         + &output("out", "/build/out");
     let ran = lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
     equal("file of the archive", &ran.output("out")?, &b"f\n".to_vec())
+}
+
+/// A tool that another job has made.
+fn tool(lab: &Lab) -> Result<()> {
+    let steps = sh("build", "printf '#!/bin/sh\\necho ran\\n' > /build/tool; chmod +x /build/tool");
+    let made = lab.run_job(&(steps + &output("tool", "/build/tool")))?.ended(&Ending("succeeded", "", 0))?;
+    let artifact = made.out.join("outputs/tool");
+    let uses = |more: &str| {
+        let source = attested(&made, "tool", &artifact, more);
+        sh("use", "/build/tool > /build/out")
+            + &input("tool", &source, "/build/tool", false)
+            + &output("out", "/build/out")
+    };
+    let ran = lab.run_job(&uses(", allow_dev = true, executable = true"))?;
+    equal("output", &ran.ended(&Ending("succeeded", "", 0))?.output("out")?, &b"ran\n".to_vec())?;
+    lab.run_job(&uses(ALLOW))?.ended(&Ending("failed", "step.exit_nonzero", 1)).map(drop)
 }
 
 /// The job ends before there is one.

@@ -227,6 +227,9 @@ pub enum InputSource {
     Attestation {
         /// SHA-256 of its bytes, as the provenance says.
         sha256: Sha256,
+        /// Whether it may be executed. The provenance does not say.
+        #[serde(default)]
+        executable: bool,
         /// Whether it is an archive that is unpacked.
         #[serde(default)]
         unpack: bool,
@@ -390,7 +393,11 @@ impl JobSpec {
                         check_text(&format!("input[{at}].git"), text)?;
                     }
                 }
-                InputSource::Attestation { made_by, .. } => {
+                InputSource::Attestation { executable, unpack, made_by, .. } => {
+                    if *executable && *unpack {
+                        let field = format!("input[{at}].attestation.executable");
+                        return Err(wrong(field, "an archive says itself what in it may be executed"));
+                    }
                     for text in [&made_by.builder, &made_by.key] {
                         check_text(&format!("input[{at}].attestation"), text)?;
                     }

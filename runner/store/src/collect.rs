@@ -111,7 +111,11 @@ impl Store {
             match self.fate(&object)? {
                 Fate::Doomed(lock) => doomed.push((object, lock)),
                 Fate::InUse => done.in_use += 1,
-                Fate::Gone => done.left -= 1,
+                // Another collection has it.
+                Fate::Gone => {
+                    done.left -= 1;
+                    done.left_bytes = done.left_bytes.saturating_sub(object.bytes);
+                }
             }
         }
         let told = TOLD_MAX.saturating_sub(done.objects.len());

@@ -298,6 +298,27 @@ fn collection_leaves_what_is_leased_or_kept() {
 }
 
 #[test]
+fn collections_at_once_say_what_is_left() {
+    let world = World::new();
+    for n in 0..40_u32 {
+        let bytes = tar(&[file("f", n.to_string().repeat(50))]);
+        world.import(&archive(&bytes), &bytes).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let wanted = Collect { max_bytes: Some(0), ..Collect::default() };
+    let mut other = None;
+    let done = world.store.collect(&wanted, &BTreeSet::new(), now(), &mut |point| {
+        if point == "collect: remove an object" && other.is_none() {
+            other = Some(collect(&world, Some(0), &[]));
+        }
+        Ok(())
+    });
+    let (done, other) = (done.unwrap(), other.unwrap());
+    assert!(done.removed > 0 && other.removed > 0, "{done:?} {other:?}");
+    assert_eq!((done.removed + other.removed, done.left, done.left_bytes), (40, 0, 0), "{done:?}");
+}
+
+#[test]
 fn collection_removes_an_object_with_all_its_names() {
     let world = World::new();
     let plain = tar(&[file("f", "x")]);

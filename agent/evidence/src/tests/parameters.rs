@@ -224,7 +224,7 @@ fn any_spec() -> impl Strategy<Value = JobSpec> {
             3 => json!({"kind": "tar", "sha256": digest}),
             4 => git_source(digest, flag, true),
             5 => git_source(digest, flag, false),
-            _ => json!({"kind": "attestation", "sha256": digest, "unpack": flag, "made_by": {
+            _ => json!({"kind": "attestation", "sha256": digest, "executable": !flag, "unpack": flag, "made_by": {
                 "builder": "https://a.example/builders/hermetic/v1", "key": "SHA256:k", "statement": digest,
                 "job": "01890a5d-ac96-774b-bcce-b302099a8057", "subject": "lib+z-1.so"}}),
         }

@@ -1,0 +1,87 @@
+//! Whether what a plan names is there, before anything is taken in.
+
+use super::error::{JobFileError, shown};
+use super::plan::{ImagePlan, JobPlan, SourcePlan};
+use crate::git::GitPlace;
+use ampoule_spec::Code;
+use std::path::Path;
+
+type Result<T> = std::result::Result<T, JobFileError>;
+
+impl JobPlan {
+    /// Looks whether the paths that the plan names are there and are of the right kind.
+    pub(super) fn check_places(&self) -> Result<()> {
+        match &self.image {
+            ImagePlan::Host | ImagePlan::Registry { .. } => {}
+            ImagePlan::OciLayout { dir, .. } => self.check_place("image", dir, Kind::Directory)?,
+            ImagePlan::Tar { file, .. } => self.check_place("image", file, Kind::File)?,
+        }
+        for (at, input) in self.inputs.iter().enumerate() {
+            match &input.source {
+                SourcePlan::Path(path) => {
+                    self.check_place(&format!("input[{at}].path"), path, Kind::Either)?;
+                    if !input.exclude.is_empty() && path.is_file() {
+                        let (field, reason) =
+                            (format!("input[{at}].exclude"), "patterns are for directories");
+                        return Err(self.fields.error(Code::JobInvalid, &field, reason, "remove the key"));
+                    }
+                }
+                SourcePlan::Tar { path, .. } => {
+                    self.check_place(&format!("input[{at}].tar.path"), path, Kind::File)?;
+                }
+                SourcePlan::Git(plan) => {
+                    if let GitPlace::Path(path) = &plan.place {
+                        self.check_place(&format!("input[{at}].git.path"), path, Kind::Directory)?;
+                    }
+                    if let Some(file) = &plan.allowed_signers {
+                        self.check_place(&format!("input[{at}].git.allowed_signers"), file, Kind::File)?;
+                    }
+                }
+                SourcePlan::Http { .. } => {}
+                SourcePlan::Attestation(plan) => {
+                    for (key, path) in plan.files() {
+                        if key == "path" && path.is_dir() {
+                            let reason = "a directory that was an output cannot be taken as a tree";
+                            let remedy =
+                                "let it leave with form = \"tar.zst\", and take that with unpack = true";
+                            let field = format!("input[{at}].attestation.path");
+                            return Err(self.fields.error(Code::InputRefused, &field, reason, remedy));
+                        }
+                        self.check_place(&format!("input[{at}].attestation.{key}"), path, Kind::File)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_place(&self, field: &str, path: &Path, kind: Kind) -> Result<()> {
+        let name = shown(&path.display().to_string());
+        let metadata = path.metadata().map_err(|e| {
+            use std::io::ErrorKind::{NotADirectory, NotFound};
+            if matches!(e.kind(), NotFound | NotADirectory) {
+                let remedy = "relative paths are taken from the job file's directory";
+                self.fields.error(Code::InputMissing, field, format!("{name} is not there"), remedy)
+            } else {
+                self.fields.error(Code::FileUnusable, field, format!("{name} cannot be read: {e}"), "")
+            }
+        })?;
+        let (ok, expected) = match kind {
+            Kind::File => (metadata.is_file(), "a file"),
+            Kind::Directory => (metadata.is_dir(), "a directory"),
+            Kind::Either => (metadata.is_file() || metadata.is_dir(), "a file or a directory"),
+        };
+        if ok {
+            return Ok(());
+        }
+        Err(self.fields.error(Code::InputRefused, field, format!("{name} is not {expected}"), ""))
+    }
+}
+
+/// What a path must lead to.
+#[derive(Clone, Copy)]
+enum Kind {
+    File,
+    Directory,
+    Either,
+}
