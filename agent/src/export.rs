@@ -11,9 +11,9 @@ mod released;
 
 pub use error::ExportError;
 
-use crate::registry::{
-    Access, Called, INDEX_TYPE, Piece, Purpose, Reference, SCHEME, Session, Source, is_tag,
-};
+use crate::block::with_runtime;
+use crate::jobfile::split_tag;
+use crate::registry::{Access, Called, INDEX_TYPE, Piece, Purpose, Reference, SCHEME, Session, Source};
 use ampoule_spec::Sha256;
 use documents::{Document, EMPTY, referrers_tag, sha256_of, with_referrer};
 use released::Released;
@@ -54,14 +54,11 @@ impl Destination {
         let Some(rest) = text.strip_prefix("oci:") else {
             return Err("write docker://HOST/REPO[:TAG] or oci:DIR[:TAG]".to_owned());
         };
-        let (dir, tag) = match rest.rsplit_once(':') {
-            Some((dir, tag)) if is_tag(tag) => (dir, Some(tag.to_owned())),
-            _ => (rest, None),
-        };
+        let (dir, tag) = split_tag(rest);
         if dir.is_empty() {
             return Err("the directory is missing; write oci:DIR[:TAG]".to_owned());
         }
-        Ok(Self::Layout { dir: PathBuf::from(dir), tag })
+        Ok(Self::Layout { dir: PathBuf::from(dir), tag: tag.map(str::to_owned) })
     }
 }
 
@@ -114,9 +111,8 @@ pub fn export(out: &Path, to: &Destination, access: &Access) -> Result<Exported>
         }
         Destination::Registry(reference) => {
             let failed = |e: std::io::Error| ExportError::file("the asynchronous runtime", e);
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-            runtime.block_on(push(&content, reference, access, &mut exported))?;
+            let pushing = push(&content, reference, access, &mut exported);
+            with_runtime(|runtime| runtime.block_on(pushing)).map_err(failed)??;
         }
     }
     Ok(exported)

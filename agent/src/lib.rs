@@ -5,6 +5,8 @@
 
 pub mod api;
 pub mod artifact;
+mod block;
+pub mod chain;
 pub mod export;
 pub mod files;
 pub mod git;

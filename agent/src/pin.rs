@@ -119,8 +119,7 @@ impl PinFile {
     ) -> Result<Vec<Pinned>, PinError> {
         let unpinned = self.unpinned();
         let base = self.path.parent().unwrap_or(Path::new("")).to_owned();
-        let resolver = resolve::Resolver::new(policy.clone(), auth, base)
-            .map_err(|error| self.cannot(format!("no resolver can be made: {error}")))?;
+        let resolver = resolve::Resolver::new(policy.clone(), auth, base);
         let mut done = Vec::new();
         for one in unpinned {
             let failed = |source| PinError::Source { field: one.field().to_owned(), source };

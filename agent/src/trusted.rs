@@ -1,8 +1,8 @@
 //! Whose word is believed: one public key, or a trust file with keys that are pinned to their builders.
 
+use crate::chain::chain;
 use crate::files::read_file;
 use ampoule_evidence::{PublicKey, TrustFile, TrustedKey};
-use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// The most bytes of a key or trust file.
@@ -54,16 +54,4 @@ impl<P: AsRef<Path>> Believed<P> {
             }
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! A command's failure: its code decides the exit status, its text is for people.
 
 use crate::show;
+use ampoule_agent::chain::chain;
 use ampoule_agent::inputs::InputError;
 use ampoule_agent::jobfile::JobFileError;
 use ampoule_agent::local::{LocalError, RunnerError};
@@ -29,18 +30,7 @@ impl Failed {
 
     /// An error with its causes.
     pub(crate) fn of(code: Code, error: &dyn Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(next) = cause {
-            let text = next.to_string();
-            // Some errors print their cause themselves.
-            if !message.ends_with(&text) {
-                message.push_str(": ");
-                message.push_str(&text);
-            }
-            cause = next.source();
-        }
-        Self { code, message }
+        Self { code, message: chain(error) }
     }
 
     /// The same for a program: the last object on stdout of a command that ends so.

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// The most jobs at a time on one connection.
@@ -190,7 +190,8 @@ impl Launcher {
     fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, Refusal> {
         let mut descriptors = descriptors.into_iter();
         let internal = |e: &dyn std::error::Error| refuse(Code::Internal, admission::chain(e));
-        if matches!(request, Request::Import(_) | Request::Run { .. } | Request::Doctor { .. }) {
+        // Whose a tree is, is judged by what this process is. Root of a user namespace would find others' damaged.
+        if !matches!(request, Request::StoreStat | Request::StoreList { .. } | Request::Forget { .. }) {
             admission::demand_host_root()?;
         }
         match request {
@@ -275,7 +276,12 @@ impl Launcher {
         self.holdings.clear();
         let said = self.say(&Reply::Admitted { job: job.clone() });
         // What it will want to know of the host; by now it is busy.
-        let _ = slot.channel.send_all(&ToSlot::Facts(Facts::gather(&admitted.job.image)), &[]);
+        let facts = ToSlot::Facts(Facts::gather(&admitted.job.image));
+        match slot.channel.send_all(&facts, &[]) {
+            Ok(()) | Err(IpcError::Closed) => {}
+            // It would wait for them; its end is noticed, and the job recorded as aborted.
+            Err(_) => slot.kill(),
+        }
         self.pool.wish(&admitted, kind);
         self.running.push((job, slot));
         said.map_err(|e| refuse(Code::Internal, e))
@@ -301,7 +307,8 @@ impl Launcher {
             limits: &admitted.limits,
         };
         let slot = Slot::make(&making, Some(first))?;
-        hand_over(&slot, admitted, self.holdings.damaged(), lifetime);
+        hand_over(&slot, admitted, self.holdings.damaged(), lifetime)
+            .map_err(|message| self.abandon(&slot, message))?;
         Ok(slot)
     }
 
@@ -328,19 +335,22 @@ impl Launcher {
         let made = (|| {
             let mut recorder = slot.recorder.take().ok_or("the slot has no recorder")?;
             admit(&slot.dir, &mut recorder, first)?;
-            hand_over(&slot, admitted, self.holdings.damaged(), lifetime);
+            hand_over(&slot, admitted, self.holdings.damaged(), lifetime)?;
             recorder.sync()?;
             self.state.sync().map_err(|e| format!("the job's name cannot be made durable: {e}"))
         })();
         match made {
             Ok(()) => Ok(Some(slot)),
-            Err(message) => {
-                // Nobody was told of the job. After a failed sync nothing is to be believed any more.
-                slot.kill();
-                let _ = recovery::discard(&self.state, &slot.dir);
-                Err(refuse(Code::Internal, message))
-            }
+            Err(message) => Err(self.abandon(&slot, message)),
         }
+    }
+
+    /// Gives up a slot whose job nobody was told of. After a failed sync nothing is to be believed any more, and a
+    /// supervisor that has half of its job would wait for the rest.
+    fn abandon(&self, slot: &Slot, message: String) -> Refusal {
+        slot.kill();
+        let _ = recovery::discard(&self.state, &slot.dir);
+        refuse(Code::Internal, message)
     }
 
     /// Listens to a supervisor that has a job.
@@ -379,8 +389,21 @@ enum Source {
     Pool,
 }
 
-/// Tells a supervisor of its job. One that is gone is noticed by the end of its channel.
-fn hand_over(slot: &Slot, admitted: &Admitted, damaged: &[Damage], lifetime: Option<&OwnedFd>) {
+/// Tells a supervisor of its job. One that is gone is noticed by the end of its channel; any other failure leaves one
+/// that waits.
+fn hand_over(
+    slot: &Slot,
+    admitted: &Admitted,
+    damaged: &[Damage],
+    lifetime: Option<&OwnedFd>,
+) -> Result<(), String> {
+    let tell = |message: &ToSlot, descriptors: &[BorrowedFd<'_>]| match slot
+        .channel
+        .send_all(message, descriptors)
+    {
+        Ok(()) | Err(IpcError::Closed) => Ok(()),
+        Err(error) => Err(format!("the supervisor cannot be told of its job: {}", admission::chain(&error))),
+    };
     let (layers, trees) = admitted.mounts.root.parts();
     let inputs = &admitted.mounts.inputs;
     let assignment = Assignment {
@@ -396,7 +419,7 @@ fn hand_over(slot: &Slot, admitted: &Admitted, damaged: &[Damage], lifetime: Opt
     };
     let descriptors = lifetime.into_iter().chain(trees).chain(inputs.iter().map(|input| &input.tree));
     let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
-    let _ = slot.channel.send_all(&ToSlot::Assign(assignment), &descriptors);
+    tell(&ToSlot::Assign(assignment), &descriptors)?;
     for part in admitted.used.chunks(OBJECTS_MAX) {
         let name = |used: &Used| ObjectName {
             what: used.what.clone(),
@@ -405,6 +428,7 @@ fn hand_over(slot: &Slot, admitted: &Admitted, damaged: &[Damage], lifetime: Opt
             parts: used.parts,
         };
         let leases: Vec<_> = part.iter().map(|used| used.lease.as_fd()).collect();
-        let _ = slot.channel.send_all(&ToSlot::Objects(part.iter().map(name).collect()), &leases);
+        tell(&ToSlot::Objects(part.iter().map(name).collect()), &leases)?;
     }
+    Ok(())
 }

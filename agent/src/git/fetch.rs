@@ -8,11 +8,13 @@ use super::object::{Kind, shown};
 use super::pack::Pack;
 use super::remote::{Ref, Remote};
 use super::snapshot::{Counts, Objects, Snapshot};
+use crate::block::with_runtime;
 use crate::inputs::{Guard, InputError, scratch_file};
 use ampoule_spec::{GIT_COMMIT_BYTES_MAX, GIT_LINKS_MAX, GitId};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 
 type Result<T> = std::result::Result<T, InputError>;
 
@@ -58,7 +60,18 @@ impl GitFetch<'_> {
         received: &AtomicU64,
     ) -> Result<Snapshot> {
         let failed = |source| InputError::File { what: "the file for a download".to_owned(), source };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let done = with_runtime(|runtime| self.run_with(runtime, guard, limits, stop, received));
+        done.map_err(failed)?
+    }
+
+    fn run_with(
+        &self,
+        runtime: &Runtime,
+        guard: &Guard,
+        limits: &GitLimits,
+        stop: &dyn Fn() -> bool,
+        received: &AtomicU64,
+    ) -> Result<Snapshot> {
         let deadline = Instant::now() + TOTAL_TIMEOUT;
         let stop = || stop() || Instant::now() >= deadline;
         let stop: &dyn Fn() -> bool = &stop;
@@ -115,7 +128,7 @@ async fn find_ref(guard: &Guard, url: &str, reference: &str) -> Result<GitId> {
 
 struct Getter<'a> {
     http: Http<'a>,
-    runtime: tokio::runtime::Runtime,
+    runtime: &'a Runtime,
     limits: &'a GitLimits,
     stop: &'a dyn Fn() -> bool,
     received: &'a AtomicU64,

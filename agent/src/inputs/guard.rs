@@ -19,7 +19,7 @@ use reqwest::header::{
 use reqwest::{Certificate, Client, Method, Request, Response, StatusCode, Url, redirect};
 use resolve::{DeniedAddress, GuardedResolver};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -207,33 +207,6 @@ impl Guard {
             from = Some(url);
         }
         Err(unreachable(&start, format!("more than {REDIRECTS_MAX} redirects"), None))
-    }
-
-    /// The addresses of a URL's host, for a program that connects by itself and must be held to them.
-    ///
-    /// # Errors
-    /// Those of [`check`](Self::check), and of the addresses.
-    pub async fn addresses(&self, purpose: Purpose, url: &Url) -> Result<Vec<SocketAddr>, InputError> {
-        let origin = self.check(purpose, url)?;
-        let port = url.port_or_known_default().unwrap_or_default();
-        if let Some(address) = literal(url) {
-            return Ok(vec![SocketAddr::new(address, port)]);
-        }
-        let host = url.host_str().unwrap_or_default();
-        let resolver = GuardedResolver::new(Arc::clone(&self.lookup), origin.cloned());
-        let found = tokio::time::timeout(self.options.connect_timeout, resolver.addresses(host)).await;
-        let found = found.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
-        match found {
-            Ok(found) => Ok(found.into_iter().map(|address| SocketAddr::new(address, port)).collect()),
-            Err(error) => match error.downcast_ref::<DeniedAddress>() {
-                Some(denied) => Err(self.denied(purpose, url, denied)),
-                None => Err(InputError::Unreachable {
-                    url: without_query(url),
-                    reason: "the name cannot be resolved".to_owned(),
-                    source: Some(error),
-                }),
-            },
-        }
     }
 
     /// The header by which the origin of a URL knows us. [`send`](Self::send) adds it by itself.

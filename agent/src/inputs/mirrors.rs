@@ -3,6 +3,7 @@
 use super::error::InputError;
 use super::fetch::{Fetched, Fetcher, empty};
 use super::url::{parse_url, without_query};
+use crate::chain::chain;
 use crate::sources::Purpose;
 use ampoule_spec::{Code, Sha256};
 use reqwest::Url;
@@ -125,16 +126,4 @@ fn worse(one: Code, other: Code) -> Code {
         _ => 0,
     };
     if rank(other) > rank(one) { other } else { one }
-}
-
-/// An error with its causes.
-fn chain(error: &InputError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

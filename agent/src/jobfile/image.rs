@@ -1,6 +1,7 @@
 //! The spellings of an image: `host`, `oci:DIR[:TAG]@sha256:…`, `docker://HOST/REPO[:TAG]@sha256:…` and
 //! `tar:FILE@sha256:…`.
 
+use crate::registry::is_tag;
 use crate::registry::{Reference, SCHEME};
 use ampoule_spec::Sha256;
 use std::fmt;
@@ -113,12 +114,6 @@ fn pinned<'t>(text: &'t str, remedy: &str) -> Result<(&'t str, Sha256), ImageErr
 
 /// Splits `DIR[:TAG]`; what holds a slash is no tag.
 pub(crate) fn split_tag(place: &str) -> (&str, Option<&str>) {
-    let is_tag = |tag: &str| {
-        let tail = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        tag.len() <= 128
-            && tag.bytes().all(tail)
-            && tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
-    };
     match place.rsplit_once(':') {
         Some((dir, tag)) if is_tag(tag) => (dir, Some(tag)),
         _ => (place, None),

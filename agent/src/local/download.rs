@@ -3,6 +3,7 @@
 use super::intake::unusable;
 use super::watch::{Watch, Work};
 use super::{Cancel, LocalError, Note, Options};
+use crate::block::with_runtime;
 use crate::git::GitPlace;
 use crate::inputs::{FetchOptions, Fetcher, InputError, PassedOver, scratch_file};
 use crate::jobfile::{ArtifactPlace, ImagePlan, InputPlan, SourcePlan, git_url};
@@ -90,9 +91,8 @@ impl Downloads {
     pub(super) fn fetch(&self, url: &str, mirrors: &[String], sha256: &Sha256) -> Result<File> {
         let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
         let mut file = scratch_file(&std::env::temp_dir()).map_err(failed)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let mut passed = Vec::new();
-        let fetched = runtime.block_on(async {
+        let fetching = async {
             let cancelled = async {
                 let (counted, mut meter) = (self.fetcher.counted(), self.watch.begin(Work::Fetch));
                 while !self.cancel.is_cancelled() {
@@ -106,9 +106,8 @@ impl Downloads {
                 }
                 () = cancelled => Err(LocalError::Cancelled),
             }
-        });
-        // A name that is being resolved cannot be called back, and nobody waits for it.
-        runtime.shutdown_background();
+        };
+        let fetched = with_runtime(|runtime| runtime.block_on(fetching)).map_err(failed)?;
         self.passed.borrow_mut().extend(passed);
         *self.last.borrow_mut() = Some(fetched?.final_url);
         Ok(file)

@@ -7,8 +7,8 @@ use super::pulled::Pull;
 use super::runner::{Runner, RunnerError};
 use super::watch::Watch;
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
+use crate::inputs::OciLayout;
 use crate::inputs::exclude::Excludes;
-use crate::inputs::{Blob, OciLayout};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
@@ -83,9 +83,7 @@ pub(super) fn take_in(
 /// Says which input the runner has refused.
 fn named(input: &ampoule_spec::Name, error: LocalError) -> LocalError {
     match error {
-        LocalError::Runner(RunnerError::Refused { code, message }) => {
-            RunnerError::Refused { code, message: format!("input {input}: {message}") }.into()
-        }
+        LocalError::Runner(error) => error.within(&format!("input {input}")).into(),
         LocalError::Upstream { code, file, reason } => {
             LocalError::Upstream { code, file, reason: format!("{reason}; input {input} is not used") }
         }
@@ -154,7 +152,10 @@ fn take_image(
                 let content = Content::OciLayer { sha256: layer.sha256 };
                 if runner.find(content.clone())?.is_none() {
                     let imported = runner.import(content, layout.open_blob(layer)?.into());
-                    imported.map_err(|error| layer_of(dir, layer, error))?;
+                    let within = |error: RunnerError| {
+                        error.within(&format!("{}, layer sha256:{}", dir.display(), layer.sha256))
+                    };
+                    imported.map_err(within)?;
                 }
             }
             let config = Content::OciConfig { sha256: found.config.sha256 };
@@ -162,17 +163,6 @@ fn take_image(
             runner.import(manifest, layout.open_blob(&found.manifest)?.into())?;
             Ok(Some(sha256))
         }
-    }
-}
-
-/// Says which layer of which image the runner has refused.
-fn layer_of(dir: &Path, layer: &Blob, error: RunnerError) -> RunnerError {
-    match error {
-        RunnerError::Refused { code, message } => {
-            let message = format!("{}, layer sha256:{}: {message}", dir.display(), layer.sha256);
-            RunnerError::Refused { code, message }
-        }
-        other => other,
     }
 }
 

@@ -4,6 +4,7 @@ use super::follow::Note;
 use super::intake::UntilCancelled;
 use super::runner::{Runner, RunnerError};
 use super::{Cancel, LocalError, Options};
+use crate::block::with_runtime;
 use crate::inputs::{Blob, InputError, scratch_file};
 use crate::registry::{Access, AuthFile, Document, Purpose, Reference, Session};
 use ampoule_spec::Sha256;
@@ -39,17 +40,25 @@ impl Pull<'_> {
         let auth = self.options.registry_auth.as_deref().map(AuthFile::read).transpose()?;
         let access = Access::new(self.options.sources.clone(), auth);
         let mut session = Session::new(&access, self.reference, Purpose::Pull)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(scratch)?;
-        let manifest = self.wait(&runtime, session.manifest_of(self.pinned))?;
+        with_runtime(|runtime| self.pull(runtime, &mut session, say)).map_err(scratch)?
+    }
+
+    fn pull(
+        &self,
+        runtime: &Runtime,
+        session: &mut Session<'_>,
+        say: &mut dyn FnMut(Note),
+    ) -> Result<Sha256> {
+        let manifest = self.wait(runtime, session.manifest_of(self.pinned))?;
         let sha256 = manifest.sha256;
         if self.has(Content::OciManifest { sha256 })? {
             return Ok(sha256);
         }
         say(Note::Importing { what: format!("the image {}", self.reference) });
-        let image = self.wait(&runtime, session.image_of(manifest))?;
+        let image = self.wait(runtime, session.image_of(manifest))?;
         for layer in &image.layers {
             if !self.has(Content::OciLayer { sha256: layer.sha256 })? {
-                self.layer(&runtime, &mut session, layer)?;
+                self.layer(runtime, session, layer)?;
             }
         }
         self.document(Content::OciConfig { sha256: image.config.sha256 }, &image.config)?;
@@ -102,19 +111,10 @@ impl Pull<'_> {
         match (received, imported) {
             (Ok(Ok(())), Ok(_)) => Ok(()),
             (Ok(Err(error)), _) => Err(error),
-            (_, Err(error)) => Err(self.refused(layer, error)),
-            (Err(_), Ok(_)) => Err(RunnerError::OutOfTurn.into()),
-        }
-    }
-
-    /// Says which layer the runner has refused.
-    fn refused(&self, layer: &Blob, error: RunnerError) -> LocalError {
-        match error {
-            RunnerError::Refused { code, message } => {
-                let message = format!("{}, layer sha256:{}: {message}", self.reference, layer.sha256);
-                RunnerError::Refused { code, message }.into()
+            (_, Err(error)) => {
+                Err(error.within(&format!("{}, layer sha256:{}", self.reference, layer.sha256)).into())
             }
-            other => other.into(),
+            (Err(_), Ok(_)) => Err(RunnerError::OutOfTurn.into()),
         }
     }
 

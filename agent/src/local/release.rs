@@ -4,6 +4,7 @@ use super::evidence::Signing;
 use super::place::Place;
 use super::watch::{Watch, Work};
 use super::{LocalError, ReleasedOutput};
+use crate::files::read_file;
 use ampoule_evidence::{AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::{
@@ -98,11 +99,7 @@ fn file_error(what: &'static str, path: &Path, error: &io::Error) -> LocalError 
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-        .map_err(|e| file_error("the job's record", path, &e))?;
-    Ok(bytes)
+    read_file(path, limit).map_err(|e| file_error("the job's record", path, &e))
 }
 
 /// Refuses an output directory that cannot be filled when the job has run: one that holds something, because nothing

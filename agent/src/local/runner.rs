@@ -61,6 +61,14 @@ pub enum RunnerError {
 }
 
 impl RunnerError {
+    /// Says what it is that was refused.
+    pub(super) fn within(self, what: &str) -> Self {
+        match self {
+            Self::Refused { code, message } => Self::Refused { code, message: format!("{what}: {message}") },
+            other => other,
+        }
+    }
+
     /// The bounded code.
     pub fn code(&self) -> Code {
         match self {

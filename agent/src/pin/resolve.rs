@@ -1,19 +1,24 @@
 //! From a name to a digest: each kind of source has its own way.
 
 use super::edit::{Kind, Unpinned};
+use crate::block::with_runtime;
 use crate::git::resolve_ref;
 use crate::inputs::{FetchOptions, Fetcher, Guard, GuardOptions, InputError, OciLayout};
 use crate::registry::{Access, AuthFile, Reference, SCHEME, resolve_tag};
 use crate::sources::{Policy, Purpose};
 use std::path::{Path, PathBuf};
-use tokio::runtime::Runtime;
+
+/// Waits for an answer.
+fn wait<T>(asked: impl Future<Output = Result<T, InputError>>) -> Result<T, InputError> {
+    let failed = |source| InputError::File { what: "a resolver".to_owned(), source };
+    with_runtime(|runtime| runtime.block_on(asked)).map_err(failed)?
+}
 
 /// Looks up digests.
 pub(super) struct Resolver {
     fetcher: Fetcher,
     registries: Access,
     guard: Guard,
-    runtime: Runtime,
     /// Where relative paths are taken from.
     base: PathBuf,
 }
@@ -22,12 +27,11 @@ pub(super) struct Resolver {
 type Found = (String, Option<String>);
 
 impl Resolver {
-    pub(super) fn new(policy: Policy, auth: Option<AuthFile>, base: PathBuf) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    pub(super) fn new(policy: Policy, auth: Option<AuthFile>, base: PathBuf) -> Self {
         let registries = Access::new(policy.clone(), auth);
         let guard = Guard::new(policy.clone(), GuardOptions::default());
         let fetcher = Fetcher::new(FetchOptions::default(), policy);
-        Ok(Self { fetcher, registries, guard, runtime, base })
+        Self { fetcher, registries, guard, base }
     }
 
     pub(super) fn resolve(&self, unpinned: &Unpinned) -> Result<Found, InputError> {
@@ -40,7 +44,7 @@ impl Resolver {
     }
 
     fn download(&self, url: &str) -> Result<Found, InputError> {
-        let (sha256, fetched) = self.runtime.block_on(self.fetcher.digest(url))?;
+        let (sha256, fetched) = wait(self.fetcher.digest(url))?;
         Ok((sha256.to_string(), Some(fetched.final_url)))
     }
 
@@ -58,7 +62,7 @@ impl Resolver {
         if parsed.scheme() == "http" && self.guard.check(Purpose::Git, &parsed)?.is_none() {
             return Err(InputError::unpinnable(&parsed));
         }
-        let commit = self.runtime.block_on(resolve_ref(&self.guard, url, name))?;
+        let commit = wait(resolve_ref(&self.guard, url, name))?;
         Ok((commit.to_string(), None))
     }
 
@@ -86,7 +90,7 @@ impl Resolver {
                 reason: e.to_string(),
             };
             let (reference, _) = Reference::parse(image).map_err(refused)?;
-            return Ok((self.runtime.block_on(resolve_tag(&self.registries, &reference))?.to_string(), None));
+            return Ok((wait(resolve_tag(&self.registries, &reference))?.to_string(), None));
         }
         Err(InputError::Refused {
             what: image.to_owned(),

@@ -259,6 +259,18 @@ fn bounded(capability: Capability) -> bool {
 /// The stage that failed. A kernel without Landlock is not an error: the worker then has its user namespace
 /// alone, in which it owns nothing but that directory.
 pub fn confine_to_directory(dir: std::os::fd::BorrowedFd<'_>) -> Result<(), StageError> {
+    confine_to(Some(dir))
+}
+
+/// Confines the calling process to the descriptors that it has, for good: for one that only turns bytes into others.
+///
+/// # Errors
+/// As [`confine_to_directory`].
+pub fn confine_to_descriptors() -> Result<(), StageError> {
+    confine_to(None)
+}
+
+fn confine_to(dir: Option<std::os::fd::BorrowedFd<'_>>) -> Result<(), StageError> {
     rustix::thread::set_no_new_privs(true).stage("no_new_privs")?;
     let abi = known_abi(landlock_abi().stage("landlock: read the kernel's ABI")?);
     if abi == ABI::Unsupported {
@@ -268,7 +280,10 @@ pub fn confine_to_directory(dir: std::os::fd::BorrowedFd<'_>) -> Result<(), Stag
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(abi))
         .and_then(Ruleset::create)
-        .and_then(|ruleset| ruleset.add_rule(PathBeneath::new(dir, AccessFs::from_all(abi))))
+        .and_then(|ruleset| match dir {
+            Some(dir) => ruleset.add_rule(PathBeneath::new(dir, AccessFs::from_all(abi))),
+            None => Ok(ruleset),
+        })
         .and_then(RulesetCreated::restrict_self);
     match restricted {
         Ok(status) if status.ruleset == RulesetStatus::FullyEnforced => Ok(()),

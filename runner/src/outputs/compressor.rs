@@ -1,7 +1,7 @@
 //! The compressor: a process between the archive of an output and its file.
 //!
 //! It reads a tenant's bytes with a library in C, and so it has no privilege: what could be won in it is other bytes
-//! in an output whose bytes are the tenant's anyway. The supervisor gives it the archive, takes what it says, hashes and
+//! in an output whose bytes are the tenant's anyway. It can open no file (Landlock). The supervisor gives it the archive, takes what it says, hashes and
 //! writes that. Both pipes are watched at once, so that neither waits for the other.
 
 use super::sink::{Sink, Sunk};
@@ -29,6 +29,16 @@ const UNCONFINED: i32 = 70;
 struct Process(Option<Child>);
 
 impl Process {
+    /// Whether it has ended, waiting no longer than until the next look.
+    fn has_ended(&self) -> io::Result<bool> {
+        let Some(child) = &self.0 else { return Ok(true) };
+        match poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], Some(&LOOK_EVERY)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// How it ended by itself.
     fn reap(mut self) -> Option<End> {
         let child = self.0.take()?;
@@ -81,6 +91,7 @@ impl<'a, 's> Compressor<'a, 's> {
             };
             if lower_privilege("compressor: lower its privilege", run_as).is_err()
                 || confine::limit_worker(0).is_err()
+                || confine::confine_to_descriptors().is_err()
             {
                 return UNCONFINED;
             }
@@ -98,6 +109,10 @@ impl<'a, 's> Compressor<'a, 's> {
     pub(super) fn finish(mut self) -> io::Result<Sunk> {
         self.to = None;
         while !matches!(self.look()?, Ready::Ended) {}
+        // One that was taken over may close its end and stay.
+        while !self.process.has_ended()? {
+            self.sink.check()?;
+        }
         match self.process.reap() {
             Some(End::Exited(0)) => self.sink.finish(),
             other => Err(io::Error::other(format!("the compressor failed: {other:?}"))),

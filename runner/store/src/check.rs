@@ -16,10 +16,11 @@ use crate::seal::{Owner, Sealer, Shape};
 use crate::store::{META, TREE, read_capped};
 use ampoule_spec::{HowRead, ReadPolicy};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, Stat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::Read;
+use std::time::Duration;
 
 /// How much a sample may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,9 @@ pub enum Checked {
     Damaged(String),
 }
 
+/// How often a time is set until the kernel's clock for files has gone on, a millisecond apart.
+const TICKS_MAX: u32 = 1000;
+
 /// What a sample says.
 enum Sample {
     Fits(ReadBack),
@@ -89,14 +93,42 @@ impl Lease {
         {
             return Ok(Checked::Sound(read));
         }
-        match self.read_all(owner, limits) {
+        let checked = match self.read_all(owner, limits) {
             Err(StoreError::Damaged { reason, .. }) => Ok(Checked::Damaged(reason)),
             Err(StoreError::Refused(refusal)) => Ok(Checked::Damaged(refusal.to_string())),
             Err(StoreError::Io { doing, entry, errno }) if is_damage(errno) => {
                 Ok(Checked::Damaged(format!("{entry}: cannot {doing}: {errno}")))
             }
             other => other.map(Checked::Sound),
+        };
+        match &checked {
+            Ok(Checked::Sound(_)) => {}
+            // The time by which a sample judges was set anew for a reading that showed nothing good.
+            Ok(Checked::Damaged(reason)) => {
+                let marked = self.condemn(reason);
+                marked.or_else(|_| self.unsettle())?;
+            }
+            Err(_) => self.unsettle()?,
         }
+        checked
+    }
+
+    /// Makes the tree newer than what describes it, so that no sample fits before everything is read again.
+    fn unsettle(&self) -> Result<(), StoreError> {
+        let failed = |errno| StoreError::io("set the time of", TREE)(errno);
+        let meta = rustix::fs::statat(&self.dir, META, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let root = beneath::open_dir(&self.dir, TREE.as_bytes()).map_err(failed)?;
+        for _ in 0..TICKS_MAX {
+            let stat = rustix::fs::fstat(&root).map_err(failed)?;
+            if is_newer(&stat, &meta) {
+                return Ok(());
+            }
+            // The mode that it has: that sets the time of change and nothing else. The kernel's clock for files goes in
+            // steps of some milliseconds.
+            rustix::fs::fchmod(&root, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed)?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(failed(Errno::TIMEDOUT))
     }
 
     fn sample(&self, policy: ReadPolicy, budget: Budget) -> Sample {

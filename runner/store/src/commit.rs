@@ -57,11 +57,6 @@ impl Staging {
     pub fn prove(&mut self, proof: GitProof) {
         self.proof = Some(proof);
     }
-
-    /// What is imported.
-    pub fn content(&self) -> &Content {
-        &self.content
-    }
 }
 
 impl Store {

@@ -118,6 +118,9 @@ fn every_change_that_the_kernel_notices_is_found_by_every_policy() {
             change(&world.tree(&archive(&source)));
             let found = check(&world, &lease, policy);
             assert!(matches!(found, Checked::Damaged(_)), "{policy:?} {what}: {found:?}");
+            // Having looked makes nothing sound.
+            let again = check(&world, &lease, ReadPolicy::Suspicion);
+            assert!(matches!(again, Checked::Damaged(_)), "{policy:?} {what}, again: {again:?}");
         }
     }
 }
