@@ -152,3 +152,18 @@ pub(crate) async fn bounded(mut response: Response, bytes_max: usize) -> reqwest
     }
     Ok(Some(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_spec::Code;
+
+    #[tokio::test(start_paused = true)]
+    async fn answer_that_never_ends_is_given_up() {
+        let begun = tokio::time::Instant::now();
+        let error = within("a document", std::future::pending::<Result<(), InputError>>()).await.unwrap_err();
+        assert_eq!(begun.elapsed(), DOCUMENT_TIMEOUT);
+        assert_eq!(error.code(), Code::InputUnreachable);
+        assert!(error.to_string().contains("a document") && error.to_string().contains("120 s"), "{error}");
+    }
+}
