@@ -1,6 +1,7 @@
 //! A launcher that is spoken to directly, as an agent would: one JSON value a packet, descriptors beside it.
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     recv, sendmsg, socketpair, sockopt,
@@ -67,7 +68,8 @@ impl Launcher {
         if !descriptors.is_empty() {
             ensure!(control.push(SendAncillaryMessage::ScmRights(&descriptors)), "no room for a descriptor");
         }
-        match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+        let sent = || sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL);
+        match retry_on_intr(sent) {
             Ok(_) => self.hear(),
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Ok(None),
             Err(errno) => Err(errno).context("ask a launcher"),
@@ -77,7 +79,8 @@ impl Launcher {
     /// The next answer; none if it is dead.
     fn hear(&mut self) -> Result<Option<Value>> {
         let mut bytes = vec![0; PACKET_BYTES_MAX];
-        match recv(&self.socket, bytes.as_mut_slice(), RecvFlags::empty()) {
+        // A socket with a time limit is not waited for again by itself after a stop and a thaw: signal(7).
+        match retry_on_intr(|| recv(&self.socket, bytes.as_mut_slice(), RecvFlags::empty())) {
             Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => Ok(None),
             Ok((_, count)) => {
                 let packet = bytes.get(..count).unwrap_or_default();

@@ -371,7 +371,7 @@ fn enforce(context: &StepContext<'_>, running: &mut Running) -> Result<(), Strin
 /// Whether a pump says something more in time.
 fn has_more(pump: &Pump, limit: Duration) -> bool {
     let mut ready = [PollFd::new(&pump.channel, PollFlags::IN)];
-    poll(&mut ready, Some(&timespec(limit))).is_ok_and(|count| count > 0)
+    rustix::io::retry_on_intr(|| poll(&mut ready, Some(&timespec(limit)))).is_ok_and(|count| count > 0)
 }
 
 fn take_log(

@@ -351,7 +351,7 @@ fn tell_facts(channel: &Channel, image: &Image, recorder: &mut Recorder, draft: 
 /// What the launcher says of the host, if it does so in time.
 fn facts_in(channel: &Channel, limit: &Timespec) -> Option<Facts> {
     let mut ready = [PollFd::new(channel, PollFlags::IN)];
-    let there = poll(&mut ready, Some(limit)).is_ok_and(|count| count > 0);
+    let there = rustix::io::retry_on_intr(|| poll(&mut ready, Some(limit))).is_ok_and(|count| count > 0);
     match there.then(|| channel.receive_all()) {
         Some(Ok((ToSlot::Facts(facts), _))) => Some(facts),
         _ => None,

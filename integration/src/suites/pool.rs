@@ -61,7 +61,8 @@ impl<'l> Launcher<'l> {
 
     pub(super) fn hear(&self) -> Result<Value> {
         let mut bytes = vec![0; 64 << 10];
-        let (_, count) = recv(&self.socket, &mut bytes[..], RecvFlags::empty())?;
+        let (_, count) =
+            rustix::io::retry_on_intr(|| recv(&self.socket, &mut bytes[..], RecvFlags::empty()))?;
         bytes.truncate(count);
         ensure!(!bytes.is_empty(), "the launcher is gone");
         Ok(serde_json::from_slice(&bytes)?)

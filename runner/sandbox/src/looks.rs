@@ -84,5 +84,6 @@ impl Sandbox {
 const END_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 fn has_ended(process: &Child) -> bool {
-    poll(&mut [PollFd::new(&process.pidfd, PollFlags::IN)], Some(&END_LIMIT)) == Ok(1)
+    let mut ready = [PollFd::new(&process.pidfd, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut ready, Some(&END_LIMIT))) == Ok(1)
 }
