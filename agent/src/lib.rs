@@ -11,6 +11,7 @@ pub mod export;
 pub mod files;
 pub mod git;
 pub mod inputs;
+pub mod job;
 pub mod jobfile;
 pub mod local;
 pub mod pin;

@@ -81,7 +81,7 @@ pub struct Completed {
 }
 
 /// An output that was released.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReleasedOutput {
     /// Its name: that of its file or directory.
     pub name: String,

@@ -1,0 +1,147 @@
+//! What the API asks of the jobs: the seam between what speaks gRPC and what keeps and drives jobs.
+//!
+//! Who may ask was decided before; nothing here judges a caller, but everything records one.
+
+use super::model::{Caller, Job, Labels, State, Submission};
+use ampoule_spec::{Code, JobId, LogChunk, Name, Outcome};
+use futures_util::Stream;
+use std::fs::File;
+use std::future::Future;
+use std::time::Duration;
+
+/// Why something that was asked of the jobs was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct JobsError {
+    /// The bounded code.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+    /// When to ask again, if that helps.
+    pub retry_after: Option<Duration>,
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    /// The job.
+    pub job: Job,
+    /// Whether it was there before.
+    pub attached: bool,
+}
+
+/// Which jobs a list is to have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Only those of this project.
+    pub project: Option<Name>,
+    /// Only those in one of these states; empty: in any.
+    pub states: Vec<State>,
+    /// Only those with one of these outcomes; empty: with any.
+    pub outcomes: Vec<Outcome>,
+    /// Only those with all of these labels.
+    pub labels: Labels,
+    /// Only those before this one.
+    pub before: Option<JobId>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// A page of a list, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The jobs.
+    pub jobs: Vec<Job>,
+    /// Whether there are more after the last.
+    pub more: bool,
+}
+
+/// Something that has happened to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watched {
+    /// Where to resume after this.
+    pub cursor: u64,
+    /// What.
+    pub event: WatchedEvent,
+}
+
+/// What has happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WatchedEvent {
+    /// The job as it is now: first, at each change of state, and last.
+    Job(Box<Job>),
+    /// The runner's own event.
+    Runner(Box<ampoule_spec::Event>),
+    /// Bytes of a log.
+    Log(LogChunk),
+    /// Something is fetched.
+    Progress(String),
+}
+
+/// The signed evidence of a finished job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EvidenceFiles {
+    /// Names and bytes, as in `DIR/evidence/` of `ampoule run`.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// The public key (PEM, SubjectPublicKeyInfo).
+    pub public_key: String,
+}
+
+/// The jobs of this host.
+pub trait Jobs: Send + Sync + 'static {
+    /// Takes a job, or finds the one that the same caller has submitted under the same key. Durable when it returns.
+    ///
+    /// # Errors
+    /// `job.invalid` for another request under the key; `admission.busy` with a time for a full queue or quota.
+    fn submit(&self, submission: Submission) -> impl Future<Output = Result<Submitted, JobsError>> + Send;
+
+    /// A job as it is now.
+    fn get(&self, id: &JobId) -> Option<Job>;
+
+    /// How many jobs are ahead of it; none if it does not wait.
+    fn queue_position(&self, id: &JobId) -> Option<u32>;
+
+    /// Jobs, newest first, of those that `may_read` lets through.
+    fn list(&self, wanted: &Wanted, may_read: &(dyn Fn(&Job) -> bool + Sync)) -> Page;
+
+    /// Asks for a job's end. Durable when it returns; a finished job stays as it is.
+    ///
+    /// # Errors
+    /// [`JobsError`] if there is no such job or the wish could not be made durable.
+    fn cancel(
+        &self,
+        id: &JobId,
+        by: &Caller,
+        reason: &str,
+    ) -> impl Future<Output = Result<Job, JobsError>> + Send;
+
+    /// What happens to a job, from a cursor on; `follow`: until it is finished.
+    ///
+    /// # Errors
+    /// [`JobsError`] if there is no such job, or a cursor that is none of its.
+    fn watch(
+        &self,
+        id: &JobId,
+        after: u64,
+        logs: bool,
+        follow: bool,
+    ) -> Result<impl Stream<Item = Result<Watched, JobsError>> + Send + 'static, JobsError>;
+
+    /// The evidence of a finished job.
+    ///
+    /// # Errors
+    /// [`JobsError`] if there is no such job, or it is not finished.
+    fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError>;
+
+    /// An output of a finished job as a file from its beginning, and its length; a tree as a plain tar archive.
+    ///
+    /// # Errors
+    /// [`JobsError`] if there is no such output, or it is not kept any more.
+    fn open_output(&self, id: &JobId, output: &str) -> Result<(File, u64), JobsError>;
+
+    /// Stops or resumes the intake. Jobs that run and that wait.
+    fn drain(&self, drain: bool, cancel_queued: bool) -> impl Future<Output = (u32, u32)> + Send;
+
+    /// Whether new jobs are taken; jobs that run; jobs that wait.
+    fn load(&self) -> (bool, u32, u32);
+}
