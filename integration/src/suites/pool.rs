@@ -123,8 +123,13 @@ impl<'l> Launcher<'l> {
     }
 
     fn until_ready(&self, count: usize) -> Result<Vec<i32>> {
-        procs::eventually(SOON, "the pool is full", || self.ready().len() == count)?;
-        Ok(self.ready())
+        // One that is being made has such processes now and then: those that were counted are those that are meant.
+        let mut ready = Vec::new();
+        procs::eventually(SOON, "the pool is full", || {
+            ready = self.ready();
+            ready.len() == count
+        })?;
+        Ok(ready)
     }
 
     fn pid(&self) -> i32 {

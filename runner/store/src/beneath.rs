@@ -33,13 +33,46 @@ pub(crate) fn open_file(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 
 fn open_as(dir: impl AsFd, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
-    // A rename elsewhere on the host may make openat2 say "again"; it gives no bound, so this does.
+    // A rename elsewhere on the host may make openat2 say "again", and one of the very entry out of `dir` makes it
+    // say that this is not below; asked again, it is where it was or not there. Neither gives a bound, so this does.
     let mut attempts = 0;
     loop {
         match rustix::fs::openat2(&dir, path, flags | OFlags::CLOEXEC, mode, BENEATH) {
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if attempts < 32 => attempts += 1,
+            Err(Errno::AGAIN | Errno::XDEV) if attempts < 32 => attempts += 1,
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// What a collection does to an object while somebody opens it.
+    #[test]
+    fn entry_that_is_moved_away_meanwhile_is_there_or_not() {
+        let world = tempfile::tempdir().unwrap();
+        let [trees, aside] = ["trees", "aside"].map(|name| world.path().join(name));
+        std::fs::create_dir_all(trees.join("a")).unwrap();
+        std::fs::create_dir(&aside).unwrap();
+        let dir = std::fs::File::open(&trees).unwrap();
+        let over = AtomicBool::new(false);
+        let mut wrong = std::collections::BTreeSet::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::fs::rename(trees.join("a"), aside.join("a")).unwrap();
+                    std::fs::rename(aside.join("a"), trees.join("a")).unwrap();
+                }
+            });
+            for _ in 0..200_000 {
+                let error = open_dir(&dir, b"a").err().filter(|error| *error != Errno::NOENT);
+                wrong.extend(error.map(|error| error.to_string()));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 }
