@@ -8,6 +8,7 @@
 use crate::admission::chain;
 use crate::recorder::Recorder;
 use crate::report::Draft;
+use ampoule_sandbox::host_changes::{FileTime, host_changes};
 use ampoule_sandbox::host_image;
 use ampoule_spec::{Blake3, Code, Damage, Failure, HowRead, ReadPolicy, Reread, Sha256};
 use ampoule_store::{Budget, Checked, Lease, Limits};
@@ -33,9 +34,16 @@ pub(crate) struct ObjectName {
 #[derive(Debug, Default)]
 pub(crate) struct Objects(Vec<(ObjectName, Lease)>);
 
-/// The host's package list by everything that the kernel changes when somebody writes to it or replaces it.
+/// The host before the first step: a moment, and its package list by everything that the kernel changes when somebody
+/// writes to it or replaces it.
+#[derive(Debug)]
+pub(crate) struct HostBefore {
+    at: FileTime,
+    packages: Option<PackageList>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct PackageList {
+struct PackageList {
     file: (u64, u64, u64),
     times: (i64, i64, i64, i64),
 }
@@ -92,9 +100,16 @@ fn refuse(recorder: &mut Recorder, draft: &mut Draft, code: Code, message: Strin
     draft.fail(recorder, Failure { code, message, step: None, teardown: None });
 }
 
+impl HostBefore {
+    /// As it is now.
+    pub(crate) fn now() -> Self {
+        Self { at: FileTime::now(), packages: PackageList::now() }
+    }
+}
+
 impl PackageList {
     /// As it is now; nothing where there is none.
-    pub(crate) fn now() -> Option<Self> {
+    fn now() -> Option<Self> {
         let (path, _) = host_image::package_database().ok()?;
         let meta = std::fs::metadata(path).ok()?;
         Some(Self {
@@ -104,17 +119,40 @@ impl PackageList {
     }
 }
 
-/// Looks at the host's package list again. `before` is how it was before the first step.
-pub(crate) fn reread_host(before: Option<&PackageList>, recorder: &mut Recorder, draft: &mut Draft) {
+/// Looks at the host again: at its package list, and where everything is to be read back, at each of its files.
+pub(crate) fn reread_host(
+    before: Option<&HostBefore>,
+    policy: ReadPolicy,
+    recorder: &mut Recorder,
+    draft: &mut Draft,
+) {
     // Without an image in the report there is a failure already.
     let Some(sha256) = draft.report.image.as_ref().map(|image| image.sha256) else { return };
-    let unchanged = before.is_some() && PackageList::now().as_ref() == before;
-    let (what, how) = ("host".to_owned(), HowRead::PackageList);
-    draft.report.reread.push(Reread { what, sha256, how, files: 1, bytes: 0, unchanged });
-    if !unchanged {
-        let message =
-            "somebody installed, removed or configured packages of the host while the job used them";
-        refuse(recorder, draft, Code::InputChanged, message.to_owned());
+    let packages = before.and_then(|before| before.packages.as_ref());
+    let mut changed = (packages.is_none() || PackageList::now().as_ref() != packages).then(|| {
+        "somebody installed, removed or configured packages of the host while the job used them".to_owned()
+    });
+    let (mut how, mut files) = (HowRead::PackageList, 1);
+    if let (ReadPolicy::Always, Some(before)) = (policy, before) {
+        match host_changes(before.at) {
+            Ok(found) => {
+                (how, files) = (HowRead::HostTimes, found.entries + 1);
+                let path = found.changed;
+                changed = changed.or_else(|| {
+                    path.map(|path| format!("{path} was changed on the host while the job used it"))
+                });
+            }
+            Err(errno) => {
+                let message = format!("the files of the host cannot be looked at again: {errno}");
+                refuse(recorder, draft, Code::Internal, message);
+                return;
+            }
+        }
+    }
+    let (what, unchanged) = ("host".to_owned(), changed.is_none());
+    draft.report.reread.push(Reread { what, sha256, how, files, bytes: 0, unchanged });
+    if let Some(message) = changed {
+        refuse(recorder, draft, Code::InputChanged, message);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::profiles::Loaded;
 use crate::quarantine;
 use crate::recorder::Recorder;
 use crate::report::{Draft, phase};
-use crate::reread::{Objects, PackageList, reread_host};
+use crate::reread::{HostBefore, Objects, reread_host};
 use crate::slot::{Assignment, FromSlot, ToSlot};
 use crate::steps::{self, StepContext, StepProcess};
 use ampoule_ipc::{Channel, IpcError};
@@ -49,8 +49,8 @@ struct Job {
     lifetime: Lifetime,
     /// What it uses of the store, leased until the supervisor ends.
     objects: Objects,
-    /// The host's package list before the first step.
-    packages: Option<PackageList>,
+    /// The host before the first step, where the image is the host's.
+    host: Option<HostBefore>,
 }
 
 /// Prepares a sandbox, waits for a job, and runs it. Returns the exit status: 0 once the report is durable, or when
@@ -202,7 +202,7 @@ impl Job {
             }
         }
         let (mounts, lifetime) = (MountPlan { root, inputs }, Lifetime::new(lifetime));
-        Ok(Self { spec, assignment, mounts, lifetime, objects, packages: None })
+        Ok(Self { spec, assignment, mounts, lifetime, objects, host: None })
     }
 
     /// Where steps may write besides the profile's directories.
@@ -226,7 +226,7 @@ fn attempt(
 ) {
     let _ = setpriority_process(None, 0);
     if matches!(job.spec.image, Image::Host) {
-        job.packages = PackageList::now();
+        job.host = Some(HostBefore::now());
     }
     let begun = Moment::now();
     phase(recorder, "sandbox");
@@ -267,7 +267,7 @@ fn read_back(job: &Job, policy: ReadPolicy, recorder: &mut Recorder, draft: &mut
     }
     let begun = Moment::now();
     if matches!(job.spec.image, Image::Host) {
-        reread_host(job.packages.as_ref(), recorder, draft);
+        reread_host(job.host.as_ref(), policy, recorder, draft);
     }
     job.objects.reread(policy, recorder, draft);
     draft.phase("read back", begun);

@@ -22,6 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("bytes_that_a_disk_lost_are_found_by_a_sample", lost_bytes),
     Test::root("profile_that_says_always_reads_every_byte", always),
     Test::root("package_list_that_changes_under_a_job_has_no_provenance", packages),
+    Test::root("file_of_the_host_that_changes_under_a_job_has_no_provenance", host_files),
     Test::both("collection_leaves_what_a_job_uses", collection_beside_a_job),
     Test::root("collection_leaves_what_an_orphaned_job_uses", orphan),
     Test::both("collection_leaves_what_kept_evidence_needs", kept),
@@ -222,20 +223,24 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
-fn always(lab: &Lab) -> Result<()> {
+/// The hermetic profile, with another way to read back.
+fn reading_back(lab: &Lab, policy: &str) -> Result<()> {
     let hermetic = fs::read(lab.repository("sandbox-profiles/compiled/hermetic.json"))?;
     let mut profile: Value = serde_json::from_slice(&hermetic)?;
-    profile["read_back"] = "always".into();
-    lab.write("profiles/hermetic.json", profile.to_string())?;
+    profile["read_back"] = policy.into();
+    lab.write("profiles/hermetic.json", profile.to_string()).map(drop)
+}
+
+fn always(lab: &Lab) -> Result<()> {
+    reading_back(lab, "always")?;
     let job = two_inputs(lab)?;
     let with = |call: Call<'_>| -> Result<Ran> { call.arg("--profiles").arg(lab.path("profiles")).end() };
     let ran = with(lab.run(&job))?.ended(&SUCCEEDED)?;
     let report = ran.report()?;
     let how: Vec<_> =
         report["reread"].as_array().into_iter().flatten().filter_map(|one| one["how"].as_str()).collect();
-    equal("how", &how, &vec!["package_list", "all", "all"])?;
-    profile["read_back"] = "never".into();
-    lab.write("profiles/hermetic.json", profile.to_string())?;
+    equal("how", &how, &vec!["host_times", "all", "all"])?;
+    reading_back(lab, "never")?;
     with(lab.run(&job))?.exits(69)?.says(&["profile hermetic is malformed"]).map(drop)
 }
 
@@ -267,6 +272,45 @@ fn packages(lab: &Lab) -> Result<()> {
     go_on(&marker)?;
     let ran = live.end()?.ended(&CHANGED)?.says(&["packages of the host"])?;
     equal("unchanged", &ran.report()?["reread"][0]["unchanged"], &Value::from(false))
+}
+
+/// Over a `/usr` of the runner's own mount namespace, so that the machine's is left alone.
+fn host_files(lab: &Lab) -> Result<()> {
+    reading_back(lab, "always")?;
+    let marker = lab.marker();
+    let job = lab
+        .job(&(sh("a", &format!("echo x > /build/x; sleep {marker} || true")) + &output("x", "/build/x")))?;
+    // An overlay could not be id-mapped, so it is a small copy.
+    let copy = lab.path("copy");
+    let script = format!(
+        "mkdir '{0}' && mount -t tmpfs copy '{0}' && for program in /usr/bin/sh /usr/bin/sleep '{1}' '{2}'; do \
+         cp -L --parents \"$program\" '{0}'; ldd \"$program\" | grep -o '/[^ ]*' | xargs cp -L --parents -t '{0}'; done && \
+         mkdir -p '{0}/usr/share' && cp -a '{0}'/lib* '{0}/usr' && echo old > '{0}/usr/share/planted' && sleep 0.1 && \
+         mount --bind '{0}/usr' /usr && \"$@\"",
+        copy.display(),
+        lab.program("ampoule").display(),
+        lab.program("ampoule-runner").display()
+    );
+    for (change, status) in [(false, &SUCCEEDED), (true, &CHANGED)] {
+        let call = lab.run(&job).arg("--profiles").arg(lab.path("profiles"));
+        let mut live = call
+            .through("unshare", &["--mount", "--propagation", "private", "sh", "-euc", &script, "sh"])
+            .start()?;
+        live.until_runs(&format!("sleep {marker}"))?;
+        if change {
+            fs::write(format!("/proc/{}/root/usr/share/planted", live.pid()), "changed")?;
+        }
+        go_on(&marker)?;
+        let ran = live.end()?.ended(status)?;
+        fs::remove_dir(&copy)?;
+        let host = &ran.report()?["reread"][0];
+        equal("how", &(&host["how"], &host["unchanged"]), &(&"host_times".into(), &(!change).into()))?;
+        ensure!(host["files"].as_u64().is_some_and(|files| files > 5), "too few files: {host}");
+        if change {
+            ran.says(&["/usr/share/planted was changed on the host"])?;
+        }
+    }
+    Ok(())
 }
 
 fn collection_beside_a_job(lab: &Lab) -> Result<()> {

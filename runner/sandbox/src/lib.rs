@@ -15,6 +15,7 @@ mod enter;
 pub mod error;
 pub mod ext4;
 pub mod fault;
+pub mod host_changes;
 pub mod host_image;
 pub mod identity;
 mod init;

@@ -46,6 +46,8 @@ pub enum HowRead {
     Attributes,
     /// The host's package list, by everything that the kernel changes when somebody writes to it.
     PackageList,
+    /// That, and the change time of every file and directory of the host that a job sees.
+    HostTimes,
 }
 
 /// Something that a job used and that was read back after its last step.
