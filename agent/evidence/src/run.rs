@@ -36,6 +36,9 @@ pub struct RunPredicate {
     pub request: Request,
     /// How it ended.
     pub outcome: Outcome,
+    /// `none`: the runner never took the job. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<RunSandbox>,
     /// Why it did not succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<RunFailure>,
@@ -69,6 +72,14 @@ pub struct RunPredicate {
     pub provenance: Option<RunProvenance>,
     /// What the agent says.
     pub agent_claims: AgentClaims,
+}
+
+/// Which sandbox a job had, where that is not what every job has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunSandbox {
+    /// None at all: it ended before the runner took it, and everything in its record is the agent's word.
+    None,
 }
 
 /// What was asked for.

@@ -9,7 +9,7 @@ use crate::record::JobRecord;
 use crate::rules::{FieldError, check_run};
 use crate::run::{
     AgentClaims, Request, RunEnd, RunFailure, RunImage, RunInput, RunLayer, RunLog, RunOutput, RunPhase,
-    RunPredicate, RunProvenance, RunStatement, RunStep, RunTimeline, TeardownRecord,
+    RunPredicate, RunProvenance, RunSandbox, RunStatement, RunStep, RunTimeline, TeardownRecord,
 };
 use crate::statement::{Kind, ResourceDescriptor, Statement, UnsignedStatement, sha256_only};
 use crate::time;
@@ -89,6 +89,7 @@ fn predicate(request: &RunRequest<'_>) -> RunPredicate {
             digest: sha256_only(request.record.spec_sha256()),
         },
         outcome: report.outcome,
+        sandbox: (!request.record.had_sandbox()).then_some(RunSandbox::None),
         failure: report.failure.as_ref().map(failure),
         timeline: timeline(report.timeline),
         phases: phases(report),

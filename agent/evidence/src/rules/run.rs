@@ -5,7 +5,7 @@ use super::{
     check_teardown, check_time,
 };
 use crate::parameters::LIMITS;
-use crate::run::{RunEnd, RunPredicate, RunStatement, RunStep};
+use crate::run::{RunEnd, RunPredicate, RunSandbox, RunStatement, RunStep};
 use crate::statement::ResourceDescriptor;
 use ampoule_spec::{Outcome, UnixNanos};
 
@@ -34,7 +34,40 @@ pub(crate) fn check_run(statement: &RunStatement) -> Checked {
     if run.outcome == Outcome::Succeeded && !run.teardown.shows_destruction() {
         return Err(broken("teardown", "a job that succeeded left nothing behind, and a check showed it"));
     }
+    check_without_sandbox(run)?;
     check_logs(statement.subject(), run)
+}
+
+/// Where there was no sandbox, nothing ran, nothing was measured and nothing came out.
+fn check_without_sandbox(run: &RunPredicate) -> Checked {
+    let by_agent = run.teardown.checked_by == "agent";
+    let Some(RunSandbox::None) = run.sandbox else {
+        return if by_agent { Err(broken("sandbox", "none, where the agent alone speaks")) } else { Ok(()) };
+    };
+    let ran = |step: &RunStep| step.end != RunEnd::NotRun || step.started.is_some() || !step.logs.is_empty();
+    let wrong = [
+        (
+            "outcome",
+            matches!(run.outcome, Outcome::Succeeded | Outcome::Quarantined | Outcome::KilledByLimit),
+        ),
+        ("builder.builderDependencies", !run.builder.builder_dependencies.is_empty()),
+        ("timeline.started", run.timeline.started.is_some()),
+        ("timeline.destroyed", run.timeline.destroyed.is_some()),
+        ("phases", !run.phases.is_empty()),
+        ("profileDigest", run.profile_digest.is_some()),
+        ("isolation", !run.isolation.is_empty()),
+        ("limits", run.limits.is_some()),
+        ("image", run.image.is_some()),
+        ("steps", run.steps.iter().any(ran)),
+        ("outputs", !run.outputs.is_empty()),
+        ("teardown.checkedBy", !by_agent),
+        ("teardown.checks", !run.teardown.checks.is_empty()),
+        ("provenance", run.provenance.is_some()),
+    ];
+    match wrong.into_iter().find(|(_, wrong)| *wrong) {
+        Some((field, _)) => Err(broken(field, "nothing that only a sandbox gives: there was none")),
+        None => Ok(()),
+    }
 }
 
 /// Whether a text may be the name of a subject of a run attestation.

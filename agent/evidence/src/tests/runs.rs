@@ -1,11 +1,11 @@
 //! Run attestations: every outcome has one, and none that contradicts itself is taken.
 
 use super::fixture::{
-    KEY, Reader, TestSigner, changed, issuer, record, run_json, run_of, sign_json, variant,
+    KEY, Reader, SPEC, TestSigner, changed, issuer, record, run_json, run_of, sign_json, variant,
 };
 use super::schema::{RUN, broken};
-use crate::{JobRecord, RunRefused, seal};
-use ampoule_spec::{Code, Outcome};
+use crate::{JobRecord, RunRefused, Unstarted, seal};
+use ampoule_spec::{Code, Failure, Outcome, UnixNanos};
 use serde_json::{Value, json};
 
 fn ended(outcome: &str, code: &str, ends: [Value; 2], change: impl FnOnce(&mut Value)) -> JobRecord {
@@ -259,4 +259,71 @@ fn quarantined_record_turned_clean_is_refused() {
         let error = reader.verify(sign_json(&forged).envelope_json_line.as_bytes()).unwrap_err();
         assert_eq!(variant(&error), "Field(teardown.clean)");
     }
+}
+
+fn unstarted(code: Code) -> JobRecord {
+    let failure = Failure { code, message: "why".to_owned(), step: Some(1), teardown: Some("x".to_owned()) };
+    let (acknowledged, ended) = (UnixNanos(1_767_323_045_000_000_000), UnixNanos(1_767_323_046_000_000_000));
+    JobRecord::unstarted(SPEC, &Unstarted { acknowledged, ended, failure }).unwrap().0
+}
+
+#[test]
+fn job_without_a_sandbox_is_attested_for_every_code_and_never_clean() {
+    let schema: Value = serde_json::from_str(RUN).unwrap();
+    for code in Code::ALL {
+        let record = unstarted(*code);
+        let statement = run_of(&record, &issuer()).unwrap();
+        let value: Value = serde_json::from_slice(statement.bytes()).unwrap();
+        assert_eq!(broken(&schema, &value), Vec::<String>::new());
+        assert_eq!(value["predicate"]["sandbox"], "none");
+        assert_eq!(value["predicate"]["timeline"]["finished"], "2026-01-02T03:04:06Z");
+        let sealed = seal(&statement, &TestSigner::new(KEY)).unwrap();
+        let reader = Reader { artifact: record.report_sha256(), ..Reader::of_run() };
+        let verified = reader.verify(sealed.envelope_json_line.as_bytes()).unwrap();
+        assert_eq!(verified.outcome, record.report().outcome);
+        assert!(record.clean().is_err() && !record.had_sandbox());
+    }
+    // Its bytes say the same to whoever reads them, and again the same when they are made once more.
+    let failure = Failure { code: Code::InputMissing, message: "m".to_owned(), step: None, teardown: None };
+    let end = Unstarted { acknowledged: UnixNanos(7), ended: UnixNanos(5), failure };
+    let (record, bytes) = JobRecord::unstarted(SPEC, &end).unwrap();
+    assert_eq!(JobRecord::read(SPEC, &bytes).unwrap().report(), record.report());
+    assert_eq!(JobRecord::unstarted(SPEC, &end).unwrap().1, bytes);
+    assert_eq!(record.report().timeline.finished, Some(UnixNanos(7)));
+}
+
+#[test]
+fn record_of_the_agents_does_not_pass_for_one_of_the_runners_nor_the_other_way_round() {
+    let good: Value =
+        serde_json::from_slice(run_of(&unstarted(Code::JobCancelled), &issuer()).unwrap().bytes()).unwrap();
+    let reader = Reader { artifact: unstarted(Code::JobCancelled).report_sha256(), ..Reader::of_run() };
+    type Change = fn(&mut Value);
+    let cases: &[(&str, Change)] = &[
+        ("Field(sandbox)", |s| drop(s["predicate"].as_object_mut().unwrap().remove("sandbox"))),
+        ("Shape", |s| s["predicate"]["sandbox"] = json!("some")),
+        ("Field(teardown.checkedBy)", |s| s["predicate"]["teardown"]["checkedBy"] = json!("supervisor")),
+        ("Field(outcome)", |s| s["predicate"]["outcome"] = json!("quarantined")),
+        ("Field(phases)", |s| s["predicate"]["phases"] = json!([{"phase": "steps", "micros": "1"}])),
+        ("Field(isolation)", |s| {
+            s["predicate"]["isolation"]["seccomp"] = json!({"inForce": true, "detail": "x"})
+        }),
+        ("Field(timeline.started)", |s| {
+            s["predicate"]["timeline"]["started"] = json!("2026-01-02T03:04:05Z")
+        }),
+        ("Field(steps)", |s| s["predicate"]["steps"][0]["end"] = json!("aborted")),
+        ("Field(teardown.checks)", |s| {
+            s["predicate"]["teardown"]["checks"] =
+                json!([{"what": "processes", "state": "gone", "left": "0", "how": "x"}])
+        }),
+    ];
+    assert!(reader.verify(sign_json(&good).envelope_json_line.as_bytes()).is_ok());
+    for (expected, change) in cases {
+        let mut statement = good.clone();
+        change(&mut statement);
+        let error = reader.verify(sign_json(&statement).envelope_json_line.as_bytes()).unwrap_err();
+        assert_eq!(variant(&error), *expected);
+    }
+    let mut ours = run_json();
+    ours["predicate"]["sandbox"] = json!("none");
+    assert!(Reader::of_run().verify(sign_json(&ours).envelope_json_line.as_bytes()).is_err());
 }
