@@ -1,8 +1,8 @@
 //! Downloads of a run, and what is remembered of where they came from.
 
-use super::intake::unusable;
+use super::intake::{Intake, unusable};
 use super::watch::{Watch, Work};
-use super::{Cancel, LocalError, Note, Options};
+use super::{Cancel, LocalError, Note};
 use crate::block::with_runtime;
 use crate::git::GitPlace;
 use crate::inputs::{FetchOptions, Fetcher, InputError, PassedOver, scratch_file};
@@ -35,21 +35,16 @@ pub(super) struct Downloads {
 }
 
 impl Downloads {
-    pub(super) fn new(options: &Options, cancel: &Cancel) -> Self {
+    pub(super) fn new(with: &Intake) -> Self {
         Self {
-            fetcher: Fetcher::new(FetchOptions::default(), options.sources.clone()),
-            policy: options.sources.clone(),
-            cancel: cancel.clone(),
-            watch: options.watch.clone(),
+            fetcher: Fetcher::new(FetchOptions::default(), with.sources.clone()),
+            policy: with.sources.clone(),
+            cancel: with.cancel.clone(),
+            watch: with.watch.clone(),
             passed: RefCell::default(),
             last: RefCell::default(),
             from: BTreeMap::new(),
         }
-    }
-
-    /// Who is told how far something is.
-    pub(super) fn watch(&self) -> &Watch {
-        &self.watch
     }
 
     /// Refuses what may not be fetched, before anything is: whether the store has it already does not count.

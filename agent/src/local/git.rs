@@ -1,14 +1,14 @@
-//! Git inputs of a local run: fetched at most once, verified, streamed to the import worker.
+//! Git inputs of a job: fetched at most once, verified, streamed to the import worker.
 
 use super::follow::Note;
-use super::intake::{UntilCancelled, unusable};
+use super::intake::{Intake, UntilCancelled, unusable};
 use super::runner::{Runner, RunnerError};
 use super::watch::Work;
-use super::{Cancel, LocalError, Options};
+use super::{Cancel, LocalError};
 use crate::files::read_file;
 use crate::git::{AllowedSigners, GitFetch, GitLimits, GitPlace, Snapshot, commit_time};
 use crate::inputs::{Guard, GuardOptions, InputError};
-use crate::jobfile::{GitPlan, JobPlan, SourcePlan};
+use crate::jobfile::{GitPlan, InputPlan, SourcePlan};
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{GIT_COMMIT_BYTES_MAX, GitSigner, InputSource};
 use std::cell::RefCell;
@@ -25,20 +25,19 @@ type Result<T> = std::result::Result<T, LocalError>;
 pub(super) struct GitIntakes<'a>(BTreeMap<usize, GitIntake<'a>>);
 
 impl<'a> GitIntakes<'a> {
-    pub(super) fn new(plan: &JobPlan, options: &'a Options, cancel: &'a Cancel) -> Self {
-        let inputs = plan.inputs.iter().enumerate();
+    pub(super) fn new(inputs: &[InputPlan], with: &'a Intake) -> Self {
+        let inputs = inputs.iter().enumerate();
         let intakes = inputs.filter_map(|(at, input)| match &input.source {
-            SourcePlan::Git(plan) => Some((at, GitIntake::new(plan.clone(), options, cancel))),
+            SourcePlan::Git(plan) => Some((at, GitIntake::new(plan.clone(), with))),
             _ => None,
         });
         Self(intakes.collect())
     }
 
-    /// The time of the commit of the first one, if that is the job's epoch.
-    pub(super) fn epoch(&mut self, plan: &JobPlan, say: &mut dyn FnMut(Note)) -> Result<Option<u64>> {
-        let first = self.0.iter_mut().next().filter(|_| plan.epoch_of_commit);
-        let Some((at, intake)) = first else { return Ok(None) };
-        if let Some(input) = plan.inputs.get(*at).filter(|_| intake.known_commit().is_none()) {
+    /// The time of the commit of the first one.
+    pub(super) fn epoch(&mut self, inputs: &[InputPlan], say: &mut dyn FnMut(Note)) -> Result<Option<u64>> {
+        let Some((at, intake)) = self.0.iter_mut().next() else { return Ok(None) };
+        if let Some(input) = inputs.get(*at).filter(|_| intake.known_commit().is_none()) {
             say(Note::Importing { what: format!("input {}", input.name) });
         }
         intake.epoch().map(Some)
@@ -57,18 +56,17 @@ impl<'a> GitIntakes<'a> {
     }
 }
 
-/// What one git input needs of the run around it.
+/// One git input.
 struct GitIntake<'a> {
     plan: GitPlan,
-    options: &'a Options,
-    cancel: &'a Cancel,
+    with: &'a Intake,
     limits: GitLimits,
     fetched: Option<Snapshot>,
 }
 
 impl<'a> GitIntake<'a> {
-    fn new(plan: GitPlan, options: &'a Options, cancel: &'a Cancel) -> Self {
-        Self { plan, options, cancel, limits: GitLimits::default(), fetched: None }
+    fn new(plan: GitPlan, with: &'a Intake) -> Self {
+        Self { plan, with, limits: GitLimits::default(), fetched: None }
     }
 
     /// The time of the commit.
@@ -118,10 +116,10 @@ impl<'a> GitIntake<'a> {
                 tag: self.plan.tag.as_deref(),
                 submodules: self.plan.submodules,
             };
-            let cancel = self.cancel;
-            let guard = Guard::new(self.options.sources.clone(), GuardOptions::default());
+            let cancel = &self.with.cancel;
+            let guard = Guard::new(self.with.sources.clone(), GuardOptions::default());
             let received = AtomicU64::new(0);
-            let meter = RefCell::new(self.options.watch.begin(Work::Fetch));
+            let meter = RefCell::new(self.with.watch.begin(Work::Fetch));
             let stop = || {
                 meter.borrow_mut().at(received.load(Ordering::Relaxed), None);
                 cancel.is_cancelled()
@@ -139,7 +137,7 @@ impl<'a> GitIntake<'a> {
     }
 
     fn import(&mut self, content: Content, runner: &Runner) -> Result<Imported> {
-        let (cancel, limits, watch) = (self.cancel, self.limits, &self.options.watch);
+        let (cancel, limits, watch) = (&self.with.cancel, self.limits, &self.with.watch);
         let failed = |error: std::io::Error| LocalError::File {
             what: "the stream of",
             path: PathBuf::from("a git input"),
@@ -203,18 +201,14 @@ impl<'a> GitIntake<'a> {
         }
     }
 
-    fn kept_dir(&self) -> PathBuf {
-        self.options.state.join("git")
-    }
-
     fn kept_commit(&self) -> PathBuf {
-        self.kept_dir().join(self.plan.commit.to_string())
+        self.with.commits.join(self.plan.commit.to_string())
     }
 
     /// A tag's name has no `%`.
     fn kept_tag(&self) -> Option<PathBuf> {
         let tag = self.plan.tag.as_ref()?.replace('/', "%");
-        Some(self.kept_dir().join(format!("{}-{tag}", self.plan.commit)))
+        Some(self.with.commits.join(format!("{}-{tag}", self.plan.commit)))
     }
 
     fn kept(&self, path: &Path) -> Option<Vec<u8>> {
@@ -223,12 +217,16 @@ impl<'a> GitIntake<'a> {
 
     /// Keeps an object for the next run, which then need not fetch it to know the commit's time or signature.
     fn keep(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-        let dir = self.kept_dir();
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let new = dir.join(format!(".new-{}", std::process::id()));
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        std::fs::rename(&new, path)
+        let dir = &self.with.commits;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        // Others keep the same one at the same time.
+        let new = dir.join(format!(".new-{}", uuid::Uuid::now_v7()));
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+        let kept = file.write_all(bytes).and_then(|()| std::fs::rename(&new, path));
+        if kept.is_err() {
+            let _ = std::fs::remove_file(&new);
+        }
+        kept
     }
 }
 

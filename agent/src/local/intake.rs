@@ -10,6 +10,7 @@ use super::{Cancel, LocalError, Options, SigningKey, upstream};
 use crate::inputs::OciLayout;
 use crate::inputs::exclude::Excludes;
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
+use crate::sources::Policy;
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{InputSource, JobId, Sha256};
@@ -19,9 +20,24 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 type Result<T> = std::result::Result<T, LocalError>;
+
+/// What an intake works with: one of `ampoule run` as one of a job of the daemon.
+#[derive(Debug, Clone)]
+pub(crate) struct Intake {
+    /// Where inputs may come from.
+    pub(crate) sources: Policy,
+    /// A file of credentials for registries.
+    pub(crate) registry_auth: Option<PathBuf>,
+    /// A directory of commits and tags that need not be fetched again; made when there is one to keep.
+    pub(crate) commits: PathBuf,
+    /// Who is told how far something is that lasts.
+    pub(crate) watch: Watch,
+    /// What ends it.
+    pub(crate) cancel: Cancel,
+}
 
 /// What a job is made of, all of it in the store.
 pub(super) struct TakenIn {
@@ -42,32 +58,25 @@ pub(super) fn take_in(
     say: &mut dyn FnMut(Note),
 ) -> Result<TakenIn> {
     plan.inputs.iter().try_for_each(|input| keeps_our_secrets(input, options))?;
-    let mut downloads = Downloads::new(options, cancel);
-    downloads.check_image(&plan.image)?;
-    plan.inputs.iter().try_for_each(|input| downloads.check(input))?;
-    options.watch.about("the image");
-    if let Some(manifest) = take_image(&plan.image, runner, options, cancel, say)? {
+    let with = Intake {
+        sources: options.sources.clone(),
+        registry_auth: options.registry_auth.clone(),
+        commits: options.state.join("git"),
+        watch: options.watch.clone(),
+        cancel: cancel.clone(),
+    };
+    let mut taking = Taking::new(&plan.inputs, &with);
+    taking.check(&plan.image, &plan.inputs)?;
+    if let Some(manifest) = taking.image(&plan.image, runner, say)? {
         plan.resolve_image(manifest);
     }
-    let mut gits = GitIntakes::new(&plan, options, cancel);
-    if let Some(seconds) = gits.epoch(&plan, say)? {
+    if plan.epoch_of_commit
+        && let Some(seconds) = taking.gits.epoch(&plan.inputs, say)?
+    {
         plan.resolve_epoch(seconds);
     }
-    let mut sources = Vec::new();
-    for (at, input) in plan.inputs.iter().enumerate() {
-        if cancel.is_cancelled() {
-            return Err(LocalError::Cancelled);
-        }
-        options.watch.about(format_args!("input {}", input.name));
-        let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-        let epoch = plan.source_date_epoch;
-        let taken = match gits.take(at, epoch, runner, &mut importing) {
-            Some(taken) => taken,
-            None => take_input(input, epoch, runner, &downloads, cancel, &mut importing),
-        };
-        downloads.done(&input.name, say);
-        sources.push(taken.map_err(|error| named(&input.name, error))?);
-    }
+    let sources = taking.inputs(&plan.inputs, plan.source_date_epoch, runner, say)?;
+    let claims = taking.claims();
     let id = new_id()?;
     let spec = plan.into_spec(id.clone(), 1, sources)?;
     // What provenance could not name is refused now, and not after the job has run.
@@ -77,7 +86,68 @@ pub(super) fn take_in(
         code: ampoule_spec::Code::Internal,
         reason: format!("the spec cannot be written: {e}"),
     })?;
-    Ok(TakenIn { spec: bytes, id, claims: downloads.claims() })
+    Ok(TakenIn { spec: bytes, id, claims })
+}
+
+/// One intake.
+pub(crate) struct Taking<'a> {
+    with: &'a Intake,
+    downloads: Downloads,
+    gits: GitIntakes<'a>,
+}
+
+impl<'a> Taking<'a> {
+    /// Of these inputs.
+    pub(crate) fn new(inputs: &[InputPlan], with: &'a Intake) -> Self {
+        Self { with, downloads: Downloads::new(with), gits: GitIntakes::new(inputs, with) }
+    }
+
+    /// Refuses what may not be fetched, before anything is.
+    pub(crate) fn check(&self, image: &ImagePlan, inputs: &[InputPlan]) -> Result<()> {
+        self.downloads.check_image(image)?;
+        inputs.iter().try_for_each(|input| self.downloads.check(input))
+    }
+
+    /// Takes in the image, and says which manifest it has.
+    pub(crate) fn image(
+        &self,
+        image: &ImagePlan,
+        runner: &Runner,
+        say: &mut dyn FnMut(Note),
+    ) -> Result<Option<Sha256>> {
+        self.with.watch.about("the image");
+        take_image(image, runner, self.with, say)
+    }
+
+    /// Takes in the inputs, and says what they are in the spec, in their order.
+    pub(crate) fn inputs(
+        &mut self,
+        inputs: &[InputPlan],
+        epoch: u64,
+        runner: &Runner,
+        say: &mut dyn FnMut(Note),
+    ) -> Result<Vec<InputSource>> {
+        let mut sources = Vec::new();
+        for (at, input) in inputs.iter().enumerate() {
+            if self.with.cancel.is_cancelled() {
+                return Err(LocalError::Cancelled);
+            }
+            self.with.watch.about(format_args!("input {}", input.name));
+            let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
+            let taken = match self.gits.take(at, epoch, runner, &mut importing) {
+                Some(taken) => taken,
+                None => take_input(input, epoch, runner, &self.downloads, self.with, &mut importing),
+            };
+            self.downloads.done(&input.name, say);
+            sources.push(taken.map_err(|error| named(&input.name, error))?);
+        }
+        Ok(sources)
+    }
+
+    /// What the run attestation is to say about it.
+    pub(crate) fn claims(&self) -> AgentClaims {
+        self.downloads.claims()
+    }
 }
 
 /// Says which input the runner has refused.
@@ -121,14 +191,13 @@ fn new_id() -> Result<JobId> {
 fn take_image(
     image: &ImagePlan,
     runner: &Runner,
-    options: &Options,
-    cancel: &Cancel,
+    with: &Intake,
     say: &mut dyn FnMut(Note),
 ) -> Result<Option<Sha256>> {
     match image {
         ImagePlan::Host => Ok(None),
         ImagePlan::Registry { reference, pinned, .. } => {
-            let pull = Pull { reference, pinned, runner, options, cancel };
+            let pull = Pull { reference, pinned, runner, with };
             pull.take(say).map(Some)
         }
         ImagePlan::Tar { file, sha256 } => {
@@ -179,7 +248,7 @@ fn take_input(
     epoch: u64,
     runner: &Runner,
     downloads: &Downloads,
-    cancel: &Cancel,
+    with: &Intake,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
     let pinned = input.source.pinned().ok_or_else(|| RunnerError::OutOfTurn.into());
@@ -190,8 +259,7 @@ fn take_input(
             let file = open(path)?;
             let meta = file.metadata().map_err(|e| unusable(path, e))?;
             if meta.is_dir() {
-                let ends = (cancel, downloads.watch());
-                return take_directory(path, &file, &input.exclude, epoch, runner, ends, importing);
+                return take_directory(path, &file, &input.exclude, epoch, runner, with, importing);
             }
             importing();
             let executable = meta.mode() & 0o100 != 0;
@@ -230,9 +298,10 @@ fn take_directory(
     exclude: &[String],
     epoch: u64,
     runner: &Runner,
-    (cancel, watch): (&Cancel, &Watch),
+    with: &Intake,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
+    let (cancel, watch) = (&with.cancel, &with.watch);
     let excludes = Excludes::new(exclude);
     // Its digest first: a tree that is in the store need not be packed, unpacked and thrown away once more.
     let refused = |error: PackError| RunnerError::Refused {

@@ -1,9 +1,9 @@
 //! An image from a registry: its layers go through a pipe into the runner's store while they arrive.
 
+use super::LocalError;
 use super::follow::Note;
-use super::intake::UntilCancelled;
+use super::intake::{Intake, UntilCancelled};
 use super::runner::{Runner, RunnerError};
-use super::{Cancel, LocalError, Options};
 use crate::block::with_runtime;
 use crate::inputs::{Blob, InputError, scratch_file};
 use crate::registry::{Access, AuthFile, Document, Purpose, Reference, Session};
@@ -26,8 +26,7 @@ pub(super) struct Pull<'a> {
     pub(super) reference: &'a Reference,
     pub(super) pinned: &'a Sha256,
     pub(super) runner: &'a Runner,
-    pub(super) options: &'a Options,
-    pub(super) cancel: &'a Cancel,
+    pub(super) with: &'a Intake,
 }
 
 impl Pull<'_> {
@@ -37,8 +36,8 @@ impl Pull<'_> {
         if self.has(Content::OciManifest { sha256: *self.pinned })? {
             return Ok(*self.pinned);
         }
-        let auth = self.options.registry_auth.as_deref().map(AuthFile::read).transpose()?;
-        let access = Access::new(self.options.sources.clone(), auth);
+        let auth = self.with.registry_auth.as_deref().map(AuthFile::read).transpose()?;
+        let access = Access::new(self.with.sources.clone(), auth);
         let mut session = Session::new(&access, self.reference, Purpose::Pull)?;
         with_runtime(|runtime| self.pull(runtime, &mut session, say)).map_err(scratch)?
     }
@@ -77,7 +76,7 @@ impl Pull<'_> {
         request: impl Future<Output = std::result::Result<T, InputError>>,
     ) -> Result<T> {
         let cancelled = async {
-            while !self.cancel.is_cancelled() {
+            while !self.with.cancel.is_cancelled() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -94,18 +93,18 @@ impl Pull<'_> {
     fn layer(&self, runtime: &Runtime, session: &mut Session<'_>, layer: &Blob) -> Result<()> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| scratch(e.into()))?;
         let content = Content::OciLayer { sha256: layer.sha256 };
-        let watch = &self.options.watch;
+        let watch = &self.with.watch;
         watch.about(format_args!("layer sha256:{:.12}", layer.sha256.to_string()));
         watch.expects(layer.bytes);
         let (received, imported) = std::thread::scope(|scope| {
             let receiving = scope.spawn(move || {
-                let mut out = UntilCancelled { out: File::from(write), cancel: self.cancel, watch };
+                let mut out = UntilCancelled { out: File::from(write), cancel: &self.with.cancel, watch };
                 self.wait(runtime, session.blob("layer", layer, &mut out))
             });
             let imported = self.runner.import(content, read);
             (receiving.join(), imported)
         });
-        if self.cancel.is_cancelled() {
+        if self.with.cancel.is_cancelled() {
             return Err(LocalError::Cancelled);
         }
         match (received, imported) {
