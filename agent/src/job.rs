@@ -1,7 +1,10 @@
-//! Jobs of the daemon: what they are, and what may be asked of them.
+//! Jobs of the daemon: what they are, what may be asked of them, and how none of them is lost.
 
+pub mod ledger;
 mod model;
+pub mod queue;
 mod service;
+pub mod state;
 
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched, WatchedEvent};
