@@ -2,7 +2,7 @@
 //!
 //! Who may ask was decided before; nothing here judges a caller, but everything records one.
 
-use super::model::{Caller, Job, Labels, State, Submission};
+use super::model::{Caller, IdempotencyKey, Job, Labels, State, Submission};
 use ampoule_spec::{Code, JobId, LogChunk, Name, Outcome};
 use futures_util::Stream;
 use std::fs::File;
@@ -92,8 +92,11 @@ pub trait Jobs: Send + Sync + 'static {
     /// Takes a job, or finds the one that the same caller has submitted under the same key. Durable when it returns.
     ///
     /// # Errors
-    /// `job.invalid` for another request under the key; `admission.busy` with a time for a full queue or quota.
+    /// `job.key_reused` for another request under the key; `admission.busy` with a time for a full queue or quota.
     fn submit(&self, submission: Submission) -> impl Future<Output = Result<Submitted, JobsError>> + Send;
+
+    /// The job that the caller has submitted under the key: what it names need not be asked for again.
+    fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job>;
 
     /// A job as it is now.
     fn get(&self, id: &JobId) -> Option<Job>;
@@ -107,7 +110,7 @@ pub trait Jobs: Send + Sync + 'static {
     /// Asks for a job's end. Durable when it returns; a finished job stays as it is.
     ///
     /// # Errors
-    /// [`JobsError`] if there is no such job or the wish could not be made durable.
+    /// `job.unknown` if there is no such job; others if the wish could not be made durable.
     fn cancel(
         &self,
         id: &JobId,
@@ -118,7 +121,7 @@ pub trait Jobs: Send + Sync + 'static {
     /// What happens to a job, from a cursor on; `follow`: until it is finished.
     ///
     /// # Errors
-    /// [`JobsError`] if there is no such job, or a cursor that is none of its.
+    /// `job.unknown` if there is no such job, `call.invalid` for a cursor that is none of its.
     fn watch(
         &self,
         id: &JobId,
@@ -130,7 +133,7 @@ pub trait Jobs: Send + Sync + 'static {
     /// The evidence of a finished job.
     ///
     /// # Errors
-    /// [`JobsError`] if there is no such job, or it is not finished.
+    /// `job.unknown` if there is no such job, `job.unfinished` if it has not finished.
     fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError>;
 
     /// An output of a finished job as a file from its beginning, and its length; a tree as a plain tar archive.

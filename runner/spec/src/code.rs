@@ -91,6 +91,24 @@ macro_rules! codes {
 codes! {
     /// The job file, spec or request is wrong; the message names the field.
     JobInvalid = "job.invalid", Usage, "INVALID_ARGUMENT", Tenant;
+    /// The request is larger than anything that is read, or is not what its schema says.
+    CallInvalid = "call.invalid", Usage, "INVALID_ARGUMENT", Tenant;
+    /// There is no such call.
+    CallUnknown = "call.unknown", Usage, "UNIMPLEMENTED", Tenant;
+    /// It is not known who calls.
+    CallerUnknown = "caller.unknown", Denied, "UNAUTHENTICATED", Tenant;
+    /// The caller may not do that.
+    CallDenied = "call.denied", Denied, "PERMISSION_DENIED", Tenant;
+    /// The caller asks for more at once than one caller gets.
+    CallBusy = "call.busy", TryAgain, "RESOURCE_EXHAUSTED", Tenant;
+    /// The request did not arrive, or was not answered, within its time.
+    CallTimeout = "call.timeout", TryAgain, "DEADLINE_EXCEEDED", Tenant;
+    /// There is no such job, or none that the caller may know of.
+    JobUnknown = "job.unknown", Usage, "NOT_FOUND", Tenant;
+    /// The caller has used the key for another request.
+    JobKeyReused = "job.key_reused", Usage, "ALREADY_EXISTS", Tenant;
+    /// The job has not finished: what is asked for is not there yet.
+    JobUnfinished = "job.unfinished", TryAgain, "FAILED_PRECONDITION", Tenant;
     /// The command line is wrong.
     Usage = "usage", Usage, "INVALID_ARGUMENT", Tenant;
     /// A local file that the command needs cannot be read or written.
