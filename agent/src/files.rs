@@ -1,8 +1,38 @@
 //! Small files of the caller's, bounded before they are in memory.
 
+use crate::jobfile::JobFileError;
+use ampoule_spec::Code;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+/// The largest file in which an operator decides something, in bytes.
+const OPERATORS_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads a text that decides something: root's or our own, and nobody else's to write.
+///
+/// # Errors
+/// `file.unusable` with the remedy.
+pub(crate) fn read_operators(path: &Path) -> Result<String, JobFileError> {
+    let name = path.display().to_string();
+    let unusable =
+        |reason: String, remedy: &str| JobFileError::whole(Code::FileUnusable, &name, "", reason, remedy);
+    let cannot = |e: io::Error| unusable(format!("cannot be read: {e}"), "");
+    let file = File::open(path).map_err(cannot)?;
+    let meta = file.metadata().map_err(cannot)?;
+    let owner = meta.uid();
+    if !meta.is_file() {
+        return Err(unusable("not a file".to_owned(), ""));
+    }
+    if meta.mode() & 0o022 != 0 || owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        let reason = "belongs to somebody else or can be written by others, and they would decide";
+        return Err(unusable(reason.to_owned(), "chown it to yourself or root, and chmod go-w"));
+    }
+    let bytes = read_capped(file, OPERATORS_BYTES_MAX).map_err(cannot)?;
+    String::from_utf8(bytes)
+        .map_err(|e| unusable(format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()), ""))
+}
 
 /// Reads a whole file.
 ///

@@ -20,7 +20,7 @@ pub(crate) mod read;
 mod sections;
 pub(crate) mod suggest;
 mod upstream;
-mod values;
+pub(crate) mod values;
 
 pub use error::{JobFileError, Position};
 pub use git::{GitEntry, GitPlan, git_url};

@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod audit_sink;
 mod block;
 pub mod chain;
+pub mod daemon;
 pub mod export;
 pub mod files;
 pub mod git;

@@ -90,11 +90,24 @@ impl FileSigner {
     /// # Errors
     /// [`SigningError`] with what to do about it.
     pub fn load(path: &Path) -> Result<Self, SigningError> {
+        Self::load_hidden_by(path, 0o077)
+    }
+
+    /// Reads a credential that systemd has handed over (`systemd.exec(5)`). Where it grants access by an access control
+    /// list, the list's mask shows as the group's read bit; the directory around it is the unit's alone.
+    ///
+    /// # Errors
+    /// As [`FileSigner::load`].
+    pub fn load_credential(path: &Path) -> Result<Self, SigningError> {
+        Self::load_hidden_by(path, 0o037)
+    }
+
+    fn load_hidden_by(path: &Path, forbidden: u32) -> Result<Self, SigningError> {
         let failed = |source| SigningError::File { path: path.to_owned(), doing: "read", source };
         let file = File::open(path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
         let mode = meta.mode() & 0o777;
-        if mode & 0o077 != 0 {
+        if mode & forbidden != 0 {
             return Err(SigningError::Exposed { path: path.to_owned(), mode });
         }
         if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {

@@ -62,6 +62,20 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
     (total > 0 && total <= i64::MAX.unsigned_abs()).then_some(total)
 }
 
+/// A size as [`size`] reads it, in the largest unit that is exact.
+pub(crate) fn show_size(bytes: u64) -> String {
+    let binary = SIZE_UNITS.iter().rev().filter(|(name, _)| name.len() != 2);
+    let (unit, each) = binary.copied().find(|(_, each)| bytes.is_multiple_of(*each)).unwrap_or(("B", 1));
+    format!("{}{unit}", bytes / each)
+}
+
+/// A duration as [`duration_ms`] reads it, in the longest unit that is exact.
+pub(crate) fn show_duration(ms: u64) -> String {
+    let exact = TIME_UNITS.iter().copied().find(|(_, each)| ms.is_multiple_of(*each));
+    let (unit, each) = exact.unwrap_or(("ms", 1));
+    format!("{}{unit}", ms / each)
+}
+
 /// The thousandths of a processor count such as `0.5`.
 pub(crate) fn cpu_millis(cpus: f64) -> Option<u64> {
     let millis = cpus * 1000.0;
@@ -129,6 +143,18 @@ mod tests {
         ] {
             assert_eq!(duration_ms(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        for bytes in [1, 1000, 1024, 1500, 2 << 20, 3 << 30, 5 << 40, (1 << 30) + 1] {
+            assert_eq!(size(&show_size(bytes)), Some(bytes));
+        }
+        assert_eq!(show_size(48 << 30), "48GiB");
+        for ms in [1, 999, 1000, 61_000, 60_000, 3_600_000, 5_400_000] {
+            assert_eq!(duration_ms(&show_duration(ms)), Some(ms));
+        }
+        assert_eq!(show_duration(5_400_000), "90m");
     }
 
     #[test]

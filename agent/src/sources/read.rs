@@ -3,21 +3,18 @@
 use super::address;
 use super::origin::{Auth, Origin, Prefix, Purpose};
 use super::policy::{PROJECT_DEFAULT, Policy};
-use crate::files::read_capped;
+use crate::files::read_operators;
 use crate::jobfile::read::{Reader, Table, Value};
 use crate::jobfile::{JobFileError, suggest};
 use ampoule_spec::{Code, Name};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 type Result<T> = std::result::Result<T, JobFileError>;
 
-/// The largest file, in bytes.
-const BYTES_MAX: u64 = 1 << 20;
 /// The version of the format.
 const FORMAT: i64 = 1;
 
@@ -48,22 +45,7 @@ impl SourcesFile {
     /// `file.unusable` with line, field and remedy.
     pub fn load(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let unusable =
-            |reason: String, remedy: &str| JobFileError::whole(Code::FileUnusable, &name, "", reason, remedy);
-        let cannot = |e: std::io::Error| unusable(format!("cannot be read: {e}"), "");
-        let file = std::fs::File::open(path).map_err(cannot)?;
-        let meta = file.metadata().map_err(cannot)?;
-        let owner = meta.uid();
-        if !meta.is_file() {
-            return Err(unusable("not a file".to_owned(), ""));
-        }
-        if meta.mode() & 0o022 != 0 || owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            let reason = "belongs to somebody else or can be written by others, and they would decide";
-            return Err(unusable(reason.to_owned(), "chown it to yourself or root, and chmod go-w"));
-        }
-        let bytes = read_capped(file, BYTES_MAX).map_err(cannot)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|e| unusable(format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()), ""))?;
+        let text = read_operators(path)?;
         Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
     }
 

@@ -1,0 +1,16 @@
+//! The daemon `ampouled` as a process: its configuration, its life, and what it tells its operator.
+//!
+//! What it does for clients is elsewhere; here is what keeps it running and says how it does.
+
+pub mod args;
+pub mod config;
+mod http;
+mod life;
+mod listen;
+mod logs;
+pub mod metrics;
+mod notify;
+mod places;
+mod vitals;
+
+pub use life::run;

@@ -1,0 +1,121 @@
+//! The configuration as a file.
+
+use super::keys::{KEYS, SECTIONS};
+use super::{Config, LogFormat, MetricsListener, Quota, SigningKey};
+use crate::jobfile::values::{show_duration, show_size};
+use std::path::Path;
+use std::time::Duration;
+use toml_edit::{Array, Value};
+
+/// Every key that is set or has a default, in the order of the reference.
+pub(super) fn show(config: &Config) -> String {
+    let mut text = String::new();
+    for section in SECTIONS {
+        if *section == "project.NAME" {
+            for (name, quota) in &config.projects {
+                table(&mut text, section, &format!("project.{name}"), |key| Some(of_quota(*quota, key)));
+            }
+        } else {
+            table(&mut text, section, section, |key| value(config, section, key));
+        }
+    }
+    text
+}
+
+fn table(text: &mut String, section: &str, header: &str, value: impl Fn(&str) -> Option<Value>) {
+    let keys = KEYS.iter().filter(|key| key.section == section);
+    let lines: Vec<String> =
+        keys.filter_map(|key| Some(format!("{} = {}\n", key.name, value(key.name)?))).collect();
+    if !lines.is_empty() && !header.is_empty() {
+        text.push_str(&format!("\n[{header}]\n"));
+    }
+    text.push_str(&lines.concat());
+}
+
+fn of_quota(quota: Quota, key: &str) -> Value {
+    count(match key {
+        "weight" => quota.weight,
+        "queue" => quota.queue,
+        _ => quota.running,
+    })
+}
+
+fn path(path: &Path) -> Value {
+    Value::from(path.display().to_string())
+}
+
+fn duration(of: Duration) -> Value {
+    Value::from(show_duration(u64::try_from(of.as_millis()).unwrap_or(u64::MAX)))
+}
+
+fn count(of: u64) -> Value {
+    Value::from(i64::try_from(of).unwrap_or(i64::MAX))
+}
+
+fn list<'t>(of: impl IntoIterator<Item = &'t str>) -> Value {
+    Value::from(of.into_iter().collect::<Array>())
+}
+
+/// What is in force for a key; none: there is no such thing.
+fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
+    let Config { listen, tls, runner, limits, retention, signing, log, host, .. } = config;
+    let tls = tls.as_ref();
+    Some(match (section, key) {
+        ("", "dev") => config.dev.into(),
+        ("", "authority") => config.authority.as_str().into(),
+        ("", "state") => path(&config.state),
+        ("", "policy") => path(&config.policy),
+        ("", "sources") => path(config.sources.as_ref()?),
+        ("", "profiles") => list(config.profiles.iter().map(ampoule_spec::Name::as_str)),
+        ("listen", "unix") => path(listen.unix.as_ref()?),
+        ("listen", "tcp") => listen.tcp?.to_string().into(),
+        ("listen", "systemd") => list(listen.systemd.iter().map(String::as_str)),
+        ("listen", "reflection") => listen.reflection.into(),
+        ("tls", "certificate") => path(&tls?.certificate),
+        ("tls", "key") => path(&tls?.key),
+        ("tls", "client_ca") => path(tls?.client_ca.as_ref()?),
+        ("runner", "socket") => path(&runner.socket),
+        ("runner", "state") => path(&runner.state),
+        ("limits", "queue") => count(limits.queue),
+        ("limits", "running") => count(limits.running),
+        ("limits", "patience") => count(limits.patience),
+        ("quota", _) => of_quota(config.quota, key),
+        ("limits", "cpus") => {
+            // At most 10^8 thousandths: exact.
+            #[expect(clippy::cast_precision_loss, reason = "as said above")]
+            let cpus = limits.cpu_millis? as f64 / 1000.0;
+            cpus.into()
+        }
+        ("limits", "memory") => show_size(limits.memory_bytes?).into(),
+        ("limits", "disk") => show_size(limits.disk_bytes?).into(),
+        ("limits", "uploads") => show_size(limits.upload_bytes).into(),
+        ("retention", "jobs") => duration(retention.jobs),
+        ("retention", "records") => duration(retention.records),
+        ("retention", "count") => count(retention.count),
+        ("signing", "key") => match signing.as_ref()? {
+            SigningKey::File(file) => path(file),
+            SigningKey::Credential(_) => return None,
+        },
+        ("signing", "credential") => match signing.as_ref()? {
+            SigningKey::File(_) => return None,
+            SigningKey::Credential(name) => name.as_str().into(),
+        },
+        ("metrics", "listen") => match &config.metrics {
+            MetricsListener::Off => "off".into(),
+            MetricsListener::Loopback(address) => address.to_string().into(),
+            MetricsListener::Unix(socket) => path(socket),
+        },
+        ("log", "format") => match log.format {
+            LogFormat::Json => "json",
+            LogFormat::Text => "text",
+            LogFormat::Journal => "journal",
+        }
+        .into(),
+        ("log", "level") => log.level.as_str().into(),
+        ("drain", "deadline") => duration(config.drain_deadline),
+        ("host", "baseline") => path(host.baseline.as_ref()?),
+        ("host", "every") => duration(host.every),
+        ("host", "refuse_on_drift") => host.refuse_on_drift.into(),
+        _ => return None,
+    })
+}
