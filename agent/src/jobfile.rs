@@ -22,11 +22,14 @@ pub(crate) mod suggest;
 mod upstream;
 pub(crate) mod values;
 
+pub(crate) use error::shown;
 pub use error::{JobFileError, Position};
 pub use git::{GitEntry, GitPlan, git_url};
 pub use image::ImageRef;
 pub(crate) use image::split_tag;
-pub use model::{InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text};
+pub use model::{
+    InputEntry, JobFile, OutputEntry, Param, ParamType, PathDigest, SourceEntry, StepEntry, Text,
+};
 pub use plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 pub use quick::{QuickJob, quick_job};
 pub use upstream::{ArtifactPlace, UpstreamEntry, UpstreamPlan};

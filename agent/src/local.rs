@@ -9,6 +9,7 @@ mod evidence;
 mod follow;
 mod git;
 mod intake;
+mod path;
 mod place;
 mod pulled;
 mod release;

@@ -5,11 +5,12 @@
 //! is not: that the bytes are the right ones. Whoever pins believes what the sources say at that moment.
 
 mod edit;
+mod paths;
 mod resolve;
 mod write;
 
 use crate::inputs::InputError;
-use crate::jobfile::{JobFileError, parse};
+use crate::jobfile::{JobFile, JobFileError, PathDigest, parse, shown};
 use crate::registry::AuthFile;
 use crate::sources::Policy;
 use ampoule_spec::Code;
@@ -17,6 +18,7 @@ use edit::Document;
 use std::path::{Path, PathBuf};
 
 pub use edit::Unpinned;
+pub use paths::Stale;
 
 /// What was resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +76,8 @@ pub struct PinFile {
     name: String,
     text: String,
     document: Document,
+    /// What the file says, with drafts of the digests that are missing.
+    job: JobFile,
 }
 
 impl PinFile {
@@ -91,14 +95,33 @@ impl PinFile {
                 return Err(JobFileError::whole(Code::JobInvalid, &name, "", reason, ""));
             }
         };
-        let file = Self { path: path.to_owned(), name, text, document };
         // Whatever else is wrong is said before anything is fetched.
-        let mut draft = file.document.clone();
-        for unpinned in file.document.unpinned() {
+        let mut draft = document.clone();
+        for unpinned in document.unpinned() {
             draft.pin(&unpinned, &unpinned.draft());
         }
-        parse(draft.text().as_bytes(), &file.name)?;
-        Ok(file)
+        let job = parse(draft.text().as_bytes(), &name)?;
+        Ok(Self { path: path.to_owned(), name, text, document, job })
+    }
+
+    /// Which paths with a digest do not hold what it says, in the order of the file. Reads all of them.
+    ///
+    /// # Errors
+    /// [`PinError::Source`] for one that cannot be read.
+    pub fn stale(&self) -> Result<Vec<Stale>, PinError> {
+        let base = self.base();
+        let mut stale = Vec::new();
+        for here in paths::all(&self.job) {
+            let Some(pinned) = here.digest else { continue };
+            let field = here.field(pinned);
+            let failed = |source| PinError::Source { field: field.clone(), source };
+            let found = here.now(base).map_err(failed)?;
+            if found != pinned {
+                let (what, input) = (here.path.to_owned(), here.input.name.to_string());
+                stale.push(Stale { field, what, input, pinned, found });
+            }
+        }
+        Ok(stale)
     }
 
     /// What is not pinned, in the order of the file.
@@ -106,8 +129,9 @@ impl PinFile {
         self.document.unpinned()
     }
 
-    /// Resolves what is not pinned and replaces the file; registries are shown the credentials of `auth`. `say` hears of each
-    /// as it is resolved. Blocks; not to be called on an async worker thread.
+    /// Resolves what is not pinned, and pins the inputs called `paths` to what lies at their paths now; then replaces the
+    /// file. Registries are shown the credentials of `auth`. `say` hears of each as it is resolved. Blocks; not to be called
+    /// on an async worker thread.
     ///
     /// # Errors
     /// [`PinError`]; nothing was written then.
@@ -115,10 +139,12 @@ impl PinFile {
         mut self,
         policy: &Policy,
         auth: Option<AuthFile>,
+        paths: &[String],
         say: &mut dyn FnMut(&Pinned),
     ) -> Result<Vec<Pinned>, PinError> {
         let unpinned = self.unpinned();
-        let base = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        let base = self.base().to_owned();
+        let here = self.look_at(paths)?;
         let resolver = resolve::Resolver::new(policy.clone(), auth, base);
         let mut done = Vec::new();
         for one in unpinned {
@@ -135,14 +161,41 @@ impl PinFile {
             say(&pinned);
             done.push(pinned);
         }
-        if done.is_empty() {
-            return Ok(done);
+        for (at, digest, pinned) in here {
+            self.document.pin_path(at, digest);
+            say(&pinned);
+            done.push(pinned);
         }
         let text = self.document.text();
+        if text == self.text {
+            return Ok(done);
+        }
         parse(text.as_bytes(), &self.name)?;
         write::replace(&self.path, self.text.as_bytes(), text.as_bytes())
             .map_err(|e| self.cannot(e.to_string()))?;
         Ok(done)
+    }
+
+    /// What lies at the paths of these inputs.
+    fn look_at(&self, names: &[String]) -> Result<Vec<(usize, PathDigest, Pinned)>, PinError> {
+        let look = |name: &String| {
+            let Some(here) = paths::all(&self.job).find(|here| here.input.name.as_str() == name) else {
+                let reason = format!("no input with a path is called {}", shown(name));
+                let error = JobFileError::whole(Code::Usage, &self.name, "--path", reason, "");
+                return Err(error.into());
+            };
+            let failed = |source| PinError::Source { field: format!("input[{}].path", here.at), source };
+            let digest = here.now(self.base()).map_err(failed)?;
+            let pin = format!("sha256:{}", digest.sha256());
+            let pinned = Pinned { field: here.field(digest), what: here.path.to_owned(), pin, from: None };
+            Ok((here.at, digest, pinned))
+        };
+        names.iter().map(look).collect()
+    }
+
+    /// Where relative paths are taken from.
+    fn base(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
     }
 
     fn cannot(&self, reason: String) -> PinError {

@@ -9,7 +9,9 @@
 )]
 
 use ampoule_agent::git::GitPlace;
-use ampoule_agent::jobfile::{JOB_FILE_BYTES_MAX, JobFile, JobFileError, JobPlan, SourcePlan, load, parse};
+use ampoule_agent::jobfile::{
+    JOB_FILE_BYTES_MAX, JobFile, JobFileError, JobPlan, PathDigest, SourcePlan, load, parse,
+};
 use ampoule_spec::{Code, GitSigner, InputSource, JobId, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,8 +51,13 @@ fn given(bytes: &[u8]) -> BTreeMap<String, String> {
 fn sources(plan: &JobPlan) -> Vec<InputSource> {
     let zero = Sha256::new([0; 32]);
     let of = |source: &SourcePlan| match source {
-        SourcePlan::Path(path) if path.is_file() => InputSource::File { sha256: zero, executable: false },
-        SourcePlan::Path(_) => InputSource::Directory { tree: zero },
+        SourcePlan::Path { digest: Some(PathDigest::Tree(tree)), .. } => {
+            InputSource::Directory { tree: *tree }
+        }
+        SourcePlan::Path { path, digest } if path.is_file() => {
+            InputSource::File { sha256: digest.map_or(zero, PathDigest::sha256), executable: false }
+        }
+        SourcePlan::Path { .. } => InputSource::Directory { tree: zero },
         SourcePlan::Git(plan) => InputSource::Git {
             url: match &plan.place {
                 GitPlace::Url(url) => Some(url.clone()),

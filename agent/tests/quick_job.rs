@@ -33,7 +33,7 @@ fn quick_job_is_one_step_over_the_current_directory() {
     let ask = QuickJob { argv: &argv, outputs: &outputs, image: None, profile: Some("dev"), dir: &dir };
     let plan = quick_job(&ask).unwrap();
     assert_eq!(plan.image, ImagePlan::Host);
-    assert_eq!(plan.inputs[0].source, SourcePlan::Path(dir.clone()));
+    assert_eq!(plan.inputs[0].source, SourcePlan::Path { path: dir.clone(), digest: None });
     let sources = vec![InputSource::Directory { tree: Sha256::new([1; 32]) }];
     let id = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
     let spec = plan.into_spec(id, 1, sources).unwrap();

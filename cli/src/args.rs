@@ -176,9 +176,12 @@ pub(crate) struct PinArgs {
     /// The job file.
     #[arg(value_name = "JOB.toml")]
     pub(crate) job: PathBuf,
-    /// Change nothing and ask nobody: end with 64 if something is not pinned.
+    /// Change nothing and ask nobody: end with 64 if something is not pinned, with 65 if a path is not what its digest says.
     #[arg(long)]
     pub(crate) check: bool,
+    /// Pin this input to what lies at its path now, also if it has a digest. May be given several times.
+    #[arg(long, value_name = "INPUT", conflicts_with = "check")]
+    pub(crate) path: Vec<String>,
     /// Credentials for registries: a config.json or auth.json, which nobody else can read.
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_auth: Option<PathBuf>,

@@ -16,7 +16,7 @@ pub(crate) fn pin(args: &PinArgs) -> Result<u8, Failed> {
     }
     let policy = sources::policy(&args.sources)?;
     let auth = args.registry_auth.as_deref().map(AuthFile::read).transpose()?;
-    let pinned = file.pin(&policy, auth, &mut |pinned| say(args, pinned))?;
+    let pinned = file.pin(&policy, auth, &args.path, &mut |pinned| say(args, pinned))?;
     if args.json {
         show::json(&json!({"event": "result", "file": args.job, "pinned": pinned.len()}));
     } else {
@@ -26,13 +26,36 @@ pub(crate) fn pin(args: &PinArgs) -> Result<u8, Failed> {
 }
 
 fn check(args: &PinArgs, file: &PinFile) -> Result<u8, Failed> {
-    let unpinned = file.unpinned();
+    let (unpinned, stale) = (file.unpinned(), file.stale()?);
+    for one in &stale {
+        let (pinned, found) = (one.pinned.sha256(), one.found.sha256());
+        if args.json {
+            show::json(&json!({
+                "event": "stale", "field": one.field, "what": one.what,
+                "pin": format!("sha256:{pinned}"), "found": format!("sha256:{found}"),
+            }));
+        } else {
+            show::line(&format!(
+                "{}: {}: {} is sha256:{found} and not sha256:{pinned}; if that is meant to be so, run \
+                 `ampoule pin --path {}` on it",
+                args.job.display(),
+                one.field,
+                one.what,
+                one.input,
+            ));
+        }
+    }
     for one in &unpinned {
         if args.json {
             show::json(&json!({"event": "unpinned", "field": one.field(), "what": one.what()}));
         } else {
             show::line(&format!("{}: {}: {} is not pinned", args.job.display(), one.field(), one.what()));
         }
+    }
+    if let (true, Some(first)) = (unpinned.is_empty(), stale.first()) {
+        let what = format!("{}: {} changed since they were pinned", args.job.display(), stale.len());
+        let reason = format!("{what}, the first is {} at {}", first.what, first.field);
+        return Err(Failed::new(Code::InputDigestMismatch, reason));
     }
     if unpinned.is_empty() {
         if args.json {

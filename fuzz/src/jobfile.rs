@@ -1,7 +1,7 @@
 //! A stranger's job file: an error that says where and what, or a job that the runner takes.
 
 use ampoule_agent::git::GitPlace;
-use ampoule_agent::jobfile::{JobPlan, SourcePlan, parse};
+use ampoule_agent::jobfile::{JobPlan, PathDigest, SourcePlan, parse};
 use ampoule_spec::{Code, GitSigner, InputSource, JobId, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,10 +22,13 @@ fn sources(plan: &JobPlan) -> Option<Vec<InputSource>> {
 fn source(source: &SourcePlan) -> Option<InputSource> {
     let zero = Sha256::new([0; 32]);
     match source {
-        SourcePlan::Path(path) if path.is_file() => {
-            Some(InputSource::File { sha256: zero, executable: false })
+        SourcePlan::Path { digest: Some(PathDigest::Tree(tree)), .. } => {
+            Some(InputSource::Directory { tree: *tree })
         }
-        SourcePlan::Path(_) => Some(InputSource::Directory { tree: zero }),
+        SourcePlan::Path { path, digest } if path.is_file() => {
+            Some(InputSource::File { sha256: digest.map_or(zero, PathDigest::sha256), executable: false })
+        }
+        SourcePlan::Path { .. } => Some(InputSource::Directory { tree: zero }),
         SourcePlan::Git(plan) => Some(InputSource::Git {
             url: match &plan.place {
                 GitPlace::Url(url) => Some(url.clone()),

@@ -19,6 +19,7 @@ mod logs;
 mod out;
 mod outcomes;
 mod outputs;
+mod pinned;
 mod poison;
 mod pool;
 mod progress;
@@ -65,6 +66,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "step", tests: step::TESTS },
     Suite { name: "logs", tests: logs::TESTS },
     Suite { name: "inputs", tests: inputs::TESTS },
+    Suite { name: "pinned", tests: pinned::TESTS },
     Suite { name: "git", tests: git::TESTS },
     Suite { name: "images", tests: images::TESTS },
     Suite { name: "registry", tests: registry::TESTS },

@@ -68,10 +68,10 @@ pub enum InputError {
         /// What each place did.
         reasons: Vec<String>,
     },
-    /// A repository's objects are not those that the job names.
+    /// A repository's objects, or what lies at a path, are not those that the job names.
     #[error("{what}: {reason}")]
     OtherObjects {
-        /// The URL.
+        /// The URL or path.
         what: String,
         /// What came instead.
         reason: String,
@@ -109,6 +109,11 @@ pub enum InputError {
 }
 
 impl InputError {
+    /// What to do about a path that is not what the job names.
+    pub(crate) fn pin_anew(input: impl std::fmt::Display) -> String {
+        format!("if that is meant to be so, run `ampoule pin --path {input}` on the job file")
+    }
+
     /// The bounded code; it decides the exit status.
     pub fn code(&self) -> Code {
         match self {

@@ -121,11 +121,42 @@ pub struct InputEntry {
     pub exclude: Vec<String>,
 }
 
+/// The digest of a `path`. Which key it has says what the path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathDigest {
+    /// `tree_sha256`: the tree digest of a directory, without what is left out of it.
+    Tree(Sha256),
+    /// `sha256`: of a file's bytes.
+    File(Sha256),
+}
+
+impl PathDigest {
+    /// Its key in the job file.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Tree(_) => "tree_sha256",
+            Self::File(_) => "sha256",
+        }
+    }
+
+    /// The digest itself.
+    pub fn sha256(self) -> Sha256 {
+        match self {
+            Self::Tree(sha256) | Self::File(sha256) => sha256,
+        }
+    }
+}
+
 /// Where an input's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceEntry {
     /// `path`: a file or directory here.
-    Path(String),
+    Path {
+        /// Where.
+        path: String,
+        /// What it must hold, if that is written.
+        digest: Option<PathDigest>,
+    },
     /// `http`: a download.
     Http {
         /// Where to fetch.

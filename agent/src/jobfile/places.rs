@@ -1,6 +1,7 @@
 //! Whether what a plan names is there, before anything is taken in.
 
 use super::error::{JobFileError, shown};
+use super::model::PathDigest;
 use super::plan::{ImagePlan, JobPlan, SourcePlan};
 use crate::git::GitPlace;
 use ampoule_spec::Code;
@@ -18,8 +19,22 @@ impl JobPlan {
         }
         for (at, input) in self.inputs.iter().enumerate() {
             match &input.source {
-                SourcePlan::Path(path) => {
+                SourcePlan::Path { path, digest } => {
                     self.check_place(&format!("input[{at}].path"), path, Kind::Either)?;
+                    let (fits, reason) = match digest {
+                        None => (true, ""),
+                        Some(PathDigest::Tree(_)) => {
+                            (path.is_dir(), "the path is a file; its digest is sha256")
+                        }
+                        Some(PathDigest::File(_)) => {
+                            (path.is_file(), "the path is a directory; its digest is tree_sha256")
+                        }
+                    };
+                    if let Some(digest) = digest.filter(|_| !fits) {
+                        let field = format!("input[{at}].{}", digest.key());
+                        let remedy = "run `ampoule pin --path NAME` on the job file";
+                        return Err(self.fields.error(Code::JobInvalid, &field, reason, remedy));
+                    }
                     if !input.exclude.is_empty() && path.is_file() {
                         let (field, reason) =
                             (format!("input[{at}].exclude"), "patterns are for directories");

@@ -4,7 +4,7 @@ use super::error::JobFileError;
 use super::fields::Fields;
 use super::git::GitPlan;
 use super::image::ImageRef;
-use super::model::{JobFile, OutputEntry, SourceEntry, StepEntry, Text};
+use super::model::{JobFile, OutputEntry, PathDigest, SourceEntry, StepEntry, Text};
 use super::params;
 use super::upstream::UpstreamPlan;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
@@ -106,8 +106,13 @@ pub struct InputPlan {
 /// Where an input's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourcePlan {
-    /// A file or directory here; its digest is known after the import.
-    Path(PathBuf),
+    /// A file or directory here.
+    Path {
+        /// Where.
+        path: PathBuf,
+        /// What it must hold; none: what that is is known after the import.
+        digest: Option<PathDigest>,
+    },
     /// A download.
     Http {
         /// Where to fetch.
@@ -279,7 +284,7 @@ fn is_file(url: &str) -> bool {
 impl SourcePlan {
     fn of(source: &SourceEntry, base: &Path) -> Self {
         match source {
-            SourceEntry::Path(path) => Self::Path(base.join(path)),
+            SourceEntry::Path { path, digest } => Self::Path { path: base.join(path), digest: *digest },
             SourceEntry::Http { url, sha256, unpack, mirrors } => Self::Http {
                 url: url.clone(),
                 sha256: *sha256,
@@ -295,7 +300,13 @@ impl SourcePlan {
     /// A source that is as long as the real one, for a first check.
     fn draft(&self) -> InputSource {
         match self {
-            Self::Path(_) | Self::Attestation(_) => InputSource::Directory { tree: Sha256::new([0; 32]) },
+            Self::Path { digest: Some(PathDigest::Tree(tree)), .. } => InputSource::Directory { tree: *tree },
+            Self::Path { digest: Some(PathDigest::File(sha256)), .. } => {
+                InputSource::File { sha256: *sha256, executable: false }
+            }
+            Self::Path { digest: None, .. } | Self::Attestation(_) => {
+                InputSource::Directory { tree: Sha256::new([0; 32]) }
+            }
             // A file URL names a path of this host, which belongs in no spec: what it gives is a file of ours.
             Self::Http { url, sha256, unpack: false, .. } if is_file(url) => {
                 InputSource::File { sha256: *sha256, executable: false }
@@ -314,15 +325,20 @@ impl SourcePlan {
         }
     }
 
-    /// What a pinned source is in the spec; none for one whose digest is known only when it is taken in.
+    /// What a pinned source is in the spec; none for one of which something is known only when it is taken in: a
+    /// digest, or whether a file may be executed.
     pub fn pinned(&self) -> Option<InputSource> {
-        (!matches!(self, Self::Path(_) | Self::Git(_) | Self::Attestation(_))).then(|| self.draft())
+        (!matches!(self, Self::Path { .. } | Self::Git(_) | Self::Attestation(_))).then(|| self.draft())
     }
 
     /// Whether `source` is what this plan became.
     fn agrees(&self, source: &InputSource) -> bool {
         match self {
-            Self::Path(_) => matches!(source, InputSource::Directory { .. } | InputSource::File { .. }),
+            Self::Path { digest, .. } => match source {
+                InputSource::Directory { tree } => digest.is_none_or(|d| d == PathDigest::Tree(*tree)),
+                InputSource::File { sha256, .. } => digest.is_none_or(|d| d == PathDigest::File(*sha256)),
+                _ => false,
+            },
             Self::Git(plan) => plan.agrees(source),
             Self::Http { .. } | Self::Tar { .. } => *source == self.draft(),
             Self::Attestation(plan) => {

@@ -86,7 +86,7 @@ pub fn quick_job(ask: &QuickJob<'_>) -> Result<JobPlan, JobFileError> {
             name: name("src")?,
             mount: src.clone(),
             writable: true,
-            source: SourcePlan::Path(ask.dir.to_owned()),
+            source: SourcePlan::Path { path: ask.dir.to_owned(), digest: None },
             exclude: Vec::new(),
         }],
         steps: vec![Step {

@@ -4,7 +4,7 @@ use super::error::{JobFileError, shown};
 use super::git;
 use super::image::{self, ImageRef};
 use super::model::{
-    InputEntry, JobFile, OutputEntry, Param, ParamType, SourceEntry, StepEntry, Text, name_of,
+    InputEntry, JobFile, OutputEntry, Param, ParamType, PathDigest, SourceEntry, StepEntry, Text, name_of,
 };
 use super::params::{self, Misuse};
 use super::read::{Reader, Table, Value};
@@ -39,8 +39,20 @@ const JOB_KEYS: &[&str] = &[
 ];
 const PARAM_KEYS: &[&str] = &["type", "default", "description"];
 const SOURCE_KEYS: &[&str] = &["path", "http", "git", "tar", "oci", "attestation"];
-const INPUT_KEYS: &[&str] =
-    &["name", "mount", "writable", "exclude", "path", "http", "git", "tar", "oci", "attestation"];
+const INPUT_KEYS: &[&str] = &[
+    "name",
+    "mount",
+    "writable",
+    "exclude",
+    "path",
+    "sha256",
+    "tree_sha256",
+    "http",
+    "git",
+    "tar",
+    "oci",
+    "attestation",
+];
 const HTTP_KEYS: &[&str] = &["url", "sha256", "unpack", "mirrors"];
 const TAR_KEYS: &[&str] = &["path", "sha256"];
 const STEP_KEYS: &[&str] = &["name", "run", "cwd", "env", "timeout", "secrets"];
@@ -232,9 +244,26 @@ fn sha256(table: &Table<'_>, whole: &Value<'_>, how: &str) -> Result<Sha256> {
     let Some(value) = table.get("sha256") else {
         return Err(whole.unpinned("not pinned by a digest", format!("{how} and add sha256 = \"DIGEST\"")));
     };
+    digits(&value)
+}
+
+fn digits(value: &Value<'_>) -> Result<Sha256> {
     let text = value.text("64 hexadecimal digits", "\"9f86d0…\"")?;
     Sha256::parse(text)
         .map_err(|e| value.wrong(e.to_string(), "write 64 digits of 0-9 and a-f and nothing before them"))
+}
+
+/// The digest of a `path`, beside it.
+fn path_digest(table: &Table<'_>) -> Result<Option<PathDigest>> {
+    match (table.get("sha256"), table.get("tree_sha256")) {
+        (None, None) => Ok(None),
+        (Some(file), None) => Ok(Some(PathDigest::File(digits(&file)?))),
+        (None, Some(tree)) => Ok(Some(PathDigest::Tree(digits(&tree)?))),
+        (Some(_), Some(second)) => Err(second.wrong(
+            "a path is a file with a sha256 or a directory with a tree_sha256",
+            "write the one that it is",
+        )),
+    }
 }
 
 fn input(table: &Table<'_>) -> Result<InputEntry> {
@@ -252,8 +281,14 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
             return Err(value.wrong(format!("the input has two sources, {first} and {second}"), forms));
         }
     };
+    if key != "path"
+        && let Some(digest) = table.get("sha256").or_else(|| table.get("tree_sha256"))
+    {
+        let remedy = format!("write what {key} needs inside its braces");
+        return Err(digest.wrong("a digest stands here beside a path alone", remedy));
+    }
     let source = match key {
-        "path" => SourceEntry::Path(host_path(value)?),
+        "path" => SourceEntry::Path { path: host_path(value)?, digest: path_digest(table)? },
         "http" => http(value)?,
         "tar" => {
             let tar = value.table("{ path = \"src.tar.gz\", sha256 = \"DIGEST\" }")?;
@@ -273,7 +308,7 @@ fn input(table: &Table<'_>) -> Result<InputEntry> {
 }
 
 fn exclude(value: &Value<'_>, source: &SourceEntry) -> Result<Vec<String>> {
-    if !matches!(source, SourceEntry::Path(_)) {
+    if !matches!(source, SourceEntry::Path { .. }) {
         return Err(value.wrong("patterns are for a path that is a directory", "remove the key"));
     }
     let patterns = value.items("a list of patterns as in .gitignore", "[\"target/\", \"*.o\"]")?;

@@ -3,23 +3,19 @@
 use super::download::Downloads;
 use super::follow::Note;
 use super::git::GitIntakes;
+use super::path::PathIntake;
 use super::pulled::Pull;
 use super::runner::{Runner, RunnerError};
 use super::watch::Watch;
 use super::{Cancel, LocalError, Options, SigningKey, upstream};
 use crate::inputs::OciLayout;
-use crate::inputs::exclude::Excludes;
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use crate::sources::Policy;
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{InputSource, JobId, Sha256};
-use ampoule_store::Limits;
-use ampoule_store::pack::{PackError, pack_filtered};
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 type Result<T> = std::result::Result<T, LocalError>;
@@ -164,7 +160,7 @@ fn named(input: &ampoule_spec::Name, error: LocalError) -> LocalError {
 /// Refuses an input that has the signing key in it, or the state directory, which has the development key: a step
 /// could read what signs its own provenance.
 fn keeps_our_secrets(input: &InputPlan, options: &Options) -> Result<()> {
-    let SourcePlan::Path(path) = &input.source else { return Ok(()) };
+    let SourcePlan::Path { path, .. } = &input.source else { return Ok(()) };
     let Ok(source) = std::fs::canonicalize(path) else { return Ok(()) };
     let key = match &options.key {
         SigningKey::File(key) => Some(("the signing key", key.clone())),
@@ -255,17 +251,8 @@ fn take_input(
     match &input.source {
         // It has an intake of its own.
         SourcePlan::Git(_) => pinned,
-        SourcePlan::Path(path) => {
-            let file = open(path)?;
-            let meta = file.metadata().map_err(|e| unusable(path, e))?;
-            if meta.is_dir() {
-                return take_directory(path, &file, &input.exclude, epoch, runner, with, importing);
-            }
-            importing();
-            let executable = meta.mode() & 0o100 != 0;
-            let content = Content::File { sha256: None, executable, epoch };
-            let sha256 = runner.import(content, file.into())?.sha256;
-            Ok(InputSource::File { sha256, executable })
+        SourcePlan::Path { path, digest } => {
+            PathIntake::new(input, path, epoch, runner, with).take(*digest, importing)
         }
         SourcePlan::Tar { path, sha256 } => {
             let content = Content::Archive { sha256: *sha256, epoch };
@@ -287,61 +274,6 @@ fn take_input(
             pinned
         }
         SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, downloads, importing),
-    }
-}
-
-/// Streams a directory to the import worker. What the runner computed from the stream must be what we
-/// computed from the files.
-fn take_directory(
-    path: &Path,
-    dir: &File,
-    exclude: &[String],
-    epoch: u64,
-    runner: &Runner,
-    with: &Intake,
-    importing: &mut dyn FnMut(),
-) -> Result<InputSource> {
-    let (cancel, watch) = (&with.cancel, &with.watch);
-    let excludes = Excludes::new(exclude);
-    // Its digest first: a tree that is in the store need not be packed, unpacked and thrown away once more.
-    let refused = |error: PackError| RunnerError::Refused {
-        code: ampoule_spec::Code::InputRefused,
-        message: format!("{}: {error}", path.display()),
-    };
-    let excluded = |path: &[u8], is_dir: bool| excludes.has(path, is_dir);
-    let nobody = Watch::default();
-    let mut nowhere = UntilCancelled { out: std::io::sink(), cancel, watch: &nobody };
-    let digested = pack_filtered(dir.as_fd(), &mut nowhere, &excluded, &Limits::default());
-    if cancel.is_cancelled() {
-        return Err(LocalError::Cancelled);
-    }
-    let tree = digested.map_err(refused)?.tree;
-    if runner.find(Content::Directory { tree: Some(tree), epoch })?.is_some() {
-        return Ok(InputSource::Directory { tree });
-    }
-    importing();
-    let (read, write) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| unusable(path, e.into()))?;
-    let (packed, imported) = std::thread::scope(|scope| {
-        let packing = scope.spawn(|| {
-            let out = UntilCancelled { out: File::from(write), cancel, watch };
-            let mut out = BufWriter::with_capacity(256 << 10, out);
-            pack_filtered(dir.as_fd(), &mut out, &excluded, &Limits::default())
-        });
-        let imported = runner.import(Content::Directory { tree: None, epoch }, read);
-        (packing.join(), imported)
-    });
-    if cancel.is_cancelled() {
-        return Err(LocalError::Cancelled);
-    }
-    match (packed, imported) {
-        (Ok(Ok(packed)), Ok(imported)) if packed.tree == imported.sha256 => {
-            Ok(InputSource::Directory { tree: imported.sha256 })
-        }
-        // The import failed, so nobody read the rest of the stream: its error is the cause.
-        (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(error.into()),
-        (Ok(Err(error)), _) => Err(refused(error).into()),
-        _ => Err(RunnerError::OutOfTurn.into()),
     }
 }
 

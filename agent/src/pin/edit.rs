@@ -1,6 +1,6 @@
 //! The places of a job file where a digest is missing, and how it is written there.
 
-use crate::jobfile::ImageRef;
+use crate::jobfile::{ImageRef, PathDigest};
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 
 /// A place where a digest is missing.
@@ -127,6 +127,37 @@ impl Document {
                     self.remove(*at, "git", key);
                 }
             }
+        }
+    }
+
+    /// Writes the digest of an input's path beside it, in the place of the one that is there.
+    pub(super) fn pin_path(&mut self, at: usize, digest: PathDigest) {
+        let Some(inputs) = self.0.get_mut("input") else { return };
+        let other = if digest.key() == "sha256" { "tree_sha256" } else { "sha256" };
+        let mut value = Value::from(digest.sha256().to_string());
+        if inputs.is_array_of_tables() {
+            let Some(input) = inputs.as_array_of_tables_mut().and_then(|tables| tables.get_mut(at)) else {
+                return;
+            };
+            input.remove(other);
+            match input.get_mut(digest.key()).and_then(Item::as_value_mut) {
+                Some(old) => {
+                    *value.decor_mut() = old.decor().clone();
+                    *old = value;
+                }
+                None => drop(input.insert(digest.key(), Item::Value(value))),
+            }
+            return;
+        }
+        let input = inputs.as_array_mut().and_then(|array| array.get_mut(at)?.as_inline_table_mut());
+        let Some(input) = input else { return };
+        input.remove(other);
+        match input.get_mut(digest.key()) {
+            Some(old) => {
+                *value.decor_mut() = old.decor().clone();
+                *old = value;
+            }
+            None => append(input, digest.key(), value),
         }
     }
 

@@ -71,6 +71,9 @@ pub enum PackError {
         /// Where.
         path: String,
     },
+    /// The caller wants it no more.
+    #[error("it was not read to its end")]
+    Stopped,
     /// The archive cannot be written.
     #[error("the archive cannot be written")]
     Write(#[source] io::Error),
@@ -132,6 +135,36 @@ pub fn pack_filtered(
     limits: &Limits,
 ) -> Result<Packed, PackError> {
     pack_for(Purpose::Input, dir, out, exclude, limits)
+}
+
+/// The tree digest of a directory, as [`pack_filtered`] gives it, and nothing else. `stop` is asked now and then.
+///
+/// # Errors
+/// [`PackError`]; [`PackError::Stopped`] if `stop` said so.
+pub fn tree_digest(
+    dir: BorrowedFd<'_>,
+    exclude: &(dyn Fn(&[u8], bool) -> bool + Sync),
+    stop: &(dyn Fn() -> bool + Sync),
+    limits: &Limits,
+) -> Result<Packed, PackError> {
+    let excluded = |path: &[u8], is_dir: bool| exclude(path, is_dir);
+    match pack_filtered(dir, &mut Until(stop), &excluded, limits) {
+        Err(PackError::Write(_)) => Err(PackError::Stopped),
+        other => other,
+    }
+}
+
+/// Takes everything until it is to stop.
+struct Until<'a>(&'a (dyn Fn() -> bool + Sync));
+
+impl Write for Until<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.0)() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes a directory that a job leaves as a tar archive. Nobody may change the directory meanwhile.

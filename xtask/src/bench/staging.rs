@@ -24,7 +24,7 @@ struct Pair {
     bound: f64,
 }
 
-const PAIRS: [Pair; 4] = [
+const PAIRS: [Pair; 5] = [
     Pair { what: "start to exit, image of 1 GB / of 1 MB", small: "small", large: "large", bound: 1.1 },
     Pair {
         what: "start to exit, OCI image of 1 GB / of 1 MB",
@@ -34,7 +34,14 @@ const PAIRS: [Pair; 4] = [
     },
     Pair { what: "start to exit, archive of 100,000 files / of 1", small: "one", large: "many", bound: 1.2 },
     Pair {
-        what: "start to exit, directory of 100,000 files / of 1",
+        what: "start to exit, directory of 100,000 files / of 1, by digest",
+        small: "pinned-one",
+        large: "pinned-many",
+        bound: 1.2,
+    },
+    // Nobody says what is in it, so it is read.
+    Pair {
+        what: "start to exit, directory of 100,000 files / of 1, read",
         small: "dir-one",
         large: "dir-many",
         bound: 1.2,
@@ -107,7 +114,13 @@ impl Place {
             let sha256 = hex::encode(layout::digest(&tar)?.0);
             let source = format!("tar = {{ path = \"{}\", sha256 = \"{sha256}\" }}", tar.display());
             self.job(name, &image, &source)?;
-            self.job(&format!("dir-{name}"), &image, &format!("path = \"{}\"", dir.display()))?;
+            let source = format!("path = \"{}\"", dir.display());
+            self.job(&format!("dir-{name}"), &image, &source)?;
+            let pinned = format!("pinned-{name}");
+            self.job(&pinned, &image, &source)?;
+            let mut pin = Command::new(self.programs.join("ampoule"));
+            pin.arg("pin").arg(self.folder.join(format!("{pinned}.toml"))).args(["--path", "input"]);
+            quiet(&mut pin)?;
         }
         Ok(())
     }
