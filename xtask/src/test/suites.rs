@@ -44,6 +44,7 @@ pub(crate) const ALL: &[fn(&Machine) -> Option<Suite>] = &[
     doc_tests,
     fuzz,
     scratch,
+    ledger,
     schema,
     build_integration,
     build_faulty,
@@ -147,6 +148,13 @@ fn scratch(machine: &Machine) -> Option<Suite> {
         Ok(cargo(machine, &args))
     };
     suite("scratch-root", Counting::CargoTest, plan)
+}
+
+/// The daemon's ledger on a disk of its own that fills.
+fn ledger(machine: &Machine) -> Option<Suite> {
+    let args = ["test", "--locked", "-p", "ampoule-agent", "--test", "ledger_full", "--", "--ignored"];
+    let plan = if machine.is_root { Ok(cargo(machine, &args)) } else { Err("needs root".into()) };
+    suite("ledger-root", Counting::CargoTest, plan)
 }
 
 fn schema(machine: &Machine) -> Option<Suite> {

@@ -8,6 +8,7 @@ use crate::job::state::{Life, sha256};
 use ampoule_journal::{Frame, HEADER_BYTES, MAGIC, Medium, Next, ReadError, Reader, WriteError, Writer};
 use ampoule_spec::{JobId, Sha256, UnixNanos};
 use rustix::fs::{FallocateFlags, fallocate};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -217,7 +218,7 @@ pub(super) fn begin<M: Medium>(
     let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
     let file = file.map_err(failed)?;
     let mut writer = Writer::on(wrap(file.try_clone().map_err(failed)?));
-    let dropped = loaded.index.expired(&options.retention, opened.at);
+    let dropped: BTreeSet<_> = loaded.index.expired(&options.retention, opened.at).into_iter().collect();
     let index = copy(&mut writer, old, loaded, opened, &dropped).map_err(failed)?;
     writer.sync().map_err(|error| failed(io_of(error)))?;
     let durable = writer.offset();
@@ -238,7 +239,7 @@ fn copy<M: Medium>(
     old: Option<&File>,
     loaded: &Loaded,
     opened: &Opened,
-    dropped: &[JobId],
+    dropped: &BTreeSet<JobId>,
 ) -> io::Result<Index> {
     let mut index = Index::default();
     writer.append(frames::OPENED, &serde_json::to_vec(opened)?).map_err(io_of)?;
