@@ -159,11 +159,14 @@ impl Channel {
         let mut bytes = vec![0; MESSAGE_BYTES_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut was_reset = false;
         let got = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             match recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Ok(got) => break got,
                 Err(Errno::INTR) => {}
+                // Said once when the other side has left something unread; what it has sent before is still there.
+                Err(Errno::CONNRESET) if !was_reset => was_reset = true,
                 Err(Errno::CONNRESET) => return Err(IpcError::Closed),
                 Err(errno) => return Err(errno.into()),
             }
@@ -197,6 +200,16 @@ mod tests {
         let (text, fds): (String, _) = b.receive().unwrap();
         assert_eq!((text.as_str(), fds.len()), ("hello", 1));
         drop((a, fds));
+        assert!(matches!(b.receive::<String>(), Err(IpcError::Closed)));
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_is_received_also_if_the_other_side_read_nothing() {
+        let (a, b) = Channel::pair().unwrap();
+        b.send(&"unread", &[]).unwrap();
+        a.send(&"last", &[]).unwrap();
+        drop(a);
+        assert_eq!(b.receive::<String>().unwrap().0, "last");
         assert!(matches!(b.receive::<String>(), Err(IpcError::Closed)));
     }
 
