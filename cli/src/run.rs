@@ -222,7 +222,11 @@ impl Printer {
                 damage.object, damage.reason
             )),
             Event::Failed { code, message, .. } => show::line(&format!("failed: {message} [{code}]")),
-            Event::Intent { .. } | Event::Admitted { .. } | Event::Phase { .. } | Event::Closed { .. } => {}
+            Event::Intent { .. }
+            | Event::Admitted { .. }
+            | Event::Phase { .. }
+            | Event::ControlIgnored { .. }
+            | Event::Closed { .. } => {}
         }
     }
 

@@ -13,6 +13,7 @@ mod importing;
 mod island;
 mod lab;
 mod launcher;
+mod listener;
 mod procs;
 mod registry;
 mod residue;

@@ -15,6 +15,7 @@ mod inputs;
 mod isolation;
 mod liar;
 mod limits;
+mod listen;
 mod logs;
 mod out;
 mod outcomes;
@@ -53,6 +54,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "store", tests: store::TESTS },
     Suite { name: "poison", tests: poison::TESTS },
     Suite { name: "liar", tests: liar::TESTS },
+    Suite { name: "listen", tests: listen::TESTS },
     Suite { name: "limits", tests: limits::TESTS },
     Suite { name: "outcomes", tests: outcomes::TESTS },
     Suite { name: "cancel", tests: cancel::TESTS },

@@ -5,10 +5,11 @@
 //! again. A directory begins as that of a slot and gets the job's name when there is a job. A lock on it is held by
 //! the supervisor as long as it lives.
 
+use crate::readers;
 use crate::record::Record;
 use ampoule_journal::{Reader, Writer};
 use ampoule_sandbox::fault;
-use ampoule_spec::{JobId, SlotId};
+use ampoule_spec::{JobId, REPORT_BYTES_MAX, SlotId};
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with, unlinkat,
 };
@@ -29,6 +30,17 @@ pub(crate) struct State {
     pub(crate) scratch: OwnedFd,
     /// What evidence needs of the store, by job.
     kept: OwnedFd,
+    /// The group that reads jobs, if one does.
+    readers: Option<u32>,
+}
+
+/// What only one process of a state directory is at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Office {
+    /// It takes connections.
+    Listener,
+    /// It prepares sandboxes before they are asked for.
+    Preparer,
 }
 
 /// The directory of a job or of a slot.
@@ -81,8 +93,9 @@ pub(crate) fn slot_name(slot: &SlotId) -> String {
 }
 
 impl State {
-    /// Opens the state directory, and makes what is missing of it.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    /// Opens the state directory, and makes what is missing of it. With `readers` that group reads the jobs that are made,
+    /// and nothing else.
+    pub(crate) fn open(path: &Path, readers: Option<u32>) -> io::Result<Self> {
         let root = openat(rustix::fs::CWD, path, DIR, Mode::empty())?;
         let stat = rustix::fs::fstat(&root)?;
         if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
@@ -91,7 +104,11 @@ impl State {
         }
         let (jobs, store) = (subdir(&root, "jobs")?, subdir(&root, "store")?);
         let (scratch, kept) = (subdir(&root, "scratch")?, subdir(&root, "kept")?);
-        Ok(Self { root, jobs, store, scratch, kept })
+        if let Some(group) = readers {
+            readers::admit(&root, group)?;
+            readers::admit(&jobs, group)?;
+        }
+        Ok(Self { root, jobs, store, scratch, kept, readers })
     }
 
     /// Makes a directory. Its name must be new.
@@ -102,7 +119,10 @@ impl State {
         let dir = openat(&self.jobs, name, DIR, Mode::empty())?;
         let lock = lock(&self.jobs, name)?.ok_or(Errno::AGAIN)?;
         drop(unlocked);
-        mkdirat(&dir, "outputs", Mode::RWXU)?;
+        if let Some(group) = self.readers {
+            readers::admit(&dir, group)?;
+        }
+        readers::make_dir(dir.as_fd(), "outputs")?;
         Ok((JobDir { name: name.to_owned(), dir }, lock))
     }
 
@@ -139,6 +159,23 @@ impl State {
                 Ok(Some((JobDir { name: name.to_owned(), dir }, lock)))
             }
         }
+    }
+
+    /// Whether somebody holds a directory: its supervisor, or whoever recovers or forgets it. Nobody takes the time of
+    /// looking for holding it.
+    pub(crate) fn is_held(&self, name: &str) -> io::Result<bool> {
+        let _gate = self.gate(FlockOperation::LockExclusive)?;
+        Ok(lock(&self.jobs, name)?.is_none())
+    }
+
+    /// Lets one process at a time be the listener of this directory, or the one that prepares sandboxes ahead; as long as
+    /// it keeps what it is given. None: another is.
+    pub(crate) fn sole(&self, office: Office) -> io::Result<Option<OwnedFd>> {
+        let dir = match office {
+            Office::Listener => &self.root,
+            Office::Preparer => &self.scratch,
+        };
+        Ok(lock(dir, ".")?.map(|JobLock(fd)| fd))
     }
 
     /// The ids of all jobs that have a directory, oldest first: they begin with their time.
@@ -217,7 +254,11 @@ impl State {
         let gone = format!("{GONE}{}", name.trim_start_matches('.'));
         renameat_with(&self.jobs, name, &self.jobs, &gone, RenameFlags::NOREPLACE)?;
         point("job directory: remove")?;
-        self.remove(&gone)
+        match self.remove(&gone) {
+            // Whoever sweeps was quicker.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// Removes what a crash left of directories that were being forgotten.
@@ -313,6 +354,7 @@ impl JobDir {
     pub(crate) fn create_events(&self) -> io::Result<Writer> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC;
         let file = File::from(openat(&self.dir, "events", flags, Mode::RUSR | Mode::WUSR)?);
+        readers::share(self.as_fd(), file.as_fd())?;
         Writer::create(file).map_err(io::Error::other)
     }
 
@@ -350,6 +392,7 @@ impl JobDir {
         let _ = unlinkat(&self.dir, &aside, AtFlags::empty());
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = openat(&self.dir, &aside, flags, Mode::RUSR | Mode::WUSR)?;
+        readers::share(self.as_fd(), file.as_fd())?;
         File::from(file).write_all(bytes)?;
         point("job directory: publish a copy")?;
         match renameat_with(&self.dir, &aside, &self.dir, name, RenameFlags::NOREPLACE) {
@@ -362,6 +405,12 @@ impl JobDir {
     /// Whether the report has been published.
     pub(crate) fn has_report(&self) -> bool {
         rustix::fs::accessat(&self.dir, "report.json", rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    }
+
+    /// Whether the report has been published whole. A cut of power may leave a name without bytes; nobody but us writes it.
+    pub(crate) fn is_reported(&self) -> bool {
+        let bytes = self.read("report.json", REPORT_BYTES_MAX).unwrap_or_default();
+        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok()
     }
 
     /// Puts a copy in place of one that does not say what the events say.

@@ -2,16 +2,15 @@
 
 use crate::admission::{self, Admitted, Refusal, refuse};
 use crate::facts::Facts;
-use crate::holdings::{Holdings, Used};
+use crate::holdings::Holdings;
 use crate::jobdir::{JobLock, State};
 use crate::pool::Pool;
 use crate::profiles::Profiles;
-use crate::reread::{OBJECTS_MAX, ObjectName};
-use crate::slot::{Assignment, FirstJob, FromSlot, Kind, Making, Slot, ToSlot, admit};
-use crate::{doctor, import, kept, quarantine, recovery, store_requests};
+use crate::slot::{FirstJob, FromSlot, Kind, Making, Slot, ToSlot, admit};
+use crate::{doctor, handover, import, jobs, kept, quarantine, recovery, store_requests};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::wire::{Content, Reply, Request};
-use ampoule_spec::{Code, Damage, Event, Image, JobId, Name, ReadPolicy, SPEC_BYTES_MAX};
+use ampoule_spec::{Code, Event, Image, JobId, Name, ReadPolicy, SPEC_BYTES_MAX};
 use ampoule_store::Store;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
@@ -19,18 +18,29 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// The most jobs at a time on one connection.
 const JOBS_MAX: usize = 64;
 
 /// What the launcher was started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) state: PathBuf,
     pub(crate) profiles: Option<PathBuf>,
     /// How many sandboxes are kept ready.
     pub(crate) pool: usize,
+    /// Whom it serves as the session of a listener. None: whoever started it.
+    pub(crate) agent: Option<Agent>,
+}
+
+/// The one user, besides root, that a listening launcher serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Agent {
+    pub(crate) uid: u32,
+    /// The group that reads jobs.
+    pub(crate) group: Option<u32>,
 }
 
 /// The launcher's state while it serves a connection.
@@ -39,6 +49,8 @@ struct Launcher {
     store: Store,
     profiles: Profiles,
     channel: Channel,
+    /// As the session of a listener: jobs are not the connection's.
+    agent: Option<Agent>,
     /// The client has closed the connection: what runs is seen to its end, nothing is begun.
     is_closing: bool,
     pool: Pool,
@@ -49,10 +61,9 @@ struct Launcher {
     held: BTreeMap<JobId, JobLock>,
 }
 
-/// Serves requests until the client closes the connection and the last job has ended.
+/// Serves requests until the client closes the connection and the last job of the connection's has ended.
 pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
-    let state = State::open(&options.state)
-        .map_err(|e| format!("the state directory {} cannot be used: {e}", options.state.display()))?;
+    let state = open_state(&options)?;
     let store = Store::open(&state.store, import::owner(), ampoule_store::Limits::default())
         .map_err(|e| admission::chain(&e))?;
     store.sweep_staging().map_err(|e| admission::chain(&e))?;
@@ -61,18 +72,26 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
         store,
         profiles: Profiles::new(options.profiles),
         channel,
+        agent: options.agent,
         is_closing: false,
-        pool: Pool::new(options.pool),
+        pool: if options.agent.is_some() { Pool::shy(options.pool) } else { Pool::new(options.pool) },
         running: Vec::new(),
         holdings: Holdings::default(),
         held: BTreeMap::new(),
     };
     launcher.greet()?;
-    while !launcher.is_closing || !launcher.running.is_empty() {
+    while !launcher.has_ended() {
         launcher.turn()?;
     }
     launcher.pool.close(&launcher.state);
     Ok(())
+}
+
+/// Opens the state directory as the options say.
+pub(crate) fn open_state(options: &Options) -> Result<State, String> {
+    let readers = options.agent.and_then(|agent| agent.group);
+    State::open(&options.state, readers)
+        .map_err(|e| format!("the state directory {} cannot be used: {e}", options.state.display()))
 }
 
 /// Not at all.
@@ -106,13 +125,23 @@ fn of_type(descriptor: &OwnedFd, wanted: FileType, what: &str) -> Result<(), Ref
 impl Launcher {
     /// Cleans up after earlier runs, then says hello with what was found.
     fn greet(&mut self) -> Result<(), String> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (privileged, listening) = (admission::is_privileged(), self.agent.is_some());
+        if listening {
+            // The listener sees to it.
+            return self.say(&Reply::Hello { version, privileged, recovered: Vec::new(), listening });
+        }
         // What cannot be removed now is no job any more; the next run tries again.
         let _ = self.state.sweep();
         quarantine::recheck();
         let (recovered, locks) = recovery::recover(&self.state);
         self.held.extend(locks);
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        self.say(&Reply::Hello { version, privileged: admission::is_privileged(), recovered })
+        self.say(&Reply::Hello { version, privileged, recovered, listening })
+    }
+
+    /// Whether the client is gone, and with it every job that is waited for. Those of a listener's session are not.
+    fn has_ended(&self) -> bool {
+        self.is_closing && (self.agent.is_some() || self.running.is_empty())
     }
 
     fn say(&self, reply: &Reply) -> Result<(), String> {
@@ -156,7 +185,7 @@ impl Launcher {
             sources.push(Source::Pool);
             ready.push(PollFd::new(&slot.channel, PollFlags::IN));
         }
-        if !self.is_closing && self.running.len() < JOBS_MAX {
+        if !self.is_closing && (self.agent.is_some() || self.running.len() < JOBS_MAX) {
             sources.push(Source::Client);
             ready.push(PollFd::new(&self.channel, PollFlags::IN));
         }
@@ -189,9 +218,12 @@ impl Launcher {
 
     fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, Refusal> {
         let mut descriptors = descriptors.into_iter();
-        let internal = |e: &dyn std::error::Error| refuse(Code::Internal, admission::chain(e));
         // Whose a tree is, is judged by what this process is. Root of a user namespace would find others' damaged.
-        if !matches!(request, Request::StoreStat | Request::StoreList { .. } | Request::Forget { .. }) {
+        let needs_root = !matches!(
+            request,
+            Request::StoreStat | Request::StoreList { .. } | Request::Forget { .. } | Request::Jobs { .. }
+        );
+        if needs_root {
             admission::demand_host_root()?;
         }
         match request {
@@ -224,19 +256,15 @@ impl Launcher {
                 if lifetime && pipe.is_none() {
                     return Err(refuse(Code::JobInvalid, "no lifetime pipe came with it"));
                 }
+                if self.running.len() >= JOBS_MAX {
+                    let text = format!("this connection has {JOBS_MAX} jobs already; open another, or wait");
+                    return Err(refuse(Code::AdmissionBusy, text));
+                }
                 self.run(spec, pipe).map(|()| None)
             }
             Request::Doctor { profile } => self.doctor(&profile).map(Some),
-            Request::Forget { job } => {
-                if !self.held.contains_key(&job) {
-                    let text = format!("job {job} is not held by this connection");
-                    return Err(refuse(Code::JobInvalid, text));
-                }
-                kept::remember(&self.state, &job).map_err(|text| refuse(Code::Internal, text))?;
-                self.state.forget(job.as_str()).map_err(|e| internal(&e))?;
-                self.held.remove(&job);
-                Ok(Some(Reply::Forgotten))
-            }
+            Request::Jobs { after } => self.jobs(after.as_ref()).map(Some),
+            Request::Forget { job } => self.forget(&job).map(Some),
             Request::StoreStat => store_requests::stat(&self.state, &self.store).map(Some),
             Request::StoreList { after, named } => {
                 store_requests::list(&self.store, after, named.as_deref()).map(Some)
@@ -248,6 +276,27 @@ impl Launcher {
                 store_requests::collect(&self.state, &self.store, &wanted).map(Some)
             }
         }
+    }
+
+    fn jobs(&self, after: Option<&JobId>) -> Result<Reply, Refusal> {
+        if self.agent.is_none() {
+            let text = "only a launcher that listens knows of jobs that are not the connection's";
+            return Err(refuse(Code::JobInvalid, text));
+        }
+        jobs::list(&self.state, after)
+    }
+
+    fn forget(&mut self, job: &JobId) -> Result<Reply, Refusal> {
+        if self.agent.is_some() {
+            return jobs::forget(&self.state, job);
+        }
+        if !self.held.contains_key(job) {
+            return Err(refuse(Code::JobInvalid, format!("job {job} is not held by this connection")));
+        }
+        kept::remember(&self.state, job).map_err(|text| refuse(Code::Internal, text))?;
+        self.state.forget(job.as_str()).map_err(|e| refuse(Code::Internal, admission::chain(&e)))?;
+        self.held.remove(job);
+        Ok(Reply::Forgotten)
     }
 
     fn doctor(&mut self, profile: &Name) -> Result<Reply, Refusal> {
@@ -270,7 +319,7 @@ impl Launcher {
         let first = FirstJob { job: &job, admitted: &event, spec: &bytes };
         let host_image = matches!(admitted.job.image, Image::Host);
         let kind = Kind::of(&admitted.profile, host_image, &admitted.limits);
-        let slot = self.slot_for(&kind, &first, &admitted, lifetime.as_ref())?;
+        let mut slot = self.slot_for(&kind, &first, &admitted, lifetime.as_ref())?;
         drop(lifetime);
         // The supervisor has them.
         self.holdings.clear();
@@ -282,7 +331,11 @@ impl Launcher {
             // It would wait for them; its end is noticed, and the job recorded as aborted.
             Err(_) => slot.kill(),
         }
-        self.pool.wish(&admitted, kind);
+        self.pool.wish(&admitted, kind, &self.state);
+        if self.agent.is_some() {
+            // From here on it lives as long as its supervisor, whatever becomes of us.
+            slot.lock = None;
+        }
         self.running.push((job, slot));
         said.map_err(|e| refuse(Code::Internal, e))
     }
@@ -307,7 +360,7 @@ impl Launcher {
             limits: &admitted.limits,
         };
         let slot = Slot::make(&making, Some(first))?;
-        hand_over(&slot, admitted, self.holdings.damaged(), lifetime)
+        handover::hand_over(&slot, admitted, self.holdings.damaged(), lifetime, self.agent)
             .map_err(|message| self.abandon(&slot, message))?;
         Ok(slot)
     }
@@ -335,7 +388,7 @@ impl Launcher {
         let made = (|| {
             let mut recorder = slot.recorder.take().ok_or("the slot has no recorder")?;
             admit(&slot.dir, &mut recorder, first)?;
-            hand_over(&slot, admitted, self.holdings.damaged(), lifetime)?;
+            handover::hand_over(&slot, admitted, self.holdings.damaged(), lifetime, self.agent)?;
             recorder.sync()?;
             self.state.sync().map_err(|e| format!("the job's name cannot be made durable: {e}"))
         })();
@@ -361,13 +414,21 @@ impl Launcher {
             // What it says of its sandbox stands in the report.
             Ok(FromSlot::Ready | FromSlot::Failed(_)) => return Ok(()),
             Ok(FromSlot::Done) => {}
-            Err(_) => {
+            Err(_) if self.agent.is_none() => {
                 slot.reap();
                 recovery::end(&slot.dir);
             }
+            Err(_) => {}
         }
         let (job, slot) = self.running.remove(at);
-        let reply = if slot.dir.has_report() {
+        let has_ended = if self.agent.is_some() {
+            // Who is told that the job has ended may forget it: its lock is free by then.
+            slot.reap();
+            recovery::see_to(&self.state, &job)
+        } else {
+            slot.dir.has_report()
+        };
+        let reply = if has_ended {
             Reply::Finished { job: job.clone() }
         } else {
             let text = "the job's report cannot be written; the next run tries again";
@@ -376,7 +437,7 @@ impl Launcher {
         self.say(&reply)?;
         let lock =
             self.pool.retire(slot, &self.state).map_err(|e| format!("a job's lock cannot be kept: {e}"))?;
-        self.held.insert(job, lock);
+        self.held.extend(lock.map(|lock| (job, lock)));
         Ok(())
     }
 }
@@ -387,48 +448,4 @@ enum Source {
     Client,
     Job(JobId),
     Pool,
-}
-
-/// Tells a supervisor of its job. One that is gone is noticed by the end of its channel; any other failure leaves one
-/// that waits.
-fn hand_over(
-    slot: &Slot,
-    admitted: &Admitted,
-    damaged: &[Damage],
-    lifetime: Option<&OwnedFd>,
-) -> Result<(), String> {
-    let tell = |message: &ToSlot, descriptors: &[BorrowedFd<'_>]| match slot
-        .channel
-        .send_all(message, descriptors)
-    {
-        Ok(()) | Err(IpcError::Closed) => Ok(()),
-        Err(error) => Err(format!("the supervisor cannot be told of its job: {}", admission::chain(&error))),
-    };
-    let (layers, trees) = admitted.mounts.root.parts();
-    let inputs = &admitted.mounts.inputs;
-    let assignment = Assignment {
-        at: admitted.at,
-        job: admitted.job.id.clone(),
-        spec: admitted.spec_sha256,
-        limits: admitted.limits.clone(),
-        lifetime: lifetime.is_some(),
-        layers,
-        files: inputs.iter().map(|input| input.file).collect(),
-        objects: admitted.used.len(),
-        damaged: damaged.to_vec(),
-    };
-    let descriptors = lifetime.into_iter().chain(trees).chain(inputs.iter().map(|input| &input.tree));
-    let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
-    tell(&ToSlot::Assign(assignment), &descriptors)?;
-    for part in admitted.used.chunks(OBJECTS_MAX) {
-        let name = |used: &Used| ObjectName {
-            what: used.what.clone(),
-            sha256: used.sha256,
-            object: used.lease.object(),
-            parts: used.parts,
-        };
-        let leases: Vec<_> = part.iter().map(|used| used.lease.as_fd()).collect();
-        tell(&ToSlot::Objects(part.iter().map(name).collect()), &leases)?;
-    }
-    Ok(())
 }

@@ -102,6 +102,7 @@ fn take(
     let mode = Mode::from_raw_mode(if executable { 0o700 } else { 0o600 });
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let copy = openat(into, output.name.as_str(), flags, mode).map_err(|e| internal(e.into()))?;
+    crate::readers::share(into, copy.as_fd()).map_err(internal)?;
     let copy = File::from(copy);
     let mut report = OutputReport {
         name: output.name.clone(),

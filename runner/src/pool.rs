@@ -1,11 +1,12 @@
 //! Sandboxes that are made before they are needed. Each is used once.
 
 use crate::admission::{self, Admitted};
-use crate::jobdir::{JobLock, State};
+use crate::jobdir::{JobLock, Office, State};
 use crate::profiles::{Loaded, Profiles};
 use crate::recovery;
 use crate::slot::{FromSlot, Kind, Making, Slot};
 use ampoule_spec::{Limits, Name};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 /// The profile of the first sandboxes, before anybody has asked for one.
@@ -18,6 +19,11 @@ const FAILURES_MAX: u32 = 3;
 pub(crate) struct Pool {
     /// How many are kept ready.
     target: usize,
+    /// Of many launchers over one state directory, one keeps some ready: the first of those that are there that has run
+    /// a job, as long as it lives. None: this one is the only one, or not yet it.
+    office: Option<OwnedFd>,
+    /// Whether it still has to ask for that.
+    is_shy: bool,
     waiting: Vec<Slot>,
     /// Their jobs are done, or they have none; they are reaped when they have ended.
     leaving: Vec<Slot>,
@@ -35,7 +41,13 @@ struct Wanted {
 
 impl Pool {
     pub(crate) fn new(target: usize) -> Self {
-        Self { target, waiting: Vec::new(), leaving: Vec::new(), wanted: None, failures: 0 }
+        let (waiting, leaving) = (Vec::new(), Vec::new());
+        Self { target, office: None, is_shy: false, waiting, leaving, wanted: None, failures: 0 }
+    }
+
+    /// A pool that stays empty until the launcher has run a job and no other keeps one.
+    pub(crate) fn shy(target: usize) -> Self {
+        Self { is_shy: true, ..Self::new(target) }
     }
 
     /// The slots that may have something to say.
@@ -45,7 +57,7 @@ impl Pool {
 
     /// Whether a slot should be made.
     pub(crate) fn wants_more(&self) -> bool {
-        self.failures < FAILURES_MAX && self.fitting() < self.target
+        !self.is_shy && self.failures < FAILURES_MAX && self.fitting() < self.target
     }
 
     fn fitting(&self) -> usize {
@@ -71,9 +83,13 @@ impl Pool {
     }
 
     /// Remembers what a job wanted.
-    pub(crate) fn wish(&mut self, admitted: &Admitted, kind: Kind) {
+    pub(crate) fn wish(&mut self, admitted: &Admitted, kind: Kind, state: &State) {
         if self.target == 0 {
             return;
+        }
+        if self.is_shy {
+            self.office = state.sole(Office::Preparer).ok().flatten();
+            self.is_shy = self.office.is_none();
         }
         if self.wanted.as_ref().is_none_or(|wanted| wanted.kind != kind) {
             self.failures = 0;
@@ -143,9 +159,9 @@ impl Pool {
         self.leaving.push(slot);
     }
 
-    /// Takes over a slot whose job is done; its lock stays with whoever holds the job's record.
-    pub(crate) fn retire(&mut self, slot: Slot, state: &State) -> std::io::Result<JobLock> {
-        let lock = slot.lock.duplicate();
+    /// Takes over a slot whose job is done; its lock, if it has it still, stays with whoever holds the job's record.
+    pub(crate) fn retire(&mut self, slot: Slot, state: &State) -> std::io::Result<Option<JobLock>> {
+        let lock = slot.lock.as_ref().map(JobLock::duplicate).transpose();
         self.leaving.push(slot);
         self.reap(state);
         lock

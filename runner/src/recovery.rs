@@ -1,7 +1,7 @@
 //! Jobs and slots whose supervisor is dead: what an intent names is destroyed, and a job that was admitted gets its
 //! report.
 
-use crate::clock;
+use crate::clock::{self, Moment};
 use crate::jobdir::{JobDir, JobLock, State};
 use crate::quarantine;
 use crate::record::Record;
@@ -14,6 +14,7 @@ use ampoule_spec::{
     Usage,
 };
 use sha2::{Digest, Sha256 as Hasher};
+use std::time::Duration;
 
 /// How many jobs one start recovers: more would not fit into the greeting. The rest follow at the next start.
 const RECOVERED_MAX: usize = 200;
@@ -50,6 +51,78 @@ pub(crate) fn recover(state: &State) -> (Vec<Recovered>, Vec<(JobId, JobLock)>) 
         locks.push((id, lock));
     }
     (recovered, locks)
+}
+
+/// How a job without a connection was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Somebody sees to it.
+    Alive,
+    /// Its report can be read.
+    Reported,
+    /// Its report cannot be written now.
+    Unreported,
+    /// It was never admitted, or is forgotten: there is none.
+    Nothing,
+}
+
+/// Sees that a job which nobody holds has its report, whatever its supervisor came to.
+pub(crate) fn settle(state: &State, job: &JobId) -> Found {
+    match state.open_idle(job.as_str()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Nothing,
+        Err(_) => Found::Unreported,
+        Ok(None) => Found::Alive,
+        Ok(Some((dir, _lock))) => match dir.record() {
+            // The crash came before anybody was told of the job.
+            Ok(record) if !record.admitted => {
+                let _ = discard(state, &dir);
+                Found::Nothing
+            }
+            _ => {
+                end(&dir);
+                if dir.is_reported() { Found::Reported } else { Found::Unreported }
+            }
+        },
+    }
+}
+
+/// How long somebody else is waited for who sees to a job.
+const OTHERS_LIMIT: Duration = Duration::from_secs(30);
+/// How often he is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Sees to a job whose supervisor has ended, or waits for whoever does. Whether there is nothing more to be done.
+pub(crate) fn see_to(state: &State, job: &JobId) -> bool {
+    if state.look_into(job.as_str()).is_ok_and(|dir| dir.has_report()) {
+        return true;
+    }
+    let until = Moment::now().after(OTHERS_LIMIT);
+    loop {
+        match settle(state, job) {
+            Found::Reported | Found::Nothing => return true,
+            Found::Unreported => return false,
+            Found::Alive if until.left().is_zero() => return false,
+            Found::Alive => std::thread::sleep(LOOK_EVERY),
+        }
+    }
+}
+
+/// Sees to everything that nobody holds: directories that were being removed, slots without a job, and every job without
+/// a report. `after_boot`: also those whose report a cut of power has emptied.
+pub(crate) fn scavenge(state: &State, after_boot: bool) {
+    let _ = state.sweep();
+    for name in state.slots().unwrap_or_default() {
+        if let Ok(Some((dir, _lock))) = state.open_idle(&name) {
+            let _ = discard(state, &dir);
+        }
+    }
+    for job in state.jobs().unwrap_or_default() {
+        let Ok(dir) = state.look_into(job.as_str()) else { continue };
+        let is_reported = if after_boot { dir.is_reported() } else { dir.has_report() };
+        if !is_reported {
+            settle(state, &job);
+        }
+    }
 }
 
 /// Destroys what the intent of a directory without a job names, and removes the directory.
@@ -133,7 +206,11 @@ fn tell_steps(report: &mut RunReport, record: &Record, job: Option<&JobSpec>) {
                 started = None;
             }
             Event::Damaged { damage, .. } => report.damaged.push(damage.clone()),
-            Event::Intent { .. } | Event::Phase { .. } | Event::Failed { .. } | Event::Closed { .. } => {}
+            Event::Intent { .. }
+            | Event::Phase { .. }
+            | Event::Failed { .. }
+            | Event::ControlIgnored { .. }
+            | Event::Closed { .. } => {}
         }
     }
     if let Some((at, name)) = started {

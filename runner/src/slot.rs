@@ -7,6 +7,7 @@ use crate::admission::{self, Refusal, refuse};
 use crate::clock;
 use crate::facts::Facts;
 use crate::jobdir::{JobDir, JobLock, State, slot_name};
+use crate::lifetime::Leash;
 use crate::profiles::Loaded;
 use crate::recorder::Recorder;
 use crate::recovery;
@@ -45,7 +46,7 @@ impl Kind {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToSlot {
     /// There is a job; its spec lies in the slot's directory, which has the job's name now. Descriptors: the lifetime
-    /// pipe, the image's layers, each input's tree.
+    /// pipe or control socket, the image's layers, each input's tree.
     Assign(Assignment),
     /// What the job uses of the store, in parts of at most [`crate::reread::OBJECTS_MAX`]. Descriptors: a lease of each.
     Objects(Vec<ObjectName>),
@@ -60,8 +61,8 @@ pub(crate) struct Assignment {
     pub(crate) job: JobId,
     pub(crate) spec: Sha256,
     pub(crate) limits: Limits,
-    /// Whether there is a lifetime pipe.
-    pub(crate) lifetime: bool,
+    /// By what it can be ended from outside.
+    pub(crate) leash: Leash,
     /// How many layers the image has; none: the host's.
     pub(crate) layers: Option<usize>,
     /// For each input, whether it is a single file.
@@ -89,7 +90,8 @@ pub(crate) struct Slot {
     pub(crate) kind: Kind,
     pub(crate) channel: Channel,
     pub(crate) dir: JobDir,
-    pub(crate) lock: JobLock,
+    /// None once the job is its supervisor's alone: only that keeps it from being recovered then.
+    pub(crate) lock: Option<JobLock>,
     pub(crate) recorder: Option<Recorder>,
     pub(crate) child: Child,
     /// Whether the supervisor has said that its sandbox is there.
@@ -157,7 +159,7 @@ impl Slot {
             refuse(Code::Internal, format!("the supervisor cannot be started: {reason}"))
         })?;
         let kind = Kind::of(profile, *host_image, limits);
-        Ok(Self { kind, channel, dir, lock, recorder: Some(recorder), child, is_ready: false })
+        Ok(Self { kind, channel, dir, lock: Some(lock), recorder: Some(recorder), child, is_ready: false })
     }
 
     /// Whether there is a message, or an end.

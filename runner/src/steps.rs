@@ -296,7 +296,7 @@ fn wait_once(
         if running.stop.is_none() {
             let oom = context.sandbox.cgroup().and_then(|group| group.oom());
             ready.extend(oom.map(|watch| (Source::Oom, PollFd::new(watch, watch.flags))));
-            ready.extend(context.lifetime.poll_fd().map(|fd| (Source::Wish, fd)));
+            ready.extend(context.lifetime.poll_fds().into_iter().map(|fd| (Source::Wish, fd)));
         }
         let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) = ready.into_iter().unzip();
         match poll(&mut fds, Some(&timespec(next))) {

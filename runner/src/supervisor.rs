@@ -3,7 +3,7 @@
 use crate::clock::{self, Moment};
 use crate::facts::Facts;
 use crate::jobdir::{JobDir, State};
-use crate::lifetime::{Lifetime, Wish};
+use crate::lifetime::{Leash, Lifetime, Wish};
 use crate::outputs;
 use crate::profiles::Loaded;
 use crate::quarantine;
@@ -67,11 +67,13 @@ pub(crate) fn run(post: &Post<'_>) -> i32 {
         Err(error) => FromSlot::Failed(error.to_string()),
     };
     let micros = begun.since();
-    let heard = post.channel.send_all(&said, &[]).and_then(|()| match prepared {
-        Ok(_) => wait_for_job(post, &sandbox),
+    let heard = match (post.channel.send_all(&said, &[]), &prepared) {
+        // A launcher that is gone may have left a job, which everybody was told of.
+        (Ok(()) | Err(IpcError::Closed), Ok(_)) => wait_for_job(post, &sandbox),
         // The job is to be told.
-        Err(_) => post.channel.receive_all(),
-    });
+        (Ok(()) | Err(IpcError::Closed), Err(_)) => post.channel.receive_all(),
+        (Err(error), _) => Err(error),
+    };
     match heard {
         Ok((ToSlot::Assign(assignment), descriptors)) => {
             work(post, sandbox, prepared, micros, assignment, descriptors)
@@ -180,7 +182,8 @@ impl Job {
         let bytes = dir.read("spec.json", SPEC_BYTES_MAX).map_err(|e| format!("spec.json: {e}"))?;
         let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|e| format!("spec.json: {e}"))?;
         let mut descriptors = descriptors.into_iter();
-        let lifetime = if assignment.lifetime { descriptors.next() } else { None };
+        let leash = assignment.leash;
+        let lifetime = Lifetime::new(leash, if leash == Leash::None { None } else { descriptors.next() });
         let root = RootPlan::take(assignment.layers, &mut descriptors);
         let inputs = spec.inputs.iter().zip(&assignment.files).zip(descriptors);
         let inputs: Vec<InputMount> = inputs
@@ -201,7 +204,7 @@ impl Job {
                 _ => return Err("the launcher did not say what the job uses".to_owned()),
             }
         }
-        let (mounts, lifetime) = (MountPlan { root, inputs }, Lifetime::new(lifetime));
+        let mounts = MountPlan { root, inputs };
         Ok(Self { spec, assignment, mounts, lifetime, objects, host: None })
     }
 
@@ -258,6 +261,9 @@ fn attempt(
         draft.fail(recorder, lost_bytes(&error));
     }
     read_back(&job, post.profile.profile.read_back, recorder, draft);
+    if let packets @ 1.. = job.lifetime.ignored() {
+        let _ = recorder.event(&Event::ControlIgnored { at: clock::now(), packets });
+    }
 }
 
 /// Looks once more at what the job used, if there is something to claim of it.
@@ -358,14 +364,6 @@ fn facts_in(channel: &Channel, limit: &Timespec) -> Option<Facts> {
     }
 }
 
-/// The failure that a client's wish is.
-fn wished(wish: Wish) -> Failure {
-    match wish {
-        Wish::Cancel => failure(Code::JobCancelled, "the client cancelled the job"),
-        Wish::ClientGone => failure(Code::JobAborted, "the client that ran the job is gone"),
-    }
-}
-
 /// A failure that belongs to no step.
 fn failure(code: Code, message: impl Into<String>) -> Failure {
     Failure { code, message: message.into(), step: None, teardown: None }
@@ -388,7 +386,7 @@ fn run_steps(
         if draft.report.failure.is_none()
             && let Some(wish) = job.lifetime.wish_now()
         {
-            draft.fail(recorder, wished(wish));
+            draft.fail(recorder, wish.failure());
         }
         if draft.report.failure.is_some() {
             draft.report.steps.push(steps::not_run(step));
@@ -459,7 +457,7 @@ fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut R
             let message = "taking the outputs out lasted longer than 10 minutes";
             return Some(failure(Code::LimitTimeout, message));
         }
-        lifetime.wish_now().map(wished)
+        lifetime.wish_now().map(Wish::failure)
     };
     let into_fd = into.as_fd();
     let (taken, failed) = outputs::collect(&job.spec, succeeded, root, into_fd, budget, packing, &mut stop);

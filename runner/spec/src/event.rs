@@ -81,6 +81,13 @@ pub enum Event {
         /// For people.
         message: String,
     },
+    /// Packets on the job's control socket that were no cancel, or came from somebody who may not send one.
+    ControlIgnored {
+        /// When.
+        at: UnixNanos,
+        /// How many.
+        packets: u64,
+    },
     /// The sandbox is destroyed. The report follows, and nothing after it.
     Closed {
         /// When.

@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 
 /// The largest message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// The byte in a lifetime pipe by which a client cancels its job.
+/// The byte in a lifetime pipe, or the one packet on a job's [`CONTROL_SOCKET`], that cancels the job.
 pub const CANCEL: u8 = b'c';
+/// The socket in the directory of a job that belongs to no connection: `SOCK_SEQPACKET`, for the agent and root.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// The most jobs in one [`Reply::Jobs`]: what fits into a packet, with room to spare.
+pub const JOBS_PAGE_MAX: usize = 500;
 
 /// What the agent asks of the launcher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +28,8 @@ pub enum Request {
     /// a file with its [`crate::GitProof`].
     Import(Content),
     /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe: [`CANCEL`] in it cancels the job, its end of
-    /// file aborts it.
+    /// file aborts it. Without one, and if the launcher [listens](Reply::Hello::listening), the job is nobody's: it goes
+    /// on when the connection ends, and is cancelled by its [`CONTROL_SOCKET`].
     Run {
         /// Whether a lifetime pipe comes with the request.
         lifetime: bool,
@@ -34,10 +39,17 @@ pub enum Request {
         /// The profile.
         profile: Name,
     },
-    /// Remove a job's directory: its evidence is durable elsewhere.
+    /// Remove a job's directory: its evidence is durable elsewhere. A listening launcher takes any job that is reported
+    /// and not alive, and one that has no directory any more; another takes those that it holds for this connection.
     Forget {
         /// The job.
         job: JobId,
+    },
+    /// Which jobs have a directory, in the order of their ids, a page at a time? Of a listening launcher alone. A job
+    /// that is neither alive nor reported is recovered before the answer.
+    Jobs {
+        /// Those after this one.
+        after: Option<JobId>,
     },
     /// What is in the store?
     StoreStat,
@@ -128,8 +140,11 @@ pub enum Reply {
         version: String,
         /// Whether the runner has the host's root privilege.
         privileged: bool,
-        /// Jobs of an earlier run that were cleaned up now.
+        /// Jobs of an earlier run that were cleaned up now; none of a listening launcher's, which says them when it
+        /// is asked for its jobs.
         recovered: Vec<Recovered>,
+        /// Whether the launcher listens: jobs outlive the connection, and every connection sees all of them.
+        listening: bool,
     },
     /// To [`Request::Find`]: what is there, or nothing.
     Found {
@@ -159,6 +174,13 @@ pub enum Reply {
     },
     /// To [`Request::Forget`].
     Forgotten,
+    /// To [`Request::Jobs`].
+    Jobs {
+        /// A page of them, at most [`JOBS_PAGE_MAX`].
+        jobs: Vec<ListedJob>,
+        /// Whether there are more after the last.
+        more: bool,
+    },
     /// To [`Request::StoreStat`].
     StoreStat(StoreStat),
     /// To [`Request::StoreList`].
@@ -218,6 +240,18 @@ pub struct Quarantined {
     pub released: Option<UnixNanos>,
 }
 
+/// A job that has a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListedJob {
+    /// The job.
+    pub id: JobId,
+    /// Whether somebody sees to it: its supervisor, or whoever recovers it.
+    pub alive: bool,
+    /// Whether its report can be read.
+    pub reported: bool,
+}
+
 /// A job of an earlier run that was cleaned up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -238,11 +272,15 @@ mod tests {
         let job = crate::JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
         let recovered = vec![Recovered { job: job.clone(), removed: vec!["x".into()] }];
         for reply in [
-            Reply::Hello { version: "1".into(), privileged: true, recovered },
+            Reply::Hello { version: "1".into(), privileged: true, recovered, listening: true },
             Reply::Found { imported: None },
             Reply::Found { imported: Some(imported.clone()) },
             Reply::Imported(imported),
             Reply::Admitted { job: job.clone() },
+            Reply::Jobs {
+                jobs: vec![ListedJob { id: job.clone(), alive: true, reported: false }],
+                more: true,
+            },
             Reply::Finished { job },
             Reply::Measured { isolation: Isolation::default(), missing: vec![], quarantined: vec![] },
             Reply::Forgotten,
@@ -255,5 +293,13 @@ mod tests {
             let text = serde_json::to_string(&reply).unwrap();
             assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
         }
+    }
+
+    #[test]
+    fn page_of_jobs_fits_into_a_packet() {
+        let id = crate::JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+        let jobs = vec![ListedJob { id, alive: false, reported: false }; JOBS_PAGE_MAX];
+        let bytes = serde_json::to_vec(&Reply::Jobs { jobs, more: false }).unwrap().len();
+        assert!(bytes <= MESSAGE_BYTES_MAX, "{bytes}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::process::Keep;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Marks every descriptor from `first` on close-on-exec (close_range(2), Linux 5.11).
 ///
@@ -12,6 +12,18 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing and touches no memory; it only sets flags.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     crate::check(done).map(drop)
+}
+
+/// Another descriptor of one that the process was started with, by its number (sd_listen_fds(3)); close-on-exec.
+///
+/// # Errors
+/// `EBADF` if there is none of that number.
+pub fn duplicate_inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC touches no memory, and leaves the descriptor that it copies as it is.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    crate::check(copy.into())?;
+    // SAFETY: the kernel has just made this descriptor; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// Closes what a new process does not keep.

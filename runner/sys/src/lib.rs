@@ -5,6 +5,7 @@
 //!
 //! The processes that use this crate are single-threaded; [`process::spawn`] says why that matters.
 
+pub mod environment;
 pub mod ext4;
 pub mod fd;
 pub mod keyring;

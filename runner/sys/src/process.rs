@@ -116,7 +116,7 @@ fn wait_for_threads() -> io::Result<()> {
 }
 
 /// Whether the calling process has exactly one thread: `/proc/self/task` has two links and one directory.
-fn is_single_threaded() -> io::Result<bool> {
+pub(crate) fn is_single_threaded() -> io::Result<bool> {
     match std::fs::metadata("/proc/self/task") {
         Ok(meta) => Ok(std::os::unix::fs::MetadataExt::nlink(&meta) == 3),
         // In a sandbox before its own /proc is there; every process there came from a checked one.
