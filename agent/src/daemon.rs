@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod config;
+pub mod host;
 mod http;
 mod life;
 mod listen;

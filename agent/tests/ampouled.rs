@@ -231,3 +231,30 @@ fn second_daemon_in_the_same_place_is_told_to_try_again() {
     assert!(page(&place.path("metrics.sock"), "/livez").contains("200 OK"));
     daemon.end();
 }
+
+#[test]
+fn drift_of_the_host_is_told_and_makes_it_unready() {
+    let place = Place::new();
+    let more = "[host]\nbaseline = \"baseline.json\"\nrefuse_on_drift = true\nevery = \"100ms\"\n";
+    place.write(more);
+    let output = place.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(64), "a baseline that is not there is none: {output:?}");
+    let (status, said, _) = place.says("--record-baseline");
+    assert_eq!(status, Some(0));
+    assert!(said.ends_with(" facts\n"), "{said}");
+    let daemon = Daemon::start(&place);
+    let drift = "the host is not what its baseline says";
+    assert!(!page(&place.path("metrics.sock"), "/readyz").contains(drift));
+    let recorded = std::fs::read_to_string(place.path("baseline.json")).unwrap();
+    let changed = recorded.replace("\"kernel.release\": \"", "\"kernel.release\": \"0");
+    assert_ne!(changed, recorded);
+    std::fs::write(place.path("baseline.json"), changed).unwrap();
+    let begun = Instant::now();
+    while !page(&place.path("metrics.sock"), "/readyz").contains(drift) {
+        assert!(begun.elapsed() < PATIENCE, "drift is never told");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(page(&place.path("metrics.sock"), "/metrics").contains("ampoule_host_drift_facts 1\n"));
+    let (_, log) = daemon.end();
+    assert!(log.iter().any(|line| line["level"] == "WARN" && line["fact"] == "kernel.release"), "{log:?}");
+}

@@ -36,6 +36,7 @@ mod stranger;
 mod stuck;
 mod teardown;
 mod tools;
+mod units;
 mod upstream;
 mod weak;
 
@@ -81,6 +82,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "upstream", tests: upstream::TESTS },
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
+    Suite { name: "units", tests: units::TESTS },
     Suite { name: "exits", tests: exits::TESTS },
     Suite { name: "stranger", tests: stranger::TESTS },
 ];

@@ -22,4 +22,7 @@ pub struct Args {
     /// Print what is in force, as a configuration, and end.
     #[arg(long, conflicts_with = "check_config")]
     pub print_config: bool,
+    /// Write what the host is now to `host.baseline`, and end.
+    #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
+    pub record_baseline: bool,
 }

@@ -5,7 +5,7 @@ use super::config::Config;
 use super::logs::Level;
 use super::places::PlaceError;
 use super::vitals::Vitals;
-use super::{http, logs, notify, places};
+use super::{host, http, logs, notify, places};
 use ampoule_spec::Exit;
 use clap::Parser;
 use sd_notify::NotifyState;
@@ -91,6 +91,9 @@ fn dispatch(args: &Args) -> Result<(), Ended> {
         return Ok(());
     }
     places::check(&config)?;
+    if args.record_baseline {
+        return record_baseline(&config);
+    }
     if args.check_config {
         println!("{}: good", args.config.display());
         return Ok(());
@@ -106,6 +109,17 @@ fn dispatch(args: &Args) -> Result<(), Ended> {
     // What hangs in a call that blocks does not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+fn record_baseline(config: &Config) -> Result<(), Ended> {
+    let Some(path) = &config.host.baseline else {
+        return Err(Ended::Config("host.baseline: missing; say where the baseline is to be".to_owned()));
+    };
+    let facts = host::facts(config);
+    let count = facts.len();
+    host::record(path, facts).map_err(|e| Ended::Config(e.to_string()))?;
+    println!("{}: {count} facts", path.display());
+    Ok(())
 }
 
 /// A panic is logged in one line and counted. What panicked is gone; the rest goes on.
@@ -135,13 +149,22 @@ impl Daemon {
         // What is not known yet does not hold.
         self.vitals.set_launcher(false);
         self.vitals.set_accepting(false);
-        self.vitals.set_drift(0, self.config.host.refuse_on_drift);
+        self.look_at_host().await?;
         let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), dev = self.config.dev, "ready");
         notify::tell(&[NotifyState::Ready]);
         let mut status = tokio::time::interval(STATUS_EVERY);
+        let mut look = tokio::time::interval(self.config.host.every);
+        look.tick().await;
         loop {
             tokio::select! {
+                _ = look.tick() => {
+                    if let Err(error) = self.look_at_host().await {
+                        // What cannot be compared is not known to be as it was.
+                        tracing::error!(%error, "the host cannot be compared with its baseline");
+                        self.vitals.set_drift(1, self.config.host.refuse_on_drift);
+                    }
+                },
                 what = signals.next() => match what {
                     Told::Reload => self.reload(),
                     Told::End => break,
@@ -155,6 +178,21 @@ impl Daemon {
         for task in [pages, watchdog].into_iter().flatten() {
             task.abort();
         }
+        Ok(())
+    }
+
+    /// Compares the host with its baseline, if there is one.
+    async fn look_at_host(&self) -> Result<(), Ended> {
+        let Some(path) = self.config.host.baseline.clone() else { return Ok(()) };
+        let config = self.config.clone();
+        let compared = tokio::task::spawn_blocking(move || host::compare(&path, &host::facts(&config))).await;
+        let drift =
+            compared.map_err(|e| Ended::Host { what: "the host's facts".into(), source: e.into() })?;
+        let drift = drift.map_err(|e| Ended::Config(e.to_string()))?;
+        for host::Drift { fact, recorded, found } in &drift {
+            tracing::warn!(fact, recorded, found, "the host is not what its baseline says");
+        }
+        self.vitals.set_drift(drift.len(), self.config.host.refuse_on_drift);
         Ok(())
     }
 

@@ -241,4 +241,44 @@ mod tests {
         assert_eq!(text.lines().count(), before);
         assert!(text.contains("ampoule_jobs_finished_total{outcome=\"succeeded\"} 143\n"));
     }
+
+    /// `ampoule_…` names with their label matchers, as in `name{a="b"}`.
+    fn named(text: &str) -> Vec<(String, Vec<(String, String)>)> {
+        let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut found = Vec::new();
+        for (at, _) in text.match_indices("ampoule_") {
+            let rest = &text[at..];
+            let end = rest.find(|c| !of_name(c)).unwrap_or(rest.len());
+            let (name, rest) = rest.split_at(end);
+            let labels = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(l, _)| l);
+            let labels = labels.split(',').filter_map(|pair| pair.split_once('='));
+            let labels = labels.filter(|(_, value)| !value.starts_with('~'));
+            let clean = |text: &str| text.trim_matches(|c| matches!(c, '"' | '\\' | ' ')).to_owned();
+            found.push((name.to_owned(), labels.map(|(k, v)| (clean(k), clean(v))).collect()));
+        }
+        found
+    }
+
+    #[test]
+    fn every_metric_of_the_dashboard_and_the_alerts_exists() {
+        let text = Metrics::new().text();
+        let contrib = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib");
+        for (file, least) in [("alerts.yml", 10), ("dashboard.json", 15)] {
+            let named = named(&std::fs::read_to_string(contrib.join(file)).unwrap());
+            assert!(named.len() >= least, "{file}: {named:?}");
+            for (name, labels) in named {
+                let has = |line: &str| {
+                    let rest = line.strip_prefix(name.as_str());
+                    rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+                        && labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")))
+                };
+                assert!(text.lines().any(has), "{file}: there is no {name} with {labels:?}");
+            }
+        }
+        let wrong = named("rate(ampoule_jobs_finished_total{outcome=\\\"x\\\",instance=~\"a\"}[5m])");
+        assert_eq!(
+            wrong,
+            [("ampoule_jobs_finished_total".to_owned(), vec![("outcome".to_owned(), "x".to_owned())])]
+        );
+    }
 }

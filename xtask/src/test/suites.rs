@@ -16,6 +16,8 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["openssl", "version"], package: "openssl" },
     Needed { probe: &["strace", "-V"], package: "strace" },
     Needed { probe: &["script", "--version"], package: "bsdutils" },
+    // What reads our units.
+    Needed { probe: &["systemd-analyze", "--version"], package: "systemd" },
     // A network of its own, and what is asked in it.
     Needed { probe: &["sh", "-c", "PATH=$PATH:/usr/sbin:/sbin ip -V"], package: "iproute2" },
     Needed { probe: &["sh", "-c", "PATH=$PATH:/usr/sbin:/sbin nginx -v"], package: "nginx-light" },

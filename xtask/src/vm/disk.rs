@@ -10,12 +10,13 @@ use std::process::Command;
 /// The programs, each named like its package.
 pub(super) const PROGRAMS: [&str; 3] = ["ampoule", "ampoule-runner", "ampoule-integration"];
 /// What tests read (`Lab::repository`).
-const REPOSITORY: [&str; 6] = [
+const REPOSITORY: [&str; 7] = [
     "docs",
     "examples",
     "integration/python",
     "integration/weak-profiles",
     "sandbox-profiles",
+    "systemd",
     "xtask/src/profiles",
 ];
 /// Debug programs and some text.
