@@ -4,6 +4,7 @@
 //! needs privilege happens in `ampoule-runner`, which it starts for this one job and which looks up by digest
 //! whatever it mounts.
 
+pub mod control;
 mod download;
 mod evidence;
 mod follow;

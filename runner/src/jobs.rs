@@ -26,6 +26,11 @@ pub(crate) fn list(state: &State, after: Option<&JobId>) -> Result<Reply, Refusa
     Ok(Reply::Jobs { jobs, more: rest.next().is_some() })
 }
 
+/// A job, if it has a directory.
+pub(crate) fn one(state: &State, job: JobId) -> Result<Reply, Refusal> {
+    Ok(Reply::Jobs { jobs: look_at(state, job)?.into_iter().collect(), more: false })
+}
+
 /// What is to be said of a job; none if it was never admitted, or is gone meanwhile.
 fn look_at(state: &State, id: JobId) -> Result<Option<ListedJob>, Refusal> {
     let Ok(dir) = state.look_into(id.as_str()) else { return Ok(None) };

@@ -263,7 +263,7 @@ impl Launcher {
                 self.run(spec, pipe).map(|()| None)
             }
             Request::Doctor { profile } => self.doctor(&profile).map(Some),
-            Request::Jobs { after } => self.jobs(after.as_ref()).map(Some),
+            Request::Jobs { after, only } => self.jobs(after.as_ref(), only).map(Some),
             Request::Forget { job } => self.forget(&job).map(Some),
             Request::StoreStat => store_requests::stat(&self.state, &self.store).map(Some),
             Request::StoreList { after, named } => {
@@ -278,12 +278,15 @@ impl Launcher {
         }
     }
 
-    fn jobs(&self, after: Option<&JobId>) -> Result<Reply, Refusal> {
+    fn jobs(&self, after: Option<&JobId>, only: Option<JobId>) -> Result<Reply, Refusal> {
         if self.agent.is_none() {
             let text = "only a launcher that listens knows of jobs that are not the connection's";
             return Err(refuse(Code::JobInvalid, text));
         }
-        jobs::list(&self.state, after)
+        match only {
+            Some(job) => jobs::one(&self.state, job),
+            None => jobs::list(&self.state, after),
+        }
     }
 
     fn forget(&mut self, job: &JobId) -> Result<Reply, Refusal> {
@@ -430,6 +433,9 @@ impl Launcher {
         };
         let reply = if has_ended {
             Reply::Finished { job: job.clone() }
+        } else if self.agent.is_some() {
+            // Nothing that could be taken for an answer: who asks for the jobs sees what became of it.
+            return Ok(());
         } else {
             let text = "the job's report cannot be written; the next run tries again";
             refusal(refuse(Code::Internal, text))

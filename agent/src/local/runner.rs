@@ -3,12 +3,12 @@
 use super::watch::{Watch, Work};
 use crate::inputs::scratch_file;
 use ampoule_ipc::{Channel, IpcError};
-use ampoule_spec::wire::{Content, Imported, Quarantined, Recovered, Reply, Request};
+use ampoule_spec::wire::{Content, Imported, ListedJob, Quarantined, Recovered, Reply, Request};
 use ampoule_spec::{Code, Isolation, JobId, Name};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -44,6 +44,15 @@ pub enum RunnerError {
         #[source]
         source: std::io::Error,
     },
+    /// Nobody listens, or somebody else may connect and we may not.
+    #[error("no launcher takes connections on {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Errno,
+    },
     /// The runner refused; its own code and text.
     #[error("{message}")]
     Refused {
@@ -73,6 +82,8 @@ impl RunnerError {
     pub fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::Untrusted { .. } | Self::Start { .. } => Code::SandboxUnsupported,
+            // It may be starting again.
+            Self::Connect { .. } => Code::AdmissionBusy,
             Self::Refused { code, .. } => *code,
             Self::Lost(_) => Code::JobAborted,
             Self::OutOfTurn => Code::Internal,
@@ -91,13 +102,15 @@ pub struct Measurement {
     pub quarantined: Vec<Quarantined>,
 }
 
-/// A running `ampoule-runner`.
+/// A running `ampoule-runner`: one of our own, or a connection to one that listens.
 #[derive(Debug)]
 pub struct Runner {
     channel: Channel,
-    child: Child,
+    /// None: it listens for others too.
+    child: Option<Child>,
     recovered: Vec<Recovered>,
     privileged: bool,
+    listening: bool,
     /// Who is told how far an import is.
     watch: Watch,
 }
@@ -152,17 +165,39 @@ impl Runner {
         let child = command.spawn().map_err(start)?;
         // The command holds the runner's end until it is dropped; only then is its death an end of file.
         drop(command);
+        Self::greeted(Channel::new(mine), Some(child))
+    }
+
+    /// Connects to a launcher that listens, and waits for the greeting of its session. Jobs that are
+    /// [admitted](Self::admit) over it go on when it ends.
+    ///
+    /// # Errors
+    /// [`RunnerError::Connect`]; [`RunnerError::Refused`] with `admission.busy` if it has as many connections as it
+    /// takes; [`RunnerError::Lost`] if it lets another user in and not us.
+    pub fn connect(path: &Path) -> Result<Self, RunnerError> {
+        let failed = |source| RunnerError::Connect { path: path.to_owned(), source };
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let socket = socket.map_err(failed)?;
+        let address = SocketAddrUnix::new(path).map_err(failed)?;
+        rustix::io::retry_on_intr(|| connect(&socket, &address)).map_err(failed)?;
+        let runner = Self::greeted(Channel::new(socket), None)?;
+        if runner.listening { Ok(runner) } else { Err(RunnerError::OutOfTurn) }
+    }
+
+    fn greeted(channel: Channel, child: Option<Child>) -> Result<Self, RunnerError> {
         let mut runner = Self {
-            channel: Channel::new(mine),
+            channel,
             child,
             recovered: Vec::new(),
             privileged: false,
+            listening: false,
             watch: Watch::default(),
         };
         match runner.receive()? {
-            Reply::Hello { recovered, privileged, .. } => {
+            Reply::Hello { recovered, privileged, listening, .. } => {
                 runner.recovered = recovered;
                 runner.privileged = privileged;
+                runner.listening = listening;
                 Ok(runner)
             }
             _ => Err(RunnerError::OutOfTurn),
@@ -198,6 +233,16 @@ impl Runner {
     }
 
     pub(super) fn receive(&self) -> Result<Reply, RunnerError> {
+        loop {
+            let reply = self.receive_any()?;
+            // Jobs of a listening launcher are nobody's: whose end it says in between is not waited for here.
+            if !(self.listening && matches!(reply, Reply::Finished { .. })) {
+                return Ok(reply);
+            }
+        }
+    }
+
+    fn receive_any(&self) -> Result<Reply, RunnerError> {
         match self.channel.receive::<Reply>() {
             Ok((Reply::Refused { code, message }, _)) => Err(RunnerError::Refused { code, message }),
             Ok((reply, _)) => Ok(reply),
@@ -307,6 +352,61 @@ impl Runner {
     }
 }
 
+/// What only a launcher that listens does.
+impl Runner {
+    /// Has a job run that belongs to no connection. When this returns it is durable: it ends in a report in its
+    /// directory, and [`super::control::cancel`] ends it sooner.
+    ///
+    /// `spec` is a file with the spec, at its beginning.
+    ///
+    /// # Errors
+    /// [`RunnerError::Refused`]; after [`RunnerError::Lost`] only [`Runner::job`] of another connection says whether it
+    /// was admitted.
+    pub fn admit(&self, job: &JobId, spec: BorrowedFd<'_>) -> Result<(), RunnerError> {
+        match self.ask(&Request::Run { lifetime: false }, &[spec])? {
+            Reply::Admitted { job: admitted } if admitted == *job => Ok(()),
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+
+    /// All jobs that have a directory, in the order of their ids. What is neither alive nor reported could not be
+    /// recovered now.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn jobs(&self) -> Result<Vec<ListedJob>, RunnerError> {
+        let mut all = Vec::new();
+        loop {
+            let after = all.last().map(|job: &ListedJob| job.id.clone());
+            match self.ask(&Request::Jobs { after: after.clone(), only: None }, &[])? {
+                Reply::Jobs { jobs, more } => {
+                    // Each page goes on: else it would be asked for without end.
+                    let goes_on = jobs.last().is_some_and(|job| Some(&job.id) > after.as_ref());
+                    all.extend(jobs);
+                    if !more {
+                        return Ok(all);
+                    }
+                    if !goes_on {
+                        return Err(RunnerError::OutOfTurn);
+                    }
+                }
+                _ => return Err(RunnerError::OutOfTurn),
+            }
+        }
+    }
+
+    /// One of them; none: it was never admitted, or is forgotten.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn job(&self, job: &JobId) -> Result<Option<ListedJob>, RunnerError> {
+        match self.ask(&Request::Jobs { after: None, only: Some(job.clone()) }, &[])? {
+            Reply::Jobs { jobs, .. } => Ok(jobs.into_iter().next()),
+            _ => Err(RunnerError::OutOfTurn),
+        }
+    }
+}
+
 /// How often an import is looked at.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
@@ -321,9 +421,11 @@ fn how_far(file: &OwnedFd) -> (u64, Option<u64>) {
 }
 
 impl Drop for Runner {
-    /// Ends the conversation, upon which the runner exits, and reaps it.
+    /// Ends the conversation, upon which a runner of our own exits and is reaped.
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Both);
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.wait();
+        }
     }
 }

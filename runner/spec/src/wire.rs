@@ -50,6 +50,8 @@ pub enum Request {
     Jobs {
         /// Those after this one.
         after: Option<JobId>,
+        /// Only this one.
+        only: Option<JobId>,
     },
     /// What is in the store?
     StoreStat,
