@@ -8,6 +8,8 @@ pub mod artifact;
 pub mod audit_sink;
 mod block;
 pub mod chain;
+pub mod client;
+pub mod content;
 pub mod daemon;
 pub mod export;
 pub mod files;

@@ -176,6 +176,8 @@ codes! {
     ExportRefused = "export.refused", Usage, "INVALID_ARGUMENT", Tenant;
     /// A registry did not answer, or not completely.
     ExportUnreachable = "export.unreachable", TryAgain, "UNAVAILABLE", Platform;
+    /// The daemon does not answer, or the connection was lost.
+    ServerUnreachable = "server.unreachable", TryAgain, "UNAVAILABLE", Platform;
     /// A verification failed; the message names the check.
     VerifyRefused = "verify.refused", Refused, "FAILED_PRECONDITION", Tenant;
     /// A defect of Ampoule, or of the machine below it.
@@ -183,6 +185,11 @@ codes! {
 }
 
 impl Code {
+    /// The code with this spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.as_str() == text)
+    }
+
     /// Whether the same job may succeed when it is submitted again unchanged.
     pub const fn retryable(self) -> bool {
         matches!(self.exit(), Exit::TryAgain)

@@ -3,6 +3,7 @@
 use crate::error::StoreError;
 use crate::limits::Limits;
 use crate::store::Store;
+use rustix::fd::AsFd;
 
 /// No more than this is kept free by imports, however large the file system is.
 const RESERVE_MAX: u64 = 2 << 30;
@@ -28,6 +29,18 @@ impl Room {
         self.free.checked_sub(self.reserve).filter(|left| *left > 0 && self.has_inodes)
     }
 
+    /// The room on the file system that a descriptor is on.
+    ///
+    /// # Errors
+    /// As of fstatvfs(3).
+    pub fn at(file: impl AsFd) -> rustix::io::Result<Self> {
+        let stat = rustix::fs::fstatvfs(file)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        // A file system without a fixed number of inodes says 0.
+        let has_inodes = stat.f_files == 0 || stat.f_favail > FILES_RESERVE;
+        Ok(Self::of(bytes(stat.f_bavail), bytes(stat.f_blocks), has_inodes))
+    }
+
     fn of(free: u64, total: u64, has_inodes: bool) -> Self {
         let reserve = (total / 20).clamp(RESERVE_MIN, RESERVE_MAX).min(total / 4);
         Self { free, reserve, has_inodes }
@@ -41,11 +54,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn room(&self) -> Result<Room, StoreError> {
-        let stat = rustix::fs::fstatvfs(&self.staging).map_err(StoreError::io("examine", "staging"))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        // A file system without a fixed number of inodes says 0.
-        let has_inodes = stat.f_files == 0 || stat.f_favail > FILES_RESERVE;
-        Ok(Room::of(bytes(stat.f_bavail), bytes(stat.f_blocks), has_inodes))
+        Room::at(&self.staging).map_err(StoreError::io("examine", "staging"))
     }
 
     /// What an import may take now, for its worker: no more than there is room for.

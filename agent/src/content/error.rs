@@ -1,0 +1,75 @@
+//! Why something about content was not done, and what a caller hears of it.
+
+use super::import::ImportError;
+use crate::api::convert::FieldError;
+use ampoule_spec::Code;
+use std::time::Duration;
+
+/// Why something about content was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ContentError {
+    /// The bounded code.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+    /// The field that is wrong, as in `content.sha256`.
+    pub field: Option<String>,
+    /// When to ask again, if that helps.
+    pub retry_after: Option<Duration>,
+    /// The gRPC status, where the schema says another one than the code's.
+    pub status: Option<tonic::Code>,
+}
+
+impl ContentError {
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), field: None, retry_after: None, status: None }
+    }
+
+    /// A defect of ours or of the machine.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+
+    /// A file of ours that cannot be used.
+    pub(super) fn io(what: &str, error: impl Into<std::io::Error>) -> Self {
+        let error = error.into();
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::later(Code::StoreFull, format!("{what}: the disk is full"), Duration::from_secs(60))
+            }
+            _ => Self::internal(format!("{what}: {error}")),
+        }
+    }
+
+    /// Something that helps itself with time.
+    pub(super) fn later(code: Code, message: impl Into<String>, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..Self::new(code, message) }
+    }
+
+    /// A request that is wrong.
+    pub(super) fn wrong(field: &str, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self { field: Some(field.to_owned()), ..Self::new(Code::JobInvalid, format!("{field}: {reason}")) }
+    }
+
+    /// Bytes that are not what they were said to be.
+    pub(super) fn bytes(code: Code, message: impl Into<String>) -> Self {
+        Self { status: Some(tonic::Code::InvalidArgument), ..Self::new(code, message) }
+    }
+
+    /// What the importer said.
+    pub(super) fn import(error: ImportError) -> Self {
+        match error.code {
+            Code::InputDigestMismatch | Code::InputRefused => Self::bytes(error.code, error.message),
+            code if code.retryable() => Self::later(code, error.message, Duration::from_secs(10)),
+            code => Self::new(code, error.message),
+        }
+    }
+}
+
+impl From<FieldError> for ContentError {
+    fn from(error: FieldError) -> Self {
+        Self { field: Some(error.field.clone()), ..Self::new(error.code(), error.to_string()) }
+    }
+}

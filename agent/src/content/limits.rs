@@ -1,0 +1,49 @@
+//! How much content is taken, and for how long.
+
+use std::time::Duration;
+
+/// The bounds of content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContentLimits {
+    /// The most bytes of one upload.
+    pub upload_bytes: u64,
+    /// The most uploads of a project that are not finished.
+    pub project_uploads: usize,
+    /// The most bytes of them.
+    pub project_bytes: u64,
+    /// The most uploads of all projects that are not finished.
+    pub uploads: usize,
+    /// The most bytes of them.
+    pub bytes: u64,
+    /// How long a stream may be silent.
+    pub silence: Duration,
+    /// How long an upload that was cut short is kept.
+    pub age: Duration,
+    /// Imports at a time; others wait.
+    pub imports: usize,
+    /// The most contents that are recorded of a project.
+    pub known_per_project: u64,
+    /// How long a record is kept that is not used.
+    pub known_age: Duration,
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Default for ContentLimits {
+    /// 16 GiB an upload, 64 uploads and 32 GiB a project, 512 uploads and 128 GiB in all; a minute of silence, a day,
+    /// 4 imports; a million contents a project, 90 days.
+    fn default() -> Self {
+        Self {
+            upload_bytes: 16 << 30,
+            project_uploads: 64,
+            project_bytes: 32 << 30,
+            uploads: 512,
+            bytes: 128 << 30,
+            silence: Duration::from_secs(60),
+            age: 24 * HOUR,
+            imports: 4,
+            known_per_project: 1_000_000,
+            known_age: 90 * 24 * HOUR,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Names of files that belong to something a tenant has named: digits of hashes, whatever the tenant wrote.
+
+use ampoule_spec::Name;
+use ampoule_spec::wire::Content;
+use aws_lc_rs::digest::{SHA256, digest};
+use std::fmt::Write;
+
+/// The name of a project's directory: 64 hexadecimal digits.
+pub fn of_project(project: &Name) -> String {
+    hashed(project.as_str().as_bytes())
+}
+
+/// The name of a content's file: 64 hexadecimal digits, the same for the same kind, digest, epoch and mode.
+pub fn of_content(content: &Content) -> String {
+    // A content is plain data: writing it as JSON cannot fail.
+    hashed(&serde_json::to_vec(content).unwrap_or_default())
+}
+
+fn hashed(bytes: &[u8]) -> String {
+    let mut name = String::with_capacity(64);
+    for byte in digest(&SHA256, bytes).as_ref() {
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+/// Whether a name is one that these functions give.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_spec::Sha256;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn file_names_are_hexadecimal_digits_whatever_a_request_names(
+            project in "[a-z0-9][a-z0-9-]{0,63}", bytes in any::<[u8; 32]>(), epoch in any::<u64>(), executable in any::<bool>(),
+        ) {
+            let sha256 = Sha256::new(bytes);
+            let contents = [
+                Content::Directory { tree: Some(sha256), epoch },
+                Content::File { sha256: Some(sha256), executable, epoch },
+                Content::Archive { sha256, epoch },
+                Content::ImageTar { sha256 },
+                Content::OciManifest { sha256 },
+            ];
+            let mut names: Vec<_> = contents.iter().map(of_content).collect();
+            names.push(of_project(&Name::parse(&project).unwrap()));
+            prop_assert!(names.iter().all(|name| is_ours(name)));
+            names.sort();
+            names.dedup();
+            prop_assert_eq!(names.len(), 6);
+        }
+    }
+}
