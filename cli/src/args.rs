@@ -36,6 +36,15 @@ pub(crate) enum Command {
     /// Look after the store: inputs and images by digest.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Write man pages and completions of this program and of ampouled.
+    #[command(hide = true)]
+    Papers(PapersArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PapersArgs {
+    /// Where to: man/ and completions/ are made in it.
+    pub(crate) dir: PathBuf,
 }
 
 impl Command {
@@ -47,7 +56,7 @@ impl Command {
             Self::Pin(args) => args.json,
             Self::Push(args) => args.json,
             Self::Verify(args) => args.json,
-            Self::Inspect(_) => false,
+            Self::Inspect(_) | Self::Papers(_) => false,
             Self::Doctor(args) => args.json,
             Self::Store(StoreCommand::Stat(args)) => args.json,
             Self::Store(StoreCommand::Verify(args)) => args.json,

@@ -9,6 +9,7 @@ mod doctor;
 mod failure;
 mod inspect;
 mod job;
+mod papers;
 mod pin;
 mod push;
 mod run;
@@ -73,6 +74,7 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Store(StoreCommand::Stat(args)) => store::stat(&args),
         Command::Store(StoreCommand::Verify(args)) => store::verify(&args),
         Command::Store(StoreCommand::Gc(args)) => store::gc(&args),
+        Command::Papers(args) => papers::papers(&args),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tasks of the repository: `cargo xtask <command>`.
 
 mod bench;
+mod deb;
 mod demo;
 mod fuzz;
 mod profiles;
@@ -39,6 +40,10 @@ enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Write man pages and completions to target/papers/.
+    Papers,
+    /// Make a Debian package of programs, units and papers.
+    Deb,
     /// Feed what reads strangers' bytes with bytes that no one has thought of.
     Fuzz(fuzz::Options),
     /// Check the rules of the house that the compiler does not.
@@ -73,6 +78,8 @@ fn run() -> Result<bool> {
         Command::Test => test::run(&root),
         Command::Integration { tests } => test::integration(&root, tests),
         Command::Vm(options) => vm::run(&root, &options),
+        Command::Papers => deb::papers(&root),
+        Command::Deb => deb::run(&root),
         Command::Fuzz(options) => fuzz::run(&root, &options),
         Command::Bench { bench } => bench::run(&root, bench),
         Command::Tidy { bless } => tidy::run(&root, bless),
