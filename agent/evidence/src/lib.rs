@@ -30,6 +30,7 @@ mod slsa;
 mod statement;
 mod strict;
 mod time;
+pub mod tlog;
 mod trust;
 mod uri;
 mod verify;
