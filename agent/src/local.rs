@@ -31,10 +31,11 @@ use crate::jobfile::{JobFileError, JobPlan};
 use crate::signing::SigningError;
 use crate::sources::Policy;
 use ampoule_evidence::Authority;
-use ampoule_spec::wire::CANCEL;
+use ampoule_spec::wire::{CANCEL, Content};
 use ampoule_spec::{Code, Failure, JobId, Outcome, OutputForm};
 use intake::TakenIn;
 use release::Evidence;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -272,16 +273,19 @@ pub fn run(
     let out = options.out.clone().unwrap_or_else(|| kept.clone());
     let job_dir = options.state.join("jobs").join(id.as_str());
     let evidence = Evidence::read(&job_dir)?.with_claims(claims);
-    let released = match release::release(&evidence, &job_dir, &out, &signing, &options.watch) {
+    let runner = RefCell::new(runner);
+    let open = |content: &Content| open_output(&runner, options, content);
+    let from = release::From { job_dir: &job_dir, open: &open };
+    let released = match release::release(&evidence, &from, &out, &signing, &options.watch) {
         // Somebody else has taken it meanwhile, or it is full: what the job made is not lost for that.
         Err(LocalError::File { reason, .. }) if options.out.is_some() => {
-            release::release(&evidence, &job_dir, &kept, &signing, &options.watch)?;
-            forget(runner, options, &id);
+            release::release(&evidence, &from, &kept, &signing, &options.watch)?;
+            forget(runner.into_inner(), options, &id);
             return Err(LocalError::Elsewhere { out, reason, kept });
         }
         released => released?,
     };
-    forget(runner, options, &id);
+    forget(runner.into_inner(), options, &id);
     let report = evidence.record.report();
     Ok(Completed {
         job: id,
@@ -293,6 +297,28 @@ pub fn run(
         outputs: released.outputs,
         provenance: released.provenance,
     })
+}
+
+/// Opens an output in the store. If the launcher died meanwhile, another one finds the job, and has the same store.
+fn open_output(
+    runner: &RefCell<Runner>,
+    options: &Options,
+    content: &Content,
+) -> std::io::Result<std::os::fd::OwnedFd> {
+    let opened = runner.borrow().open(content.clone());
+    let opened = match opened {
+        Err(RunnerError::Lost(_)) => {
+            let again = Runner::start(&options.runner, &options.state, options.profiles.as_deref());
+            again.and_then(|again| {
+                let opened = again.open(content.clone());
+                runner.replace(again);
+                opened
+            })
+        }
+        other => other,
+    };
+    let opened = opened.map_err(|error| std::io::Error::other(crate::chain::chain(&error)))?;
+    opened.ok_or_else(|| std::io::Error::other("an output is not in the store any more"))
 }
 
 /// The launcher is dead. A new one ends the job if its supervisor could not, and holds it for us; unless another run was

@@ -75,8 +75,9 @@ fn source() -> impl Strategy<Value = InputSource> {
         (sha256(), any::<bool>(), sha256(), "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,9}").prop_map(
             |(sha256, unpack, statement, subject)| InputSource::Attestation {
                 sha256,
-                executable: !unpack,
+                executable: false,
                 unpack,
+                tree: !unpack && statement.as_bytes()[0] > 127,
                 made_by: MadeBy {
                     builder: "https://ampoule.example/builders/hermetic/v1".to_owned(),
                     key: "SHA256:x".to_owned(),

@@ -275,6 +275,9 @@ pub(crate) fn content_of(source: &InputSource, epoch: u64) -> Content {
         InputSource::File { sha256, executable } => {
             Content::File { sha256: Some(*sha256), executable: *executable, epoch }
         }
+        InputSource::Attestation { sha256, tree: true, .. } => {
+            Content::Directory { tree: Some(*sha256), epoch }
+        }
         InputSource::Attestation { sha256, executable, unpack: false, .. } => {
             Content::File { sha256: Some(*sha256), executable: *executable, epoch }
         }

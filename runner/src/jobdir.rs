@@ -378,9 +378,13 @@ impl JobDir {
         Ok(rustix::fs::fsync(&self.dir)?)
     }
 
-    /// The directory for outputs.
-    pub(crate) fn outputs(&self) -> io::Result<OwnedFd> {
-        Ok(openat(&self.dir, "outputs", DIR, Mode::empty())?)
+    /// A file whose length says how many bytes of outputs were copied so far: for whoever follows the job.
+    pub(crate) fn outputs_length(&self) -> io::Result<File> {
+        let dir = openat(&self.dir, "outputs", DIR, Mode::empty())?;
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&dir, "length", flags, Mode::RUSR | Mode::WUSR)?;
+        readers::share(dir.as_fd(), file.as_fd())?;
+        Ok(File::from(file))
     }
 
     /// Puts a copy of what stands in the events where others read it, whole or not at all. Not durable: it can be

@@ -7,7 +7,7 @@
 use crate::admission::{Refusal, contents, refuse};
 use crate::jobdir::State;
 use ampoule_spec::wire::Content;
-use ampoule_spec::{Blake3, Code, FORMAT, JobId, JobSpec, SPEC_BYTES_MAX};
+use ampoule_spec::{Blake3, Code, FORMAT, JobId, JobSpec, REPORT_BYTES_MAX, RunReport, SPEC_BYTES_MAX};
 use ampoule_store::Store;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ pub(crate) fn remember(state: &State, job: &JobId) -> Result<(), String> {
 /// A list that cannot be read ends it: nothing is removed then, since nobody knows what it needs.
 pub(crate) fn needed(state: &State, store: &Store, tidy: bool) -> Result<BTreeSet<Blake3>, Refusal> {
     let io = |e: std::io::Error| refuse(Code::Internal, format!("the state directory cannot be read: {e}"));
-    let mut objects = BTreeSet::new();
+    let (mut objects, mut made) = (BTreeSet::new(), Vec::new());
     let mut add = |contents: Vec<Content>| -> Result<(), Refusal> {
         for content in contents {
             let found = store.objects_of(&content).map_err(|e| refuse(e.code(), e.to_string()))?;
@@ -50,6 +50,7 @@ pub(crate) fn needed(state: &State, store: &Store, tidy: bool) -> Result<BTreeSe
         if let Some(spec) = spec_of(state, &job) {
             add(contents(&spec))?;
         }
+        made.extend(made_by(state, &job));
     }
     for job in state.kept().map_err(io)? {
         if !state.has_evidence(&job) {
@@ -68,7 +69,17 @@ pub(crate) fn needed(state: &State, store: &Store, tidy: bool) -> Result<BTreeSe
         })?;
         add(kept.contents)?;
     }
+    objects.extend(made);
     Ok(objects)
+}
+
+/// What a job has made, as its report says: it is not released yet. Afterwards nothing keeps it.
+fn made_by(state: &State, job: &JobId) -> Vec<Blake3> {
+    let Ok(dir) = state.look_into(job.as_str()) else { return Vec::new() };
+    let parse = |bytes: &[u8]| serde_json::from_slice::<RunReport>(bytes).ok();
+    let copy = dir.read("report.json", REPORT_BYTES_MAX).ok().and_then(|bytes| parse(&bytes));
+    let report = copy.or_else(|| dir.record().ok()?.report.and_then(|bytes| parse(&bytes)));
+    report.into_iter().flat_map(|report| report.outputs).map(|output| output.blake3).collect()
 }
 
 /// A job's spec: the copy, or what stands in its journal.

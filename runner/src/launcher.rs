@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 /// The most jobs at a time on one connection.
@@ -161,7 +161,7 @@ impl Launcher {
             false => self.wait(None)?,
         };
         if sources.is_empty() {
-            self.pool.make_one(&self.state, &mut self.profiles);
+            self.pool.make_one(&self.state, &self.store, &mut self.profiles);
         }
         for source in sources {
             match source {
@@ -246,6 +246,7 @@ impl Launcher {
                 let imported = import::import(&self.store, &mut self.holdings, &content, source, proof)?;
                 Ok(Some(Reply::Imported(imported)))
             }
+            Request::Open(content) => self.open(&content),
             Request::Run { lifetime } => {
                 let spec =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no spec came with it"))?;
@@ -300,6 +301,35 @@ impl Launcher {
         self.state.forget(job.as_str()).map_err(|e| refuse(Code::Internal, admission::chain(&e)))?;
         self.held.remove(job);
         Ok(Reply::Forgotten)
+    }
+
+    /// Passes on a descriptor of what the store has by this digest, and answers.
+    fn open(&mut self, content: &Content) -> Result<Option<Reply>, Refusal> {
+        let is_file = match content {
+            Content::File { sha256: Some(_), .. } => true,
+            Content::Directory { tree: Some(_), .. } => false,
+            _ => {
+                return Err(refuse(
+                    Code::JobInvalid,
+                    "only files and directories are opened, by their digest",
+                ));
+            }
+        };
+        let failed = |e: &ampoule_store::StoreError| refuse(e.code(), admission::chain(e));
+        let Some(content) = self.store.like(content).map_err(|e| failed(&e))? else {
+            return Ok(Some(Reply::Opened { found: false }));
+        };
+        // Held as what is announced is: nobody collects it while it is read.
+        let Some(needed) = self.holdings.take(&self.store, &content, ReadPolicy::default())? else {
+            return Ok(Some(Reply::Opened { found: false }));
+        };
+        let own = needed.first().ok_or_else(|| refuse(Code::Internal, "a content without an object"))?;
+        let lease = self.holdings.used(own, "what is opened".to_owned(), 1)?.lease;
+        let opened = lease.open(is_file).map_err(|e| failed(&e))?;
+        match self.channel.send(&Reply::Opened { found: true }, &[opened.as_fd()]) {
+            Ok(()) | Err(IpcError::Closed) => Ok(None),
+            Err(error) => Err(refuse(Code::Internal, admission::chain(&error))),
+        }
     }
 
     fn doctor(&mut self, profile: &Name) -> Result<Reply, Refusal> {
@@ -358,6 +388,7 @@ impl Launcher {
         }
         let making = Making {
             state: &self.state,
+            store: &self.store,
             profile: &admitted.profile,
             host_image: kind.host_image,
             limits: &admitted.limits,

@@ -1,4 +1,5 @@
-//! Outputs: copied by descriptor after the last process is gone, hashed while they are copied.
+//! Outputs: copied by descriptor after the last process is gone, hashed while they are copied, each into an object of the
+//! store's that has no name before nothing is left of the job.
 
 mod compressor;
 mod sink;
@@ -6,10 +7,14 @@ mod tree;
 
 pub(crate) use tree::Packing;
 
+use crate::admission::chain;
+use ampoule_sandbox::fault;
+use ampoule_spec::wire::Content;
 use ampoule_spec::{
-    Blake3, Code, Failure, JobSpec, Limits, Output, OutputForm, OutputReport, OutputWhen, Sha256,
+    Code, Failure, JobSpec, Limits, Output, OutputForm, OutputName, OutputReport, OutputWhen,
 };
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2};
+use ampoule_store::{Lease, Leaving, SealedOutput, Store, StoreError};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat2};
 use rustix::io::Errno;
 use sink::{Sink, Stop, Sunk};
 use std::fs::File;
@@ -45,6 +50,51 @@ impl Budget {
     }
 }
 
+/// Where outputs go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Destination<'a> {
+    pub(crate) store: &'a Store,
+    /// A file whose length says how many bytes have passed.
+    pub(crate) length: Option<&'a File>,
+}
+
+/// What was taken out.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) reports: Vec<OutputReport>,
+    /// By the same names: what they are in the store, without names there.
+    objects: Vec<(OutputName, SealedOutput)>,
+}
+
+impl Taken {
+    fn keep(&mut self, store: &Store, wanted: impl Fn(&OutputName) -> bool) {
+        self.reports.retain(|report| wanted(&report.name));
+        for (name, object) in std::mem::take(&mut self.objects) {
+            match wanted(&name) {
+                true => self.objects.push((name, object)),
+                // What stays is swept.
+                false => drop(store.discard_output(object)),
+            }
+        }
+    }
+
+    /// Gives everything that `listed` still lists its names in the store, and removes the rest. The leases keep it.
+    pub(crate) fn publish(mut self, store: &Store, listed: &[OutputReport]) -> Result<Vec<Lease>, Failure> {
+        self.keep(store, |name| listed.iter().any(|report| report.name == *name));
+        let mut leases = Vec::new();
+        for (name, object) in std::mem::take(&mut self.objects) {
+            let failed = |code, reason: String| {
+                let message = format!("output {name} cannot be taken into the store: {reason}");
+                Failure { code, message, step: None, teardown: None }
+            };
+            fault::point("outputs: publish").map_err(|e| failed(Code::Internal, e.to_string()))?;
+            let lease = store.publish_output(object).map_err(|e| failed(e.code(), chain(&e)))?;
+            leases.push(lease);
+        }
+        Ok(leases)
+    }
+}
+
 /// Takes the outputs out; stops at the first that a successful job must have and does not.
 ///
 /// `stop` is asked before each buffer: whatever the outputs are, the job stays cancellable and bounded in time.
@@ -52,23 +102,27 @@ pub(crate) fn collect(
     job: &JobSpec,
     succeeded: bool,
     root: BorrowedFd<'_>,
-    into: BorrowedFd<'_>,
+    into: Destination<'_>,
     mut budget: Budget,
     packing: Packing,
     stop: &mut dyn FnMut() -> Option<Failure>,
-) -> (Vec<OutputReport>, Option<Failure>) {
-    let mut taken = Vec::new();
-    let mut stop = Stop::new(stop);
+) -> (Taken, Option<Failure>) {
+    let mut taken = Taken::default();
+    let mut stop = Stop::new(stop, into.length);
+    let store = into.store;
     for output in job.outputs.iter().filter(|o| succeeded || o.when == OutputWhen::Always) {
-        match take(output, root, into, &mut budget, packing, &mut stop) {
-            Ok(report) => taken.push(report),
+        match take(output, root, store, &mut budget, packing, &mut stop) {
+            Ok((report, object)) => {
+                taken.reports.push(report);
+                taken.objects.push((output.name.clone(), object));
+            }
             Err(Refused { code: Code::OutputMissing, .. }) if output.optional || !succeeded => {}
             Err(Refused { stopped: Some(failure), .. }) => return (taken, Some(failure)),
             Err(Refused { code, reason, .. }) => {
                 let message = format!("output {} at {}: {reason}", output.name, output.path);
                 // The job has failed now: what it would have given had it succeeded is not taken out.
-                taken.retain(|report| {
-                    job.outputs.iter().any(|o| o.name == report.name && o.when == OutputWhen::Always)
+                taken.keep(store, |name| {
+                    job.outputs.iter().any(|o| o.name == *name && o.when == OutputWhen::Always)
                 });
                 return (taken, Some(Failure { code, message, step: None, teardown: None }));
             }
@@ -77,6 +131,7 @@ pub(crate) fn collect(
     (taken, None)
 }
 
+#[derive(Debug)]
 struct Refused {
     code: Code,
     reason: String,
@@ -88,51 +143,93 @@ fn refused(reason: impl Into<String>) -> Refused {
     Refused { code: Code::OutputRefused, reason: reason.into(), stopped: None }
 }
 
+fn of_store(error: &StoreError) -> Refused {
+    Refused { code: error.code(), reason: chain(error), stopped: None }
+}
+
 fn take(
     output: &Output,
     root: BorrowedFd<'_>,
-    into: BorrowedFd<'_>,
+    store: &Store,
     budget: &mut Budget,
     packing: Packing,
     stop: &mut Stop<'_>,
-) -> Result<OutputReport, Refused> {
+) -> Result<(OutputReport, SealedOutput), Refused> {
     let (source, stat) = open(root, output, budget)?;
+    fault::point("outputs: begin").map_err(|e| internal(std::io::Error::other(e)))?;
+    let leaving = store.begin_output().map_err(|e| of_store(&e))?;
+    let copied = copy(output, source, &stat, &leaving, budget, packing, stop);
+    let sealed = copied.and_then(|(content, copied)| {
+        fault::point("outputs: seal").map_err(|e| internal(std::io::Error::other(e)))?;
+        Ok((content, copied))
+    });
+    match sealed {
+        Ok((content, copied)) => {
+            let object = store.seal_output(leaving, content).map_err(|e| of_store(&e))?;
+            let report = OutputReport {
+                name: output.name.clone(),
+                path: output.path.clone(),
+                kind: output.kind,
+                form: copied.form,
+                bytes: copied.bytes,
+                entries: copied.entries,
+                sha256: copied.sha256,
+                blake3: object.object(),
+                executable: copied.executable,
+            };
+            Ok((report, object))
+        }
+        Err(refused) => {
+            // What stays is swept.
+            let _ = store.give_up(leaving);
+            Err(refused)
+        }
+    }
+}
+
+/// What was copied.
+struct Copied {
+    form: OutputForm,
+    bytes: u64,
+    entries: Option<u64>,
+    sha256: ampoule_spec::Sha256,
+    executable: bool,
+}
+
+/// Copies what was opened, and says under which name the store is to have it.
+fn copy(
+    output: &Output,
+    source: OwnedFd,
+    stat: &Stat,
+    leaving: &Leaving,
+    budget: &mut Budget,
+    packing: Packing,
+    stop: &mut Stop<'_>,
+) -> Result<(Content, Copied), Refused> {
+    let epoch = packing.epoch;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let executable = !is_directory && stat.st_mode & 0o100 != 0;
-    let mode = Mode::from_raw_mode(if executable { 0o700 } else { 0o600 });
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let copy = openat(into, output.name.as_str(), flags, mode).map_err(|e| internal(e.into()))?;
-    crate::readers::share(into, copy.as_fd()).map_err(internal)?;
-    let copy = File::from(copy);
-    let mut report = OutputReport {
-        name: output.name.clone(),
-        path: output.path.clone(),
-        kind: output.kind,
-        form: output.form.unwrap_or(if is_directory { OutputForm::Tree } else { OutputForm::File }),
-        bytes: 0,
-        entries: None,
-        sha256: Sha256::new([0; 32]),
-        blake3: Blake3::new([0; 32]),
-        executable,
-    };
-    let sunk = if is_directory {
-        let (packed, sunk) = tree::take(source.as_fd(), report.form, copy, packing, budget, stop)?;
+    if is_directory && output.form != Some(OutputForm::TarZst) {
+        let packed = tree::copy(source.as_fd(), leaving, packing, budget, stop)?;
         budget.entries = budget.entries.saturating_sub(packed.entries);
         budget.bytes = budget.bytes.saturating_sub(packed.bytes);
-        report.entries = Some(packed.entries);
-        (report.bytes, report.sha256) = match report.form {
-            OutputForm::TarZst => (sunk.bytes, sunk.sha256),
-            OutputForm::File | OutputForm::Tree => (packed.bytes, packed.tree),
-        };
-        sunk
+        let (form, entries) = (OutputForm::Tree, Some(packed.entries));
+        let copied = Copied { form, bytes: packed.bytes, entries, sha256: packed.tree, executable };
+        return Ok((Content::Directory { tree: Some(packed.tree), epoch }, copied));
+    }
+    let file = leaving.file().map_err(|e| of_store(&e))?;
+    let (form, entries, sunk) = if is_directory {
+        let (packed, sunk) = tree::compress(source.as_fd(), file, packing, budget, stop)?;
+        budget.entries = budget.entries.saturating_sub(packed.entries);
+        budget.bytes = budget.bytes.saturating_sub(packed.bytes);
+        (OutputForm::TarZst, Some(packed.entries), sunk)
     } else {
-        let sunk = copy_hashed(File::from(source), copy, budget, stop)?;
+        let sunk = copy_hashed(File::from(source), file, budget, stop)?;
         budget.bytes = budget.bytes.saturating_sub(sunk.bytes);
-        (report.bytes, report.sha256) = (sunk.bytes, sunk.sha256);
-        sunk
+        (OutputForm::File, None, sunk)
     };
-    report.blake3 = sunk.blake3;
-    Ok(report)
+    let copied = Copied { form, bytes: sunk.bytes, entries, sha256: sunk.sha256, executable };
+    Ok((Content::File { sha256: Some(sunk.sha256), executable, epoch }, copied))
 }
 
 fn internal(error: std::io::Error) -> Refused {

@@ -6,6 +6,7 @@ use crate::profiles::{Loaded, Profiles};
 use crate::recovery;
 use crate::slot::{FromSlot, Kind, Making, Slot};
 use ampoule_spec::{Limits, Name};
+use ampoule_store::Store;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -99,11 +100,11 @@ impl Pool {
     }
 
     /// Makes one slot of the kind that is wanted.
-    pub(crate) fn make_one(&mut self, state: &State, profiles: &mut Profiles) {
+    pub(crate) fn make_one(&mut self, state: &State, store: &Store, profiles: &mut Profiles) {
         self.reap(state);
         let made = self.wanted(profiles).and_then(|wanted| {
             let Wanted { kind, profile, limits } = wanted;
-            let making = Making { state, profile, host_image: kind.host_image, limits };
+            let making = Making { state, store, profile, host_image: kind.host_image, limits };
             Slot::make(&making, None).ok()
         });
         let Some(slot) = made else {

@@ -18,6 +18,7 @@ use ampoule_sandbox::cgroup::Hierarchies;
 use ampoule_sandbox::identity::Authority;
 use ampoule_sandbox::uid_block::Claim;
 use ampoule_spec::{Code, Damage, Event, JobId, Limits, Sha256, SlotId, UnixNanos};
+use ampoule_store::Store;
 use ampoule_sys::process::{Child, Keep, Namespaces, Waited, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -115,6 +116,7 @@ pub(crate) fn new_id() -> Result<SlotId, Refusal> {
 /// What a slot is made from.
 pub(crate) struct Making<'a> {
     pub(crate) state: &'a State,
+    pub(crate) store: &'a Store,
     pub(crate) profile: &'a Rc<Loaded>,
     pub(crate) host_image: bool,
     pub(crate) limits: &'a Limits,
@@ -130,7 +132,7 @@ pub(crate) struct FirstJob<'a> {
 impl Slot {
     /// Makes a slot: its intent is durable when its supervisor starts.
     pub(crate) fn make(making: &Making<'_>, first: Option<&FirstJob<'_>>) -> Result<Self, Refusal> {
-        let Making { state, profile, host_image, limits } = making;
+        let Making { state, store, profile, host_image, limits } = making;
         let hierarchies = admission::demand(&profile.profile)?;
         let id = new_id()?;
         let (authority, dir, lock, recorder) = intend(state, &id, hierarchies.as_ref(), first)?;
@@ -143,6 +145,7 @@ impl Slot {
                 limits,
                 host_image: *host_image,
                 state,
+                store,
                 dir: &dir,
                 channel: &theirs,
             };
@@ -150,6 +153,7 @@ impl Slot {
             // the end of its channel.
             let (jobs, scratch) = (state.as_fd(), state.scratch.as_fd());
             let kept = [jobs, scratch, dir.as_fd(), lock.as_fd(), theirs.as_fd()];
+            let kept: Vec<_> = kept.into_iter().chain(store.descriptors()).collect();
             let child = spawn(Namespaces::default(), None, Keep::Only(&kept), || supervisor::run(&post));
             child.map(|child| (child, mine)).map_err(|e| e.to_string())
         });

@@ -1,10 +1,12 @@
 //! The supervisor: one process per slot, outside the sandbox, from the intent to the durable report.
 
+mod leaving;
+
 use crate::clock::{self, Moment};
 use crate::facts::Facts;
 use crate::jobdir::{JobDir, State};
-use crate::lifetime::{Leash, Lifetime, Wish};
-use crate::outputs;
+use crate::lifetime::{Leash, Lifetime};
+use crate::outputs::Taken;
 use crate::profiles::Loaded;
 use crate::quarantine;
 use crate::recorder::Recorder;
@@ -19,9 +21,11 @@ use ampoule_sandbox::protocol::{PreparePlan, StepPlan};
 use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::{PreparePart, Sandbox, StageError, fault, teardown};
 use ampoule_spec::{
-    Code, Event, Failure, Image, JobSpec, Limits, Measured, PUMP_ID, Profile, ReadPolicy, SPEC_BYTES_MAX,
-    SandboxPath, SlotId, StepUser,
+    Code, Event, Failure, Image, JobSpec, Limits, Measured, Profile, ReadPolicy, SPEC_BYTES_MAX, SandboxPath,
+    SlotId, StepUser,
 };
+use ampoule_store::Store;
+use leaving::{publish, take_outputs};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
@@ -37,6 +41,7 @@ pub(crate) struct Post<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) host_image: bool,
     pub(crate) state: &'a State,
+    pub(crate) store: &'a Store,
     pub(crate) dir: &'a JobDir,
     pub(crate) channel: &'a Channel,
 }
@@ -148,23 +153,32 @@ fn work(
             None
         }
     };
-    match job {
+    let taken = match job {
         Some(job) => attempt(post, &dir, &mut sandbox, prepared, job, &mut recorder, &mut draft),
-        // Its log pump is a process of the job's ids.
-        None => drop(prepared),
-    }
+        None => {
+            // Its log pump is a process of the job's ids.
+            drop(prepared);
+            Taken::default()
+        }
+    };
     let begun = Moment::now();
     phase(&mut recorder, "destroy");
     let traces = sandbox.traces();
     let teardown = teardown::destroy(sandbox);
     draft.phase("destroy", begun);
     quarantine::settle(traces, Some(&draft.report.job), &teardown);
+    let leases = publish(post, taken, teardown.is_clean(), &mut recorder, &mut draft);
     let report = draft.finish(teardown);
     let Ok(bytes) = serde_json::to_vec_pretty(&report) else { return 70 };
     let _ = recorder.event(&Event::Closed { at: clock::now(), outcome: report.outcome });
     // The journal decides; the file is a copy for readers.
     if recorder.report_durable(&bytes).is_err() || dir.publish("report.json", &bytes).is_err() {
         return 70;
+    }
+    // From here on it is the job's directory that keeps them: a collection that looked there before the report was in it
+    // finds them used meanwhile.
+    for lease in &leases {
+        let _ = lease.touch();
     }
     // A launcher that is gone will be told by the report.
     let _ = post.channel.send_all(&FromSlot::Done, &[]);
@@ -226,7 +240,7 @@ fn attempt(
     mut job: Job,
     recorder: &mut Recorder,
     draft: &mut Draft,
-) {
+) -> Taken {
     let _ = setpriority_process(None, 0);
     if matches!(job.spec.image, Image::Host) {
         job.host = Some(HostBefore::now());
@@ -255,7 +269,7 @@ fn attempt(
         confirm_limits(sandbox, &post.profile.profile, recorder, draft);
     }
     tell_facts(post.channel, &job.spec.image, recorder, draft);
-    take_outputs(sandbox, &mut job, dir, recorder, draft);
+    let taken = take_outputs(post, sandbox, &mut job, dir, recorder, draft);
     if let Err(error) = sandbox.lost_bytes() {
         draft.report.outputs.clear();
         draft.fail(recorder, lost_bytes(&error));
@@ -264,6 +278,7 @@ fn attempt(
     if let packets @ 1.. = job.lifetime.ignored() {
         let _ = recorder.event(&Event::ControlIgnored { at: clock::now(), packets });
     }
+    taken
 }
 
 /// Looks once more at what the job used, if there is something to claim of it.
@@ -421,61 +436,6 @@ fn run_steps(
         }
     }
     draft.phase("steps", begun);
-}
-
-fn take_outputs(sandbox: &Sandbox, job: &mut Job, dir: &JobDir, recorder: &mut Recorder, draft: &mut Draft) {
-    // Without a living init nobody can say that no process of the sandbox is left.
-    let lost = draft.report.failure.as_ref().is_some_and(|f| f.code.fault() != ampoule_spec::Fault::Tenant);
-    let Some(root) = sandbox.root().filter(|_| !lost) else { return };
-    if job.spec.outputs.is_empty() {
-        return;
-    }
-    let begun = Moment::now();
-    phase(recorder, "quiesce");
-    if let Err(message) = sandbox.quiesce() {
-        draft.fail(recorder, failure(Code::TeardownUnclean, message));
-        return;
-    }
-    phase(recorder, "outputs");
-    let succeeded = draft.report.failure.is_none();
-    let into = match dir.outputs() {
-        Ok(into) => into,
-        Err(error) => {
-            let message = format!("the outputs' directory cannot be opened: {error}");
-            draft.fail(recorder, failure(Code::Internal, message));
-            return;
-        }
-    };
-    let (lifetime, budget) = (&mut job.lifetime, outputs::Budget::of(&job.assignment.limits));
-    let authority = sandbox.authority;
-    let packing = outputs::Packing {
-        epoch: job.spec.source_date_epoch,
-        compress_as: authority.is_root().then(|| authority.host_id(PUMP_ID)),
-    };
-    let mut stop = || {
-        if begun.since() > outputs::TIME_LIMIT {
-            let message = "taking the outputs out lasted longer than 10 minutes";
-            return Some(failure(Code::LimitTimeout, message));
-        }
-        lifetime.wish_now().map(Wish::failure)
-    };
-    let into_fd = into.as_fd();
-    let (taken, failed) = outputs::collect(&job.spec, succeeded, root, into_fd, budget, packing, &mut stop);
-    draft.report.outputs = taken;
-    if let Some(failed) = failed {
-        draft.fail(recorder, failed);
-    }
-    if !draft.report.outputs.is_empty() {
-        if let Err(error) = sandbox.sync_scratch() {
-            draft.report.outputs.clear();
-            draft.fail(recorder, lost_bytes(&error));
-        }
-        // What the report announces is durable before the report is.
-        if let Err(errno) = rustix::fs::fsync(&into) {
-            draft.fail(recorder, failure(Code::Internal, format!("outputs cannot be made durable: {errno}")));
-        }
-    }
-    draft.phase("outputs", begun);
 }
 
 #[cfg(test)]

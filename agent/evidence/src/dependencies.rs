@@ -58,5 +58,6 @@ fn input(input: &InputParameter) -> Option<ResourceDescriptor> {
             .with_annotation("ampoule_builder", &made_by.builder)
             .with_annotation("ampoule_statement", format!("sha256:{}", made_by.statement));
     }
-    Some(if input.kind == "directory" { out.with_media_type(TREE_MEDIA_TYPE) } else { out })
+    let is_tree = input.kind == "directory" || input.tree == Some(true);
+    Some(if is_tree { out.with_media_type(TREE_MEDIA_TYPE) } else { out })
 }

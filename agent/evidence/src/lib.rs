@@ -42,7 +42,7 @@ pub use clean::{CleanRun, Unclean};
 pub use dsse::{Envelope, EnvelopeError, PAYLOAD_TYPE, Signature, pae};
 pub use inspect::{Inspection, escape, inspect};
 pub use key::{KeyError, PublicKey, SignatureRefused};
-pub use made_by::{MadeByError, MadeByRequest, made_by};
+pub use made_by::{Made, MadeByError, MadeByRequest, made_by};
 pub use parameters::{ExternalParameters, InternalParameters};
 pub use provenance::{ProvenanceRefused, provenance};
 pub use record::{JobRecord, RecordError, Unstarted};

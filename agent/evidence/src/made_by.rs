@@ -56,26 +56,36 @@ impl MadeByError {
     }
 }
 
+/// What another job has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// SHA-256 of a file's bytes, or the tree digest of a directory.
+    pub sha256: Sha256,
+    /// Whether it is a directory.
+    pub tree: bool,
+    /// The job that made it, and whose word that is.
+    pub by: MadeBy,
+}
+
 /// Verifies provenance and gives the digest of one of its subjects with who made it.
 ///
 /// Nothing of the statement is believed before every check of [`verify`] has passed with that very digest.
 ///
 /// # Errors
 /// [`MadeByError`].
-pub fn made_by(request: &MadeByRequest<'_>) -> Result<(Sha256, MadeBy), MadeByError> {
+pub fn made_by(request: &MadeByRequest<'_>) -> Result<Made, MadeByError> {
     let bytes = request.attestation.len();
     if bytes > ATTESTATION_BYTES_MAX {
         return Err(VerifyError::TooLarge { bytes }.into());
     }
     let attestation = Attestation::parse(request.attestation).map_err(VerifyError::Envelope)?;
     let payload = attestation.envelope().payload();
-    let (name, artifact) = choose(&said_subjects(payload)?, request.subject)?;
+    let Said { name, sha256: artifact, tree } = choose(&said_subjects(payload)?, request.subject)?;
     let verified = verify(&VerifyRequest {
         attestation: request.attestation,
         trusted: request.trusted,
         artifact,
-        // A directory cannot be taken yet.
-        tree: false,
+        tree,
         kind: Kind::Provenance,
         builder: request.builder,
         source: None,
@@ -94,30 +104,41 @@ pub fn made_by(request: &MadeByRequest<'_>) -> Result<(Sha256, MadeBy), MadeByEr
         subject: OutputName::parse(&subject).map_err(|_| odd("the subject is no output's name"))?,
         statement: sha256(payload),
     };
-    Ok((artifact, made_by))
+    Ok(Made { sha256: artifact, tree, by: made_by })
+}
+
+/// A subject as a statement says it.
+#[derive(Clone)]
+struct Said {
+    name: String,
+    sha256: Sha256,
+    tree: bool,
 }
 
 /// The subjects that a statement says it has. Nothing of it is authentic yet.
-fn said_subjects(payload: &[u8]) -> Result<Vec<(String, Sha256)>, VerifyError> {
+fn said_subjects(payload: &[u8]) -> Result<Vec<Said>, VerifyError> {
     let value = parse_strict(payload).map_err(VerifyError::Payload)?;
     let subjects = value.get("subject").cloned().unwrap_or_default();
     let subjects: Vec<ResourceDescriptor> =
         serde_json::from_value(subjects).map_err(|e| VerifyError::Shape { reason: e.to_string() })?;
-    let named = |subject: &ResourceDescriptor| Some((subject.name.clone()?, subject.sha256()?));
+    let named = |subject: &ResourceDescriptor| {
+        let (name, sha256) = (subject.name.clone()?, subject.sha256()?);
+        Some(Said { name, sha256, tree: subject.is_tree() })
+    };
     let named: Option<Vec<_>> = subjects.iter().map(named).collect();
     let none = || VerifyError::Shape { reason: "it has no subject with a name and a sha256".to_owned() };
     named.filter(|named| !named.is_empty()).ok_or_else(none)
 }
 
-fn choose(subjects: &[(String, Sha256)], wanted: Option<&str>) -> Result<(String, Sha256), MadeByError> {
+fn choose(subjects: &[Said], wanted: Option<&str>) -> Result<Said, MadeByError> {
     let has = || {
         let names: Vec<String> =
-            subjects.iter().take(8).map(|(name, _)| name.chars().take(128).collect()).collect();
+            subjects.iter().take(8).map(|said| said.name.chars().take(128).collect()).collect();
         format!("{names:?}")
     };
     match (wanted, subjects) {
         (Some(wanted), _) => {
-            let found = subjects.iter().find(|(name, _)| name == wanted);
+            let found = subjects.iter().find(|said| said.name == wanted);
             found.cloned().ok_or_else(|| MadeByError::NoSubject { wanted: wanted.to_owned(), has: has() })
         }
         (None, [one]) => Ok(one.clone()),

@@ -110,6 +110,9 @@ pub struct InputParameter {
     /// Http and attestation: whether it is an archive that is unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpack: Option<bool>,
+    /// Attestation: there and true if it is a directory, and the digest its tree's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<bool>,
     /// Http: where else the same bytes are, in the order in which they are asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<String>,
@@ -230,6 +233,7 @@ impl InputParameter {
             InputSource::Attestation { made_by, .. } => Some(MadeByParameter::of(made_by)),
             _ => None,
         };
+        let tree = matches!(input.source, InputSource::Attestation { tree: true, .. }).then_some(true);
         let digest = match &input.source {
             InputSource::Git { commit, .. } => git::digest(*commit),
             other => sha256_only(other.sha256()),
@@ -244,6 +248,7 @@ impl InputParameter {
             executable,
             exclude: input.exclude.clone(),
             unpack,
+            tree,
             mirrors: mirror_uris(at, &input.source)?,
             made_by,
             git: git::parameter(&input.source),

@@ -86,7 +86,9 @@ fn params(params: &BTreeMap<Name, Param>) -> Option<BTreeMap<Name, ParamValue>> 
 
 fn input(input: &InputParameter) -> Option<Input> {
     let source = match (input.kind.as_str(), &input.git) {
-        ("git", Some(git)) if [input.executable, input.unpack] == [None; 2] && input.made_by.is_none() => {
+        ("git", Some(git))
+            if [input.executable, input.unpack, input.tree] == [None; 3] && input.made_by.is_none() =>
+        {
             crate::git::source(input, git)?
         }
         (_, None) => plain(input)?,
@@ -105,6 +107,8 @@ fn input(input: &InputParameter) -> Option<Input> {
 fn plain(input: &InputParameter) -> Option<InputSource> {
     let digest = sha256(&input.digest)?;
     let misplaced = !input.mirrors.is_empty() && input.kind != "http";
+    let misplaced =
+        misplaced || !matches!((input.tree, input.kind.as_str()), (None, _) | (Some(true), "attestation"));
     if misplaced || input.made_by.is_some() != (input.kind == "attestation") {
         return None;
     }
@@ -117,7 +121,8 @@ fn plain(input: &InputParameter) -> Option<InputSource> {
         }
         ("tar", None, None) => InputSource::Tar { sha256: digest },
         ("attestation", Some(executable), Some(unpack)) => {
-            InputSource::Attestation { sha256: digest, executable, unpack, made_by: made_by(input)? }
+            let tree = input.tree == Some(true);
+            InputSource::Attestation { sha256: digest, executable, unpack, tree, made_by: made_by(input)? }
         }
         _ => return None,
     };

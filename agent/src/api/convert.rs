@@ -197,6 +197,7 @@ fn attested(field: &str, made: wire::AttestationSource) -> Result<InputSource> {
         sha256: parsed(&field("sha256"), &made.sha256, Sha256::parse)?,
         executable: made.executable,
         unpack: made.unpack,
+        tree: made.tree,
         made_by: MadeBy {
             builder: made.builder,
             key: made.key,
@@ -344,11 +345,12 @@ fn wire_input(input: &Input) -> wire::Input {
             Source::Git(super::git::wire_source(url.as_deref(), *commit, *submodules, *tree, signer.as_ref()))
         }
         InputSource::Tar { sha256 } => Source::Tar(wire::TarSource { sha256: sha256.to_string() }),
-        InputSource::Attestation { sha256, executable, unpack, made_by } => {
+        InputSource::Attestation { sha256, executable, unpack, tree, made_by } => {
             Source::Attestation(wire::AttestationSource {
                 sha256: sha256.to_string(),
                 executable: *executable,
                 unpack: *unpack,
+                tree: *tree,
                 builder: made_by.builder.clone(),
                 key: made_by.key.clone(),
                 job_id: made_by.job.to_string(),

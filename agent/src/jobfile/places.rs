@@ -55,14 +55,9 @@ impl JobPlan {
                 SourcePlan::Http { .. } => {}
                 SourcePlan::Attestation(plan) => {
                     for (key, path) in plan.files() {
-                        if key == "path" && path.is_dir() {
-                            let reason = "a directory that was an output cannot be taken as a tree";
-                            let remedy =
-                                "let it leave with form = \"tar.zst\", and take that with unpack = true";
-                            let field = format!("input[{at}].attestation.path");
-                            return Err(self.fields.error(Code::InputRefused, &field, reason, remedy));
-                        }
-                        self.check_place(&format!("input[{at}].attestation.{key}"), path, Kind::File)?;
+                        // The provenance says which of both it has to be.
+                        let kind = if key == "path" { Kind::Either } else { Kind::File };
+                        self.check_place(&format!("input[{at}].attestation.{key}"), path, kind)?;
                     }
                 }
             }

@@ -343,6 +343,7 @@ impl SourcePlan {
             Self::Http { .. } | Self::Tar { .. } => *source == self.draft(),
             Self::Attestation(plan) => {
                 let wanted = (plan.executable, plan.unpack);
+                // Whether it is a directory is the provenance's to say.
                 matches!(source, InputSource::Attestation { executable, unpack, .. } if (*executable, *unpack) == wanted)
             }
         }

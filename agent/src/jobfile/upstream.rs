@@ -41,6 +41,8 @@ pub enum ArtifactPlace<P> {
     Path(P),
     /// At a URL. The provenance says what the bytes must be.
     Url(String),
+    /// In the store of the host that runs the job, or nowhere.
+    Store,
 }
 
 /// What another job has made, with the paths of this host.
@@ -71,6 +73,7 @@ impl UpstreamPlan {
             artifact: match &entry.artifact {
                 ArtifactPlace::Path(path) => ArtifactPlace::Path(base.join(path)),
                 ArtifactPlace::Url(url) => ArtifactPlace::Url(url.clone()),
+                ArtifactPlace::Store => ArtifactPlace::Store,
             },
             subject: entry.subject.clone(),
             believed: match &entry.believed {
@@ -110,7 +113,7 @@ pub(super) fn upstream(value: &Value<'_>) -> Result<UpstreamEntry, JobFileError>
             parse_url(text).map_err(|reason| url.wrong(reason, ""))?;
             ArtifactPlace::Url(text.to_owned())
         }
-        (None, None) => return Err(table.missing("path", "\"libz.a\" or url = \"https://…\"")),
+        (None, None) => ArtifactPlace::Store,
         (Some(_), Some(url)) => return Err(url.wrong("both path and url are there", "name one of them")),
     };
     let believed = match (table.get("key"), table.get("trust")) {

@@ -53,7 +53,7 @@ impl Downloads {
             SourcePlan::Http { url, mirrors, .. } => self.fetcher.places(url, mirrors).map(drop)?,
             SourcePlan::Attestation(plan) => match &plan.artifact {
                 ArtifactPlace::Url(url) => self.fetcher.places(url, &[]).map(drop)?,
-                ArtifactPlace::Path(_) => {}
+                ArtifactPlace::Path(_) | ArtifactPlace::Store => {}
             },
             SourcePlan::Git(plan) => {
                 if let GitPlace::Url(url) = &plan.place {

@@ -273,7 +273,7 @@ fn take_input(
             }
             pinned
         }
-        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, downloads, importing),
+        SourcePlan::Attestation(plan) => upstream::take(plan, epoch, runner, downloads, with, importing),
     }
 }
 

@@ -7,9 +7,12 @@ use super::{LocalError, ReleasedOutput};
 use crate::files::read_file;
 use ampoule_evidence::{AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
 use ampoule_journal::{Next, Reader};
+use ampoule_spec::wire::Content;
 use ampoule_spec::{
     Code, FRAME_LOG, Failure, LogChunk, Outcome, OutputForm, OutputReport, REPORT_BYTES_MAX, SPEC_BYTES_MAX,
 };
+use ampoule_store::Limits;
+use ampoule_store::pack::{PackError, Packed, pack_output};
 use ampoule_store::unpack::unpack;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::{AtFlags, StatxFlags};
@@ -17,6 +20,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A job's record with the bytes that were read.
@@ -156,10 +160,27 @@ fn aside(id: &str) -> String {
     format!(".ampoule-{id}.tmp")
 }
 
+/// Where a job's record and outputs come from.
+pub(super) struct From<'a> {
+    pub(super) job_dir: &'a Path,
+    /// Opens what the store has.
+    pub(super) open: &'a dyn Fn(&Content) -> io::Result<OwnedFd>,
+}
+
+/// What an output is in the store.
+fn content_of(output: &OutputReport, epoch: u64) -> Content {
+    match output.form {
+        OutputForm::Tree => Content::Directory { tree: Some(output.sha256), epoch },
+        OutputForm::File | OutputForm::TarZst => {
+            Content::File { sha256: Some(output.sha256), executable: output.executable, epoch }
+        }
+    }
+}
+
 /// Signs and releases a job.
 pub(super) fn release(
     evidence: &Evidence,
-    job_dir: &Path,
+    from: &From<'_>,
     out: &Path,
     signing: &Signing,
     watch: &Watch,
@@ -179,7 +200,7 @@ pub(super) fn release(
     let aside = aside(report.job.as_str());
     let made = parent.make(&aside).map_err(failed)?;
     let sealed = sealed.as_ref();
-    let written = fill(evidence, (job_dir, &made), sealed, &run, &mut released, watch)
+    let written = fill(evidence, (from, &made), sealed, &run, &mut released, watch)
         .and_then(|()| parent.publish(&aside, &made, name));
     match written {
         Ok(()) => Ok(released),
@@ -193,7 +214,7 @@ pub(super) fn release(
 /// Fills a directory that nobody looks at yet.
 fn fill(
     evidence: &Evidence,
-    (job_dir, made): (&Path, &Place),
+    (from, made): (&From<'_>, &Place),
     sealed: Option<&Sealed>,
     run: &Sealed,
     released: &mut Released,
@@ -211,7 +232,8 @@ fn fill(
     let outputs = made.make("outputs")?;
     for output in report.outputs.iter().filter(|_| !withheld) {
         let epoch = evidence.record.spec().source_date_epoch;
-        copy_output(output, &job_dir.join("outputs"), &outputs, epoch, &mut passed)?;
+        let source = File::from((from.open)(&content_of(output, epoch))?);
+        copy_output(output, source, &outputs, epoch, &mut passed)?;
         released.outputs.push(ReleasedOutput {
             name: output.name.to_string(),
             form: output.form,
@@ -223,7 +245,7 @@ fn fill(
     let files = made.make("evidence")?;
     let logs = files.make("logs")?;
     write_evidence(evidence, &files, sealed, run)?;
-    write_logs(evidence, job_dir, &logs)?;
+    write_logs(evidence, from.job_dir, &logs)?;
     write_result(evidence, released, &files)?;
     [&outputs, &logs, &files, made].into_iter().try_for_each(Place::sync)
 }
@@ -264,17 +286,16 @@ fn provenance_of(
 /// Copies an output and hashes what it writes: the bytes that leave are the bytes that were hashed.
 fn copy_output(
     output: &OutputReport,
-    from: &Path,
+    mut source: File,
     into: &Place,
     epoch: u64,
     passed: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
     let name = output.name.as_str();
-    let mut source = File::open(from.join(name))?;
     let other = || Err(io::Error::other(format!("output {name} is no longer what was hashed")));
     if output.form == OutputForm::Tree {
         let dir = into.make(name)?.into_descriptor();
-        let unpacked = unpack(source, dir, epoch, output.entries.unwrap_or(0), passed)
+        let unpacked = copy_tree(&source, dir, epoch, output.entries.unwrap_or(0), passed)
             .map_err(|error| io::Error::other(format!("output {name}: {error}")))?;
         let same = (unpacked.tree, unpacked.bytes, Some(unpacked.entries))
             == (output.sha256, output.bytes, output.entries);
@@ -295,6 +316,33 @@ fn copy_output(
     }
     copy.sync_all()?;
     if context.finish().as_ref() == output.sha256.as_bytes() { Ok(()) } else { other() }
+}
+
+/// Copies a tree through an archive between two threads: the reader's rules and the writer's are those of every tree.
+fn copy_tree(
+    from: &File,
+    into: OwnedFd,
+    epoch: u64,
+    entries: u64,
+    passed: &mut dyn FnMut(u64),
+) -> Result<Packed, String> {
+    let (read, write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
+    let limits = Limits { bytes_max: u64::MAX, ..Limits::default() };
+    std::thread::scope(|scope| {
+        let packing = scope.spawn(|| {
+            let mut out = BufWriter::with_capacity(256 << 10, File::from(write));
+            pack_output(from.as_fd(), &mut out, epoch, &limits)
+        });
+        let unpacked = unpack(File::from(read), into, epoch, entries, passed);
+        match (packing.join(), unpacked) {
+            // One that was not read to its end cannot be written either: why not is the reason.
+            (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(error.to_string()),
+            (Ok(Err(error)), _) => Err(error.to_string()),
+            (Ok(Ok(_)), Ok(unpacked)) => Ok(unpacked),
+            (Err(_), _) => Err("it cannot be read".to_owned()),
+        }
+    })
 }
 
 fn write_evidence(evidence: &Evidence, dir: &Place, sealed: Option<&Sealed>, run: &Sealed) -> io::Result<()> {
@@ -380,28 +428,27 @@ pub(super) fn exit_of(failure: Option<&Failure>, outcome: Outcome) -> u8 {
 mod tests {
     use super::*;
     use ampoule_spec::{Blake3, OutputKind, OutputName, SandboxPath, Sha256};
-    use ampoule_store::Limits;
-    use ampoule_store::pack::pack_output;
-    use std::os::fd::AsFd;
 
-    /// A job directory with one output in it.
+    /// An output as the store has it: `o` is the directory or the file.
     fn made(form: OutputForm) -> (tempfile::TempDir, OutputReport) {
         let temp = tempfile::tempdir().unwrap();
-        let dir = temp.path().join("dir");
-        fs::create_dir_all(dir.join("sub")).unwrap();
-        fs::write(dir.join("sub/a"), vec![b'a'; 600_000]).unwrap();
-        fs::write(dir.join("b"), "b").unwrap();
-        let mut archive = Vec::new();
-        let packed =
-            pack_output(File::open(&dir).unwrap().as_fd(), &mut archive, 7, &Limits::default()).unwrap();
+        let out = temp.path().join("o");
         let (bytes, entries, sha256) = match form {
-            OutputForm::Tree => (packed.bytes, Some(packed.entries), packed.tree),
+            OutputForm::Tree => {
+                fs::create_dir_all(out.join("sub")).unwrap();
+                fs::write(out.join("sub/a"), vec![b'a'; 600_000]).unwrap();
+                fs::write(out.join("b"), "b").unwrap();
+                let dir = File::open(&out).unwrap();
+                let packed = pack_output(dir.as_fd(), &mut io::sink(), 7, &Limits::default()).unwrap();
+                (packed.bytes, Some(packed.entries), packed.tree)
+            }
             _ => {
-                let digest = aws_lc_rs::digest::digest(&SHA256, &archive);
-                (archive.len() as u64, None, Sha256::new(digest.as_ref().try_into().unwrap()))
+                let bytes = vec![b'a'; 600_000];
+                fs::write(&out, &bytes).unwrap();
+                let digest = aws_lc_rs::digest::digest(&SHA256, &bytes);
+                (bytes.len() as u64, None, Sha256::new(digest.as_ref().try_into().unwrap()))
             }
         };
-        fs::write(temp.path().join("o"), archive).unwrap();
         let report = OutputReport {
             name: OutputName::parse("o").unwrap(),
             path: SandboxPath::parse("/build/o").unwrap(),
@@ -420,7 +467,8 @@ mod tests {
         let into = tempfile::tempdir().unwrap();
         let mut passed = Vec::new();
         let place = Place::open(into.path()).unwrap();
-        let result = copy_output(report, from, &place, 7, &mut |count| passed.push(count));
+        let source = File::open(from.join("o")).unwrap();
+        let result = copy_output(report, source, &place, 7, &mut |count| passed.push(count));
         (result, passed, into)
     }
 
@@ -440,10 +488,9 @@ mod tests {
     fn output_that_is_not_what_was_hashed_is_not_released() {
         for form in [OutputForm::File, OutputForm::Tree] {
             let (temp, report) = made(form);
-            let path = temp.path().join("o");
+            let path = temp.path().join(if form == OutputForm::Tree { "o/sub/a" } else { "o" });
             let mut bytes = fs::read(&path).unwrap();
-            let at = bytes.iter().position(|byte| *byte == b'a').unwrap() + 2000;
-            bytes[at] ^= 1;
+            bytes[2000] ^= 1;
             fs::write(&path, bytes).unwrap();
             let (result, _, _into) = copied(temp.path(), &report);
             let text = result.unwrap_err().to_string();

@@ -280,6 +280,23 @@ impl Runner {
         self.import_beside(content, source, None)
     }
 
+    /// Opens a file or directory of the store by its digest, for reading; whoever reads it holds it against that.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub fn open(&self, content: Content) -> Result<Option<OwnedFd>, RunnerError> {
+        self.send(&Request::Open(content), &[])?;
+        match self.channel.receive::<Reply>() {
+            Ok((Reply::Opened { found: false }, _)) => Ok(None),
+            Ok((Reply::Opened { found: true }, descriptors)) => {
+                descriptors.into_iter().next().map(Some).ok_or(RunnerError::OutOfTurn)
+            }
+            Ok((Reply::Refused { code, message }, _)) => Err(RunnerError::Refused { code, message }),
+            Ok(_) => Err(RunnerError::OutOfTurn),
+            Err(error) => Err(RunnerError::Lost(error)),
+        }
+    }
+
     fn import_beside(
         &self,
         content: Content,

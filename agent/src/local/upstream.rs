@@ -2,14 +2,19 @@
 
 use super::LocalError;
 use super::download::Downloads;
-use super::intake::{open, unusable};
-use super::runner::Runner;
+use super::intake::{Intake, UntilCancelled, open, unusable};
+use super::runner::{Runner, RunnerError};
 use crate::chain::chain;
 use crate::files::read_file;
 use crate::jobfile::{ArtifactPlace, UpstreamPlan};
-use ampoule_evidence::{ATTESTATION_BYTES_MAX, MadeByRequest, made_by};
+use ampoule_evidence::{ATTESTATION_BYTES_MAX, Made, MadeByRequest, made_by};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, InputSource};
+use ampoule_store::Limits;
+use ampoule_store::pack::{PackError, pack};
+use std::fs::File;
+use std::io::BufWriter;
+use std::os::fd::AsFd;
 
 type Result<T> = std::result::Result<T, LocalError>;
 
@@ -19,8 +24,10 @@ pub(super) fn take(
     epoch: u64,
     runner: &Runner,
     downloads: &Downloads,
+    with: &Intake,
     importing: &mut dyn FnMut(),
 ) -> Result<InputSource> {
+    let refused = |code: Code, reason: String| LocalError::Upstream { code, file: plan.file.clone(), reason };
     let trusted = plan.believed.keys().map_err(|error| LocalError::Upstream {
         code: Code::FileUnusable,
         file: error.path,
@@ -35,23 +42,92 @@ pub(super) fn take(
         builder: plan.builder.as_deref(),
         allow_dev: plan.allow_dev,
     };
-    let (sha256, made_by) = made_by(&request).map_err(|error| LocalError::Upstream {
-        code: error.code(),
-        file: plan.file.clone(),
-        reason: chain(&error),
-    })?;
-    let content = match plan.unpack {
-        true => Content::Archive { sha256, epoch },
-        false => Content::File { sha256: Some(sha256), executable: plan.executable, epoch },
+    let Made { sha256, tree, by } =
+        made_by(&request).map_err(|error| refused(error.code(), chain(&error)))?;
+    if tree && (plan.unpack || plan.executable) {
+        let reason = format!("{} is a directory; remove unpack and executable", by.subject);
+        return Err(refused(Code::JobInvalid, reason));
+    }
+    let content = match (tree, plan.unpack) {
+        (true, _) => Content::Directory { tree: Some(sha256), epoch },
+        (false, true) => Content::Archive { sha256, epoch },
+        (false, false) => Content::File { sha256: Some(sha256), executable: plan.executable, epoch },
     };
     if runner.find(content.clone())?.is_none() {
         importing();
-        // The import holds the bytes against the digest that was verified.
-        let bytes = match &plan.artifact {
-            ArtifactPlace::Path(path) => open(path)?,
-            ArtifactPlace::Url(url) => downloads.fetch(url, &[], &sha256)?,
+        // What the store has with other times, or as a file that is to be unpacked, is taken from there: for the job it is
+        // the same, because its digest is.
+        let stored = match &content {
+            Content::Archive { .. } => Content::File { sha256: Some(sha256), executable: false, epoch },
+            other => other.clone(),
         };
-        runner.import(content, bytes.into())?;
+        let found = runner.open(stored)?.map(File::from);
+        let bytes = match (found, &plan.artifact) {
+            (Some(found), _) => found,
+            (None, ArtifactPlace::Path(path)) => {
+                let file = open(path)?;
+                let meta = file.metadata().map_err(|e| unusable(path, e))?;
+                if meta.is_dir() != tree {
+                    let (is, path) = (if tree { "a directory" } else { "a file" }, path.display());
+                    let reason = format!("{} is {is}, and {path} is not", by.subject);
+                    return Err(refused(Code::InputRefused, reason));
+                }
+                file
+            }
+            (None, ArtifactPlace::Url(_)) if tree => {
+                let reason = format!("{} is a directory, which no URL is; name it with path", by.subject);
+                return Err(refused(Code::JobInvalid, reason));
+            }
+            (None, ArtifactPlace::Url(url)) => downloads.fetch(url, &[], &sha256)?,
+            (None, ArtifactPlace::Store) => {
+                let reason =
+                    format!("{} is not in the store of this host; name it with path or url", by.subject);
+                return Err(refused(Code::InputMissing, reason));
+            }
+        };
+        // The import holds the bytes against the digest that was verified.
+        match tree {
+            true => import_directory(plan, &bytes, content, runner, with)?,
+            false => {
+                runner.import(content, bytes.into())?;
+            }
+        }
     }
-    Ok(InputSource::Attestation { sha256, executable: plan.executable, unpack: plan.unpack, made_by })
+    let (executable, unpack) = (plan.executable, plan.unpack);
+    Ok(InputSource::Attestation { sha256, executable, unpack, tree, made_by: by })
+}
+
+/// Streams a directory to the import worker; the runner holds what comes of it against the digest that was verified.
+fn import_directory(
+    plan: &UpstreamPlan,
+    dir: &File,
+    content: Content,
+    runner: &Runner,
+    with: &Intake,
+) -> Result<()> {
+    let (cancel, watch) = (&with.cancel, &with.watch);
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| unusable(&plan.file, e.into()))?;
+    let (packed, imported) = std::thread::scope(|scope| {
+        let packing = scope.spawn(|| {
+            let out = UntilCancelled { out: File::from(write), cancel, watch };
+            let mut out = BufWriter::with_capacity(256 << 10, out);
+            pack(dir.as_fd(), &mut out, &|_| false, &Limits::default())
+        });
+        let imported = runner.import(content, read);
+        (packing.join(), imported)
+    });
+    if cancel.is_cancelled() {
+        return Err(LocalError::Cancelled);
+    }
+    match (packed, imported) {
+        (_, Ok(_)) => Ok(()),
+        // What cannot be packed is why the rest was refused.
+        (Ok(Err(error)), Err(_)) if !matches!(error, PackError::Write(_)) => {
+            let (code, file) = (Code::InputRefused, plan.file.clone());
+            Err(LocalError::Upstream { code, file, reason: format!("what it is about: {error}") })
+        }
+        (Ok(_), Err(error)) => Err(error.into()),
+        (Err(_), Err(_)) => Err(RunnerError::OutOfTurn.into()),
+    }
 }

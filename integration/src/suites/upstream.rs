@@ -14,6 +14,9 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("output_without_good_provenance_is_refused_before_a_step_runs", refused),
     Test::both("output_that_was_changed_is_a_digest_mismatch", changed),
     Test::both("second_use_needs_no_artifact", again),
+    Test::both("what_the_store_has_is_an_input_without_a_file", stored),
+    Test::both("tree_that_was_an_output_is_mounted_by_reference", tree),
+    Test::both("tree_of_another_host_is_held_against_its_provenance", elsewhere),
     Test::both("tool_that_a_job_has_made_is_executable_if_the_next_says_so", tool),
 ];
 
@@ -154,11 +157,14 @@ fn refused(lab: &Lab) -> Result<()> {
 fn changed(lab: &Lab) -> Result<()> {
     let made = first(lab)?;
     let other = lab.write("libz.a", b"bil\n")?;
+    // As on another host: here the store has it.
+    fs::remove_dir_all(lab.state().join("store"))?;
     denied(lab, &attested(&made, "libz.a", &other, ALLOW), 65, &["input.digest_mismatch"])
 }
 
 fn again(lab: &Lab) -> Result<()> {
     let made = first(lab)?;
+    fs::remove_dir_all(lab.state().join("store"))?;
     let artifact = lab.write("libz.a", made.output("libz.a")?)?;
     let body = use_it(&attested(&made, "libz.a", &artifact, ALLOW));
     lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
@@ -166,4 +172,103 @@ fn again(lab: &Lab) -> Result<()> {
     fs::write(&artifact, b"other\n")?;
     let ran = lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
     equal("bytes", &ran.output("out")?, &b"lib\n".to_vec())
+}
+
+/// The same without a place for the artifact.
+fn by_provenance(made: &Ran, subject: &str, more: &str) -> String {
+    let (file, key) = (made.evidence(&format!("{subject}.intoto.jsonl")), &made.key);
+    format!(
+        "attestation = {{ file = '{}', key = '{}', builder = '{DEV}', subject = '{subject}', allow_dev = true{more} }}",
+        file.display(),
+        key.display(),
+    )
+}
+
+/// How many objects the store has.
+fn objects(lab: &Lab) -> Result<usize> {
+    Ok(fs::read_dir(lab.state().join("store/trees"))?.count())
+}
+
+/// A job with a directory in both forms.
+fn directory(lab: &Lab) -> Result<Ran> {
+    let body = sh(
+        "make",
+        "mkdir -p d/bin d/empty; echo f > d/f; echo 'echo ran' > d/bin/t; chmod +x d/bin/t; ln -s f d/l",
+    ) + &output("d", "/build/d")
+        + "[[output]]\nname = \"d.tar.zst\"\npath = \"/build/d\"\nform = \"tar.zst\"\n";
+    lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))
+}
+
+fn stored(lab: &Lab) -> Result<()> {
+    let made = first(lab)?;
+    let before = objects(lab)?;
+    let uses = sh("use", "cat /build/lib; stat -c %Y /build/lib");
+    let body = uses.clone() + &input("lib", &by_provenance(&made, "libz.a", ""), "/build/lib", false);
+    let ran = lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
+    equal("bytes", &ran.log_text("0-use.stdout")?, &"lib\n315532800\n".to_owned())?;
+    equal("objects", &objects(lab)?, &before)?;
+    // With the times of another job: from the store itself.
+    let ran =
+        lab.run_job(&("source_date_epoch = 5\n".to_owned() + &body))?.ended(&Ending("succeeded", "", 0))?;
+    equal("times", &ran.log_text("0-use.stdout")?, &"lib\n5\n".to_owned())?;
+    // An archive that is unpacked.
+    let made = directory(lab)?;
+    let source = by_provenance(&made, "d.tar.zst", ", unpack = true");
+    let body = sh("use", "cat /build/d/l") + &input("d", &source, "/build/d", false);
+    let ran = lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
+    equal("file of the archive", &ran.log_text("0-use.stdout")?, &"f\n".to_owned())?;
+    // Elsewhere it is not there.
+    fs::remove_dir_all(lab.state().join("store"))?;
+    let ran = lab.run_job(&body)?.says(&["input.missing", "not in the store of this host"])?;
+    ensure!(!ran.was_admitted(), "a job was admitted without its input");
+    Ok(())
+}
+
+fn tree(lab: &Lab) -> Result<()> {
+    let made = directory(lab)?;
+    let before = objects(lab)?;
+    let uses = sh("use", "cat /build/d/l; sh /build/d/bin/t; stat -c %Y /build/d/f; ! touch /build/d/x");
+    let body =
+        uses + &input("d", &by_provenance(&made, "d", ""), "/build/d", false) + &output("l", "/build/d/f");
+    let ran = lab.run_job(&body)?.ended(&Ending("succeeded", "", 0))?;
+    equal("log", &ran.log_text("0-use.stdout")?, &"f\nran\n315532800\n".to_owned())?;
+    // Its own output, and nothing else.
+    equal("objects", &objects(lab)?, &(before + 1))?;
+    let digest = made.report()?["outputs"][0]["sha256"].clone();
+    equal("read back", &ran.report()?["reread"][1]["sha256"], &digest)?;
+    let statement = ran.statement("l.intoto.jsonl")?;
+    let definition = &statement["predicate"]["buildDefinition"];
+    equal("tree", &definition["externalParameters"]["inputs"][0]["tree"], &json!(true))?;
+    let dependency = &definition["resolvedDependencies"][1];
+    equal("media type", &dependency["mediaType"], &json!("application/vnd.ampoule.tree.v1"))?;
+    equal("digest", &dependency["digest"]["sha256"], &digest)?;
+    ran.verifies_output("l")?;
+    let ran =
+        lab.run_job(&("source_date_epoch = 5\n".to_owned() + &body))?.ended(&Ending("succeeded", "", 0))?;
+    equal("times", &ran.log_text("0-use.stdout")?, &"f\nran\n5\n".to_owned())?;
+    // What is for files is not for it.
+    for more in [", unpack = true", ", executable = true"] {
+        let body = sh("use", "true") + &input("d", &by_provenance(&made, "d", more), "/build/d", false);
+        lab.run_job(&body)?.exits(64)?.says(&["job.invalid", "d is a directory"])?;
+    }
+    Ok(())
+}
+
+fn elsewhere(lab: &Lab) -> Result<()> {
+    let made = directory(lab)?;
+    let uses = |path: &Path| {
+        let body = sh("use", "cat /build/d/l");
+        lab.run_job(&(body + &input("d", &attested(&made, "d", path, ALLOW), "/build/d", false)))
+    };
+    let released = made.out.join("outputs/d");
+    let forget = || fs::remove_dir_all(lab.state().join("store"));
+    forget()?;
+    uses(&released)?.ended(&Ending("succeeded", "", 0))?;
+    forget()?;
+    let file = lab.write("file", "f\n")?;
+    uses(&file)?.says(&["input.refused", "d is a directory"])?;
+    fs::write(released.join("f"), "g\n")?;
+    let ran = uses(&released)?.exits(65)?.says(&["input.digest_mismatch"])?;
+    ensure!(!ran.was_admitted(), "a job was admitted with another tree");
+    Ok(())
 }

@@ -225,7 +225,7 @@ pub enum InputSource {
     },
     /// What another job has made, by the provenance that was verified for it.
     Attestation {
-        /// SHA-256 of its bytes, as the provenance says.
+        /// SHA-256 of its bytes, or its tree digest, as the provenance says.
         sha256: Sha256,
         /// Whether it may be executed. The provenance does not say.
         #[serde(default)]
@@ -233,9 +233,16 @@ pub enum InputSource {
         /// Whether it is an archive that is unpacked.
         #[serde(default)]
         unpack: bool,
+        /// Whether it is a directory, and the digest its tree's: so the provenance says.
+        #[serde(default, skip_serializing_if = "is_false")]
+        tree: bool,
         /// The job that made it, and whose word that is.
         made_by: MadeBy,
     },
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Provenance that was verified before what it is about was used.
@@ -393,7 +400,14 @@ impl JobSpec {
                         check_text(&format!("input[{at}].git"), text)?;
                     }
                 }
-                InputSource::Attestation { executable, unpack, made_by, .. } => {
+                InputSource::Attestation { executable, unpack, tree, made_by, .. } => {
+                    if *tree && (*executable || *unpack) {
+                        let field = format!("input[{at}].attestation.tree");
+                        return Err(wrong(
+                            field,
+                            "a directory is neither an archive nor a file to be executed",
+                        ));
+                    }
                     if *executable && *unpack {
                         let field = format!("input[{at}].attestation.executable");
                         return Err(wrong(field, "an archive says itself what in it may be executed"));

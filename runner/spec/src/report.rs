@@ -287,7 +287,7 @@ pub struct OutputReport {
     pub entries: Option<u64>,
     /// SHA-256 of the bytes that were copied; of a tree, its tree digest.
     pub sha256: Sha256,
-    /// BLAKE3 of the bytes in the job directory: those of the file or archive, or a tree packed for its release.
+    /// The object of the store that holds it, if nothing was left behind of the job.
     pub blake3: Blake3,
     /// Whether its owner may execute it. A directory: false.
     pub executable: bool,

@@ -27,6 +27,9 @@ pub enum Request {
     /// Take these bytes into the store. Descriptor: the bytes, a file or a pipe; for [`Content::Git`] a second one,
     /// a file with its [`crate::GitProof`].
     Import(Content),
+    /// Open a file or directory of the store by its digest, for reading. Times, and whether a file may be executed, may be
+    /// others than those that are named.
+    Open(Content),
     /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe: [`CANCEL`] in it cancels the job, its end of
     /// file aborts it. Without one, and if the launcher [listens](Reply::Hello::listening), the job is nobody's: it goes
     /// on when the connection ends, and is cancelled by its [`CONTROL_SOCKET`].
@@ -155,6 +158,12 @@ pub enum Reply {
     },
     /// To [`Request::Import`].
     Imported(Imported),
+    /// To [`Request::Open`]. Descriptor, if it is there: the file, or the root of the directory, whose bytes are to be held
+    /// against the digest by whoever reads them.
+    Opened {
+        /// Whether it is there.
+        found: bool,
+    },
     /// The job is durable.
     Admitted {
         /// The job.
@@ -278,6 +287,7 @@ mod tests {
             Reply::Found { imported: None },
             Reply::Found { imported: Some(imported.clone()) },
             Reply::Imported(imported),
+            Reply::Opened { found: true },
             Reply::Admitted { job: job.clone() },
             Reply::Jobs {
                 jobs: vec![ListedJob { id: job.clone(), alive: true, reported: false }],

@@ -1,20 +1,18 @@
-//! Directories: packed as one file of the job directory, so that no name of a tenant's ever becomes one there.
+//! Directories: copied entry by entry into an object of the store's, or packed and compressed into one file.
 //!
-//! A tree is released by whoever unpacks that file (`ampoule_store::unpack`), an archive as it is. Either way the
-//! directory is read once, from its first entry to its last, by descriptor, and hashed while it is read.
+//! Either way the directory is read once, from its first entry to its last, by descriptor, and hashed while it is read.
 
 use super::compressor::Compressor;
 use super::sink::{Sink, Stop, Sunk};
 use super::{Budget, Refused, internal, refused};
-use ampoule_spec::OutputForm;
 use ampoule_store::pack::{PackError, Packed, pack_output};
-use ampoule_store::{Limits, Refusal};
+use ampoule_store::{Leaving, Limits, Refusal};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::fd::BorrowedFd;
 
-/// The buffer before a file or a compressor: a header alone has 512 bytes.
+/// The buffer before a compressor: a header alone has 512 bytes.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// What a directory is packed with.
@@ -26,39 +24,33 @@ pub(crate) struct Packing {
     pub(crate) compress_as: Option<u32>,
 }
 
-/// Packs a directory into a new file.
-pub(super) fn take(
+fn limits(budget: &Budget) -> Limits {
+    Limits { bytes_max: budget.bytes, entries_max: budget.entries, ..Limits::default() }
+}
+
+/// Copies a directory as a tree.
+pub(super) fn copy(
     dir: BorrowedFd<'_>,
-    form: OutputForm,
-    copy: File,
+    into: &Leaving,
+    packing: Packing,
+    budget: &Budget,
+    stop: &mut Stop<'_>,
+) -> Result<Packed, Refused> {
+    let copied = into.directory(dir, packing.epoch, &limits(budget), &mut |bytes| stop.check(bytes));
+    copied.map_err(|error| ended(error, budget, stop))
+}
+
+/// Packs a directory into one compressed archive.
+pub(super) fn compress(
+    dir: BorrowedFd<'_>,
+    into: File,
     packing: Packing,
     budget: &Budget,
     stop: &mut Stop<'_>,
 ) -> Result<(Packed, Sunk), Refused> {
-    let limits = Limits { bytes_max: budget.bytes, entries_max: budget.entries, ..Limits::default() };
-    let taken = {
-        let sink = Sink::new(copy, limits.stream_bytes_max(), stop);
-        match form {
-            OutputForm::TarZst => compressed(dir, sink, packing, &limits),
-            OutputForm::File | OutputForm::Tree => plain(dir, sink, packing, &limits),
-        }
-    };
-    taken.map_err(|error| match stop.said.take() {
-        Some(failure) => Refused { stopped: Some(failure), ..refused("stopped") },
-        None => reason(error, budget),
-    })
-}
-
-fn plain(
-    dir: BorrowedFd<'_>,
-    sink: Sink<'_, '_>,
-    packing: Packing,
-    limits: &Limits,
-) -> Result<(Packed, Sunk), PackError> {
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, sink);
-    let packed = pack_output(dir, &mut out, packing.epoch, limits)?;
-    let sink = out.into_inner().map_err(|error| PackError::Write(error.into_error()))?;
-    Ok((packed, sink.finish().map_err(PackError::Write)?))
+    let limits = limits(budget);
+    let taken = compressed(dir, Sink::new(into, limits.stream_bytes_max(), stop), packing, &limits);
+    taken.map_err(|error| ended(error, budget, stop))
 }
 
 fn compressed(
@@ -73,6 +65,13 @@ fn compressed(
     out.flush().map_err(PackError::Write)?;
     let compressor = out.into_inner().map_err(|error| PackError::Write(error.into_error()))?;
     Ok((packed, compressor.finish().map_err(PackError::Write)?))
+}
+
+fn ended(error: PackError, budget: &Budget, stop: &mut Stop<'_>) -> Refused {
+    match stop.said.take() {
+        Some(failure) => Refused { stopped: Some(failure), ..refused("stopped") },
+        None => reason(error, budget),
+    }
 }
 
 /// Why a directory is not taken out.

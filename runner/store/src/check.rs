@@ -172,6 +172,8 @@ impl Lease {
         let bytes = read_capped(File::from(meta), 64 << 10).map_err(StoreError::io("read", META))?;
         let meta: TreeMeta = record::read(META, &bytes)?;
         let root = beneath::open_dir(&self.dir, TREE.as_bytes()).map_err(StoreError::io("open", TREE))?;
+        // What a job left may be larger than an import may be.
+        let limits = Limits { bytes_max: limits.bytes_max.max(meta.bytes), ..limits };
         // The store's digest covers whatever the narrower shapes demand.
         let mut sealer = Sealer::new(owner, Shape::Layer, limits, false);
         sealer.list_to(Sink::digest());

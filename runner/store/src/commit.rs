@@ -53,6 +53,16 @@ impl Staging {
         })
     }
 
+    /// The object's own directory.
+    pub(crate) fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    /// The tree in it.
+    pub(crate) fn tree(&self) -> &OwnedFd {
+        &self.tree
+    }
+
     /// Says what shows that the tree is a commit's checkout; without it no [`Content::Git`] is taken.
     pub fn prove(&mut self, proof: GitProof) {
         self.proof = Some(proof);
@@ -66,6 +76,18 @@ impl Store {
     /// [`StoreError::Full`] if there is no room for it, others when the directory cannot be made.
     pub fn begin(&self, content: &Content) -> Result<Staging, StoreError> {
         self.limits_now()?;
+        let staging = self.stage(content)?;
+        if let Owner::Mapped { base } = self.owner
+            && base != 0
+        {
+            rustix::fs::fchown(&staging.tree, Some(Uid::from_raw(base)), Some(Gid::from_raw(base)))
+                .map_err(StoreError::io("set the owner", &staging.name))?;
+        }
+        Ok(staging)
+    }
+
+    /// A new directory in staging that is locked, with an empty tree in it.
+    pub(crate) fn stage(&self, content: &Content) -> Result<Staging, StoreError> {
         let name = random_name()?;
         let no_sweep = self.gate(FlockOperation::LockShared)?;
         rustix::fs::mkdirat(&self.staging, &name, Mode::RWXU)
@@ -76,12 +98,6 @@ impl Store {
         drop(no_sweep);
         rustix::fs::mkdirat(&dir, TREE, Mode::RWXU).map_err(StoreError::io("make a directory", &name))?;
         let tree = beneath::open_dir(&dir, TREE.as_bytes()).map_err(StoreError::io("open", &name))?;
-        if let Owner::Mapped { base } = self.owner
-            && base != 0
-        {
-            rustix::fs::fchown(&tree, Some(Uid::from_raw(base)), Some(Gid::from_raw(base)))
-                .map_err(StoreError::io("set the owner", &name))?;
-        }
         Ok(Staging { content: content.clone(), name, dir, tree, proof: None })
     }
 
@@ -142,8 +158,9 @@ impl Store {
         let mut sealer = Sealer::new(self.owner, shape(&staging.content), self.limits, true);
         sealer.list_to(Sink::files(&staging.dir).map_err(StoreError::io("make a file", &staging.name))?);
         let (sealed, _) = sealer.seal_listed(root)?;
-        let content = self.identify(staging, &sealed, received)?;
-        self.store(staging, &content, &sealed, received, claims)?;
+        let content = self.identify(staging, &staging.content, &sealed, received)?;
+        self.finish(staging, &sealed)?;
+        self.publish(staging, &content, &sealed, received, claims)?;
         self.find(&content)?.ok_or_else(|| StoreError::Damaged {
             entry: sealed.digest.blake3.to_string(),
             reason: "it vanished".to_owned(),
@@ -151,13 +168,14 @@ impl Store {
     }
 
     /// Holds a tree against the content's name and gives the content with its digest filled in.
-    fn identify(
+    pub(crate) fn identify(
         &self,
         staging: &Staging,
+        content: &Content,
         sealed: &Sealed,
         received: &Received,
     ) -> Result<Content, StoreError> {
-        let content = staging.content.clone();
+        let content = content.clone();
         match content {
             Content::Directory { tree, epoch } => {
                 let actual = sealed.digest.sha256;
@@ -243,7 +261,7 @@ impl Store {
 
     /// Gives a finished object its names. One that has been there is kept if it is sound; otherwise this one takes its
     /// place, which is how what was damaged is healed.
-    fn store(
+    pub(crate) fn publish(
         &self,
         staging: &Staging,
         content: &Content,
@@ -251,7 +269,6 @@ impl Store {
         received: &Received,
         claims: &Claims,
     ) -> Result<(), StoreError> {
-        self.finish(staging, sealed)?;
         let object = sealed.digest.blake3;
         for _ in 0..3 {
             let gate = self.trees_gate(FlockOperation::LockShared)?;
@@ -274,7 +291,7 @@ impl Store {
 
     /// What lies beside the tree, and all of it on the disk. `meta.json` is the last that is made: nothing of the object
     /// is changed after it.
-    fn finish(&self, staging: &Staging, sealed: &Sealed) -> Result<(), StoreError> {
+    pub(crate) fn finish(&self, staging: &Staging, sealed: &Sealed) -> Result<(), StoreError> {
         let meta = record::write(&TreeMeta {
             tree_sha256: sealed.digest.sha256,
             blake3: sealed.digest.blake3,

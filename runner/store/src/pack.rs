@@ -3,15 +3,16 @@
 //! Equal trees give equal bytes: entries in ascending order of their names' bytes, modes 0755 and 0644, no owners,
 //! no times. The tree digest is computed on the way, so a client knows what the store must answer.
 //!
-//! [`pack_output`] is for the way out: what a job left in a directory, with rules of its own.
+//! [`pack_output`] is for the way out: what a job left in a directory, with rules of its own. [`copy_output`] takes the
+//! same, by the same rules, into a directory of the store's.
 
-use crate::archive_out;
 use crate::beneath;
 use crate::digest::{FileHasher, NodeKind, WorldNode};
 use crate::entry_path::EntryPath;
 use crate::limits::{Limits, TARGET_BYTES_MAX};
 use crate::outward;
 use crate::refusal::{Refusal, shown};
+use crate::target::{Target, ToArchive};
 use crate::walk::{Step, Walk, WalkError};
 use ampoule_spec::Sha256;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -95,12 +96,12 @@ pub struct Packed {
 enum Purpose {
     /// An input: times are 0, and what is mounted in the directory belongs to it.
     Input,
-    /// An output: everything has this time, and nothing leads out.
-    Output { epoch: u64 },
+    /// An output: nothing leads out.
+    Output,
 }
 
 struct Packer<'a> {
-    out: &'a mut dyn Write,
+    out: &'a mut dyn Target,
     purpose: Purpose,
     limits: Limits,
     hasher: FileHasher,
@@ -134,7 +135,7 @@ pub fn pack_filtered(
     exclude: &dyn Fn(&[u8], bool) -> bool,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
-    pack_for(Purpose::Input, dir, out, exclude, limits)
+    pack_for(Purpose::Input, dir, &mut ToArchive { out, epoch: 0, open: 0 }, exclude, limits)
 }
 
 /// The tree digest of a directory, as [`pack_filtered`] gives it, and nothing else. `stop` is asked now and then.
@@ -181,21 +182,28 @@ pub fn pack_output(
     epoch: u64,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
-    pack_for(Purpose::Output { epoch }, dir, out, &|_, _| false, limits)
+    pack_for(Purpose::Output, dir, &mut ToArchive { out, epoch, open: 0 }, &|_, _| false, limits)
+}
+
+/// As [`pack_output`], into whatever takes the entries.
+pub(crate) fn copy_output(
+    dir: BorrowedFd<'_>,
+    out: &mut dyn Target,
+    limits: &Limits,
+) -> Result<Packed, PackError> {
+    pack_for(Purpose::Output, dir, out, &|_, _| false, limits)
 }
 
 fn pack_for(
     purpose: Purpose,
     dir: BorrowedFd<'_>,
-    out: &mut dyn Write,
+    out: &mut dyn Target,
     exclude: &dyn Fn(&[u8], bool) -> bool,
     limits: &Limits,
 ) -> Result<Packed, PackError> {
     let packed = Packed { tree: Sha256::new([0; 32]), bytes: 0, entries: 0 };
     let mut packer = Packer { out, purpose, limits: *limits, hasher: FileHasher::new(), packed };
     packer.run(dir, exclude)?;
-    packer.write(&archive_out::END)?;
-    packer.out.flush().map_err(PackError::Write)?;
     Ok(packer.packed)
 }
 
@@ -213,7 +221,7 @@ impl Packer<'_> {
         let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match self.purpose {
             Purpose::Input => rustix::fs::openat(dir, name, flags, Mode::empty()),
-            Purpose::Output { .. } => beneath::open(dir, name, flags),
+            Purpose::Output => beneath::open(dir, name, flags),
         }
     }
 
@@ -230,6 +238,7 @@ impl Packer<'_> {
         while let Some(step) = walk.next_step() {
             match step {
                 Step::Leave(name) => {
+                    self.out.leave().map_err(PackError::Write)?;
                     let Some(digest) = nodes.pop().map(WorldNode::finish) else { break };
                     match nodes.last_mut() {
                         Some(parent) => parent.add(NodeKind::Directory, &name, Some(&digest)),
@@ -272,7 +281,7 @@ impl Packer<'_> {
         let kind = match kind {
             FileType::Directory => {
                 let entered = self.open(dir, name, OFlags::DIRECTORY).map_err(failed(path))?;
-                self.header(b'5', path, b"", 0o755, 0)?;
+                self.out.directory(path, name).map_err(PackError::Write)?;
                 return Ok(Some(entered));
             }
             FileType::RegularFile => {
@@ -288,7 +297,7 @@ impl Packer<'_> {
                 if self.purpose != Purpose::Input {
                     outward::check_link(path, target)?;
                 }
-                self.header(b'2', path, target, 0o777, 0)?;
+                self.out.link(path, name, target).map_err(PackError::Write)?;
                 node.add_link(name, target);
                 return Ok(None);
             }
@@ -322,7 +331,7 @@ impl Packer<'_> {
         if self.packed.bytes > self.limits.bytes_max {
             return Err(Refusal::TooLarge { bytes_max: self.limits.bytes_max }.into());
         }
-        self.header(b'0', path, b"", if executable { 0o755 } else { 0o644 }, size)?;
+        self.out.file(path, name, executable, size).map_err(PackError::Write)?;
         let file = File::from(file);
         let mut tee = Tee { from: (&file).take(size), to: &mut *self.out, broken: None };
         let hashed = self.hasher.sha256(&mut tee, size);
@@ -335,33 +344,10 @@ impl Packer<'_> {
         if bytes != size || !same(&before, &after) {
             return Err(changed());
         }
-        self.pad(size)?;
+        self.out.file_end(size).map_err(PackError::Write)?;
         let kind = if executable { NodeKind::Executable } else { NodeKind::File };
         node.add(kind, name, Some(&digest));
         Ok(())
-    }
-
-    fn header(
-        &mut self,
-        flag: u8,
-        path: &[u8],
-        target: &[u8],
-        mode: u32,
-        size: u64,
-    ) -> Result<(), PackError> {
-        let epoch = match self.purpose {
-            Purpose::Input => 0,
-            Purpose::Output { epoch } => epoch,
-        };
-        archive_out::header(self.out, flag, path, target, mode, size, epoch).map_err(PackError::Write)
-    }
-
-    fn pad(&mut self, size: u64) -> Result<(), PackError> {
-        archive_out::pad(self.out, size).map_err(PackError::Write)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), PackError> {
-        self.out.write_all(bytes).map_err(PackError::Write)
     }
 }
 
@@ -374,14 +360,14 @@ fn same(before: &Stat, after: &Stat) -> bool {
 /// Passes on what is read, and remembers if that failed.
 struct Tee<'a, R> {
     from: R,
-    to: &'a mut dyn Write,
+    to: &'a mut dyn Target,
     broken: Option<io::Error>,
 }
 
 impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.from.read(buffer)?;
-        if let Err(error) = self.to.write_all(buffer.get(..count).unwrap_or_default()) {
+        if let Err(error) = self.to.bytes(buffer.get(..count).unwrap_or_default()) {
             self.broken = Some(error);
             return Err(io::ErrorKind::BrokenPipe.into());
         }

@@ -9,7 +9,7 @@ use crate::remove::remove;
 use crate::seal::{Owner, Shape};
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{Blake3, ReadPolicy};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
@@ -77,6 +77,11 @@ impl Store {
         let quarantine = part("quarantine")?;
         rustix::fs::fsync(dir).map_err(StoreError::io("sync", "."))?;
         Ok(Self { index, trees, staging, quarantine, owner, limits })
+    }
+
+    /// What another process needs to use the store as this one.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 4] {
+        [self.index.as_fd(), self.trees.as_fd(), self.staging.as_fd(), self.quarantine.as_fd()]
     }
 
     /// Whose the files are.

@@ -4,7 +4,7 @@ use super::fixture::{
     KEY, KEY_PUB, OTHER_KEY, TestSigner, artifact, issuer, provenance_of, record, run_of, sign_json,
     statement_json,
 };
-use crate::{Issuer, MadeByError, MadeByRequest, PublicKey, TrustedKey, made_by, seal};
+use crate::{Issuer, Made, MadeByError, MadeByRequest, PublicKey, TrustedKey, made_by, seal};
 use ampoule_spec::Code;
 use serde_json::json;
 
@@ -27,8 +27,8 @@ fn made_by_good_provenance_names_digest_job_and_builder_in_both_forms() {
     let sealed = seal(&provenance_of(&record(), &issuer()), &TestSigner::new(KEY)).unwrap();
     let trusted = trusted();
     for form in [&sealed.envelope_json_line, &sealed.bundle_json] {
-        let (sha256, by) = made_by(&ask(form, &trusted)).unwrap();
-        assert_eq!(sha256, artifact());
+        let Made { sha256, tree, by } = made_by(&ask(form, &trusted)).unwrap();
+        assert_eq!((sha256, tree), (artifact(), false));
         assert_eq!(by.builder, BUILDER);
         assert_eq!(by.job, record().spec().id);
         assert_eq!(by.subject.as_str(), "libz.a");
@@ -74,12 +74,23 @@ fn made_by_wants_one_subject_or_its_name() {
 }
 
 #[test]
+fn made_by_says_whether_it_is_a_directory() {
+    let record = super::trees::record_of("tree", None);
+    let sealed = seal(&provenance_of(&record, &issuer()), &TestSigner::new(KEY)).unwrap();
+    let ours = trusted();
+    let made = made_by(&MadeByRequest { subject: Some("libz.a"), ..ask(&sealed.envelope_json_line, &ours) });
+    let made = made.unwrap();
+    assert!(made.tree, "{made:?}");
+    assert_eq!(made.sha256, artifact());
+}
+
+#[test]
 fn made_by_takes_a_dev_builder_only_when_told() {
     let issuer = Issuer { development_key: true, ..issuer() };
     let sealed = seal(&provenance_of(&record(), &issuer), &TestSigner::new(KEY)).unwrap();
     let ours = [TrustedKey::any(PublicKey::from_pem(KEY_PUB).unwrap())];
     let request = ask(&sealed.envelope_json_line, &ours);
     assert_eq!(made_by(&request).unwrap_err().code(), Code::VerifyRefused);
-    let (_, by) = made_by(&MadeByRequest { allow_dev: true, ..request }).unwrap();
+    let Made { by, .. } = made_by(&MadeByRequest { allow_dev: true, ..request }).unwrap();
     assert_eq!(by.builder, "https://ampoule.example/builders/dev/v1");
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 const TREE: &str = "application/vnd.ampoule.tree.v1";
 
 /// A record whose first output is a directory of this form, asked for so or not at all.
-fn record_of(form: &str, asked: Option<&str>) -> JobRecord {
+pub(super) fn record_of(form: &str, asked: Option<&str>) -> JobRecord {
     changed(|spec, report| {
         if let Some(asked) = asked {
             spec["outputs"][0]["form"] = json!(asked);
