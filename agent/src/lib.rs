@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod artifact;
+pub mod audit;
 pub mod audit_sink;
 mod block;
 pub mod chain;

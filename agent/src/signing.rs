@@ -103,20 +103,8 @@ impl FileSigner {
     }
 
     fn load_hidden_by(path: &Path, forbidden: u32) -> Result<Self, SigningError> {
-        let failed = |source| SigningError::File { path: path.to_owned(), doing: "read", source };
-        let file = File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        let mode = meta.mode() & 0o777;
-        if mode & forbidden != 0 {
-            return Err(SigningError::Exposed { path: path.to_owned(), mode });
-        }
-        if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
-            return Err(SigningError::Foreign { path: path.to_owned() });
-        }
-        let mut text = Zeroizing::new(String::new());
-        file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+        let der = read_private(path, forbidden)?;
         let unusable = |reason| SigningError::Unusable { path: path.to_owned(), reason };
-        let der = Zeroizing::new(from_pem(&text).ok_or_else(|| unusable("it is not a block PRIVATE KEY"))?);
         Self::from_pkcs8(&der).ok_or_else(|| unusable("it is a key of another kind"))
     }
 
@@ -125,7 +113,6 @@ impl FileSigner {
     /// # Errors
     /// As [`FileSigner::load`].
     pub fn load_or_create(path: &Path) -> Result<Self, SigningError> {
-        let failed = |source| SigningError::File { path: path.to_owned(), doing: "made", source };
         if path.exists() {
             return Self::load(path);
         }
@@ -133,18 +120,8 @@ impl FileSigner {
             || SigningError::Unusable { path: path.to_owned(), reason: "no key could be generated" };
         let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
             .map_err(|_| unusable())?;
-        let pem = Zeroizing::new(to_pem("PRIVATE KEY", document.as_ref()));
-        // Two first runs at once: written aside and linked into place, one wins and both read its key.
-        let aside = path.with_extension(format!("new-{}", std::process::id()));
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).map_err(failed)?;
-        file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        let linked = std::fs::hard_link(&aside, path);
-        let _ = std::fs::remove_file(&aside);
-        match linked {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(error)),
-            _ => Self::load(path),
-        }
+        create_private(path, document.as_ref())?;
+        Self::load(path)
     }
 
     fn from_pkcs8(der: &[u8]) -> Option<Self> {
@@ -160,6 +137,41 @@ impl FileSigner {
     pub fn public(&self) -> Result<(String, String), SignerError> {
         let key = PublicKey::from_spki_der(&self.spki).map_err(|e| SignerError { reason: e.to_string() })?;
         Ok((to_pem("PUBLIC KEY", &self.spki), key.fingerprint()))
+    }
+}
+
+/// The DER of a private key in a PKCS#8 PEM file, whose mode has none of the `forbidden` bits.
+pub(crate) fn read_private(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, SigningError> {
+    let failed = |source| SigningError::File { path: path.to_owned(), doing: "read", source };
+    let file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let mode = meta.mode() & 0o777;
+    if mode & forbidden != 0 {
+        return Err(SigningError::Exposed { path: path.to_owned(), mode });
+    }
+    if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
+        return Err(SigningError::Foreign { path: path.to_owned() });
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    let unusable = |reason| SigningError::Unusable { path: path.to_owned(), reason };
+    Ok(Zeroizing::new(from_pem(&text).ok_or_else(|| unusable("it is not a block PRIVATE KEY"))?))
+}
+
+/// Writes a new private key, mode 0600. Where there is one already, that one stays.
+pub(crate) fn create_private(path: &Path, der: &[u8]) -> Result<(), SigningError> {
+    let failed = |source| SigningError::File { path: path.to_owned(), doing: "made", source };
+    let pem = Zeroizing::new(to_pem("PRIVATE KEY", der));
+    // Two first runs at once: written aside and linked into place, one wins and both read its key.
+    let aside = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).map_err(failed)?;
+    file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    let linked = std::fs::hard_link(&aside, path);
+    let _ = std::fs::remove_file(&aside);
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(error)),
+        _ => Ok(()),
     }
 }
 

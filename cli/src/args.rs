@@ -36,6 +36,9 @@ pub(crate) enum Command {
     /// Look after the store: inputs and images by digest.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Read a daemon's audit log.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Write man pages and completions of this program and of ampouled.
     #[command(hide = true)]
     Papers(PapersArgs),
@@ -61,6 +64,7 @@ impl Command {
             Self::Store(StoreCommand::Stat(args)) => args.json,
             Self::Store(StoreCommand::Verify(args)) => args.json,
             Self::Store(StoreCommand::Gc(args)) => args.json,
+            Self::Audit(AuditCommand::Verify(args)) => args.json,
         }
     }
 }
@@ -79,6 +83,29 @@ pub(crate) enum StoreCommand {
     Verify(StoreVerifyArgs),
     /// Remove what was not used for longest. What a job uses, or evidence in the state directory needs, stays.
     Gc(StoreGcArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Verify a log, offline: its checkpoint's signature, every entry, every tile, and the root.
+    Verify(AuditVerifyArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXITS)]
+pub(crate) struct AuditVerifyArgs {
+    /// The log's directory, or a copy of it.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// The log's public key: a file that was kept elsewhere, or the key itself (NAME+HASH+KEY).
+    #[arg(long, value_name = "FILE|KEY")]
+    pub(crate) key: String,
+    /// A checkpoint that was kept elsewhere: the log must still begin with what it had then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

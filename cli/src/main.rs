@@ -4,6 +4,7 @@
 //! stdout is for data, stderr for people.
 
 mod args;
+mod audit;
 mod bar;
 mod doctor;
 mod failure;
@@ -19,7 +20,7 @@ mod store;
 mod verify;
 
 use ampoule_spec::Exit;
-use args::{Args, Command, JobCommand, StoreCommand};
+use args::{Args, AuditCommand, Command, JobCommand, StoreCommand};
 use clap::Parser;
 use failure::Failed;
 use std::process::ExitCode;
@@ -74,6 +75,7 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Store(StoreCommand::Stat(args)) => store::stat(&args),
         Command::Store(StoreCommand::Verify(args)) => store::verify(&args),
         Command::Store(StoreCommand::Gc(args)) => store::gc(&args),
+        Command::Audit(AuditCommand::Verify(args)) => audit::verify(&args),
         Command::Papers(args) => papers::papers(&args),
     }
 }

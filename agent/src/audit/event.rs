@@ -1,0 +1,180 @@
+//! What is written down.
+
+use ampoule_evidence::tlog::ENTRY_BYTES_MAX;
+use ampoule_evidence::{NotCanonical, canonical_json, rfc3339};
+use ampoule_spec::{JobId, Name, UnixNanos};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The most characters of an actor or a reason that are kept: both may come from whoever calls.
+const TEXT_CHARS_MAX: usize = 2048;
+
+macro_rules! actions {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
+        /// What was done, or was to be done.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[non_exhaustive]
+        pub enum Action {
+            $($(#[$doc])* #[serde(rename = $text)] $name,)+
+        }
+
+        impl Action {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// Its spelling.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+actions! {
+    /// Somebody could not prove who they are.
+    AuthFailed = "auth.failed",
+    /// The policy denied a call, or gave no answer.
+    Denied = "call.denied",
+    /// A job was submitted.
+    JobSubmitted = "job.submitted",
+    /// The end of a job was wished.
+    JobCancelled = "job.cancelled",
+    /// A job has ended; `detail.attestation` is the SHA-256 of its run attestation's envelope.
+    JobFinished = "job.finished",
+    /// Logs were read.
+    LogsRead = "read.logs",
+    /// An output was read.
+    OutputsRead = "read.outputs",
+    /// Evidence was read.
+    EvidenceRead = "read.evidence",
+    /// The configuration was read anew.
+    ConfigReloaded = "reload.config",
+    /// The policy was read anew; `detail.sha256` is its digest.
+    PolicyReloaded = "reload.policy",
+    /// Keys were read anew; `detail.key` names them.
+    KeysReloaded = "reload.keys",
+    /// The intake was stopped or resumed.
+    Drained = "daemon.drained",
+    /// The daemon has started.
+    Started = "daemon.started",
+    /// The daemon ends in good order.
+    Stopped = "daemon.stopped",
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// It was done.
+    Allowed,
+    /// It was not.
+    Denied,
+}
+
+/// One entry of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEvent {
+    /// When.
+    pub at: UnixNanos,
+    /// Who: a caller's subject, `daemon`, or what an unproven caller called itself.
+    pub actor: String,
+    /// What.
+    pub action: Action,
+    /// Whose job it is about.
+    pub project: Option<Name>,
+    /// Which job.
+    pub job: Option<JobId>,
+    /// Whether it was done.
+    pub decision: Decision,
+    /// Why; empty if there is nothing to say.
+    pub reason: String,
+    /// More, by the action.
+    pub detail: BTreeMap<String, String>,
+}
+
+/// Why an event cannot be an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EventError {
+    /// It is too large.
+    #[error("the event has {bytes} bytes, an entry of the audit log at most {ENTRY_BYTES_MAX}")]
+    Oversize {
+        /// Its size.
+        bytes: usize,
+    },
+    /// It has no canonical form.
+    #[error("the event cannot be written: {0}")]
+    Form(#[from] NotCanonical),
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    at: String,
+    actor: String,
+    action: Action,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<&'a Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<&'a JobId>,
+    decision: Decision,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    detail: &'a BTreeMap<String, String>,
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
+}
+
+impl AuditEvent {
+    /// The entry: canonical JSON (RFC 8785). Actor and reason are cut after 2048 characters.
+    ///
+    /// # Errors
+    /// [`EventError`] if it is larger than an entry may be.
+    pub fn entry(&self) -> Result<Vec<u8>, EventError> {
+        let entry = canonical_json(&Written {
+            at: rfc3339(self.at),
+            actor: cut(&self.actor),
+            action: self.action,
+            project: self.project.as_ref(),
+            job: self.job.as_ref(),
+            decision: self.decision,
+            reason: cut(&self.reason),
+            detail: &self.detail,
+        })?;
+        if entry.len() > ENTRY_BYTES_MAX {
+            return Err(EventError::Oversize { bytes: entry.len() });
+        }
+        Ok(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_is_canonical_json_and_says_what_is_known() {
+        let event = AuditEvent {
+            at: UnixNanos(1_700_000_000_500_000_000),
+            actor: "uid:7".to_owned(),
+            action: Action::JobFinished,
+            project: Some(Name::parse("p").unwrap()),
+            job: None,
+            decision: Decision::Allowed,
+            reason: String::new(),
+            detail: [("attestation".to_owned(), "ab".to_owned())].into(),
+        };
+        assert_eq!(
+            String::from_utf8(event.entry().unwrap()).unwrap(),
+            r#"{"action":"job.finished","actor":"uid:7","at":"2023-11-14T22:13:20.5Z","decision":"allowed","detail":{"attestation":"ab"},"project":"p"}"#
+        );
+        let long = AuditEvent { actor: "\u{0}".repeat(99_999), reason: "ü".repeat(99_999), ..event.clone() };
+        assert!(long.entry().unwrap().len() < 20_000, "what a caller calls itself never keeps an event out");
+        let detail = [("x".to_owned(), "y".repeat(70_000))].into();
+        assert!(matches!(AuditEvent { detail, ..event }.entry(), Err(EventError::Oversize { .. })));
+        for action in Action::ALL {
+            assert_eq!(serde_json::to_value(action).unwrap(), action.as_str());
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A log read from its first entry on, offline: by whoever has its directory and its public key.
+
+use super::store::CHECKPOINT;
+use ampoule_evidence::tlog::{
+    Checkpoint, ENTRY_BYTES_MAX, Edge, Hash, NOTE_BYTES_MAX, NoteKey, TILE_WIDTH, Tile, TileKind,
+    decode_entries, leaf_hash,
+};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// What was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogVerified {
+    /// The checkpoint that everything was held against.
+    pub checkpoint: Checkpoint,
+    /// The size of the log when the older checkpoint was kept.
+    pub since: Option<u64>,
+}
+
+/// Why a log is not what its checkpoint, or one that was kept, says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogRefused {
+    /// A file cannot be read, or is not what it should be.
+    #[error("{file}: {reason}")]
+    File {
+        /// Which, below the log's directory.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The checkpoint is of another tree than the entries make.
+    #[error("the entries have another root than the checkpoint says: it was made for other entries")]
+    Root,
+    /// The checkpoint that was kept is none of this log.
+    #[error("the older checkpoint: {0}")]
+    Older(String),
+    /// The log is shorter than it was.
+    #[error("the log has {size} entries and had {older}: it was rolled back")]
+    RolledBack {
+        /// Entries now.
+        size: u64,
+        /// Entries when the checkpoint was kept.
+        older: u64,
+    },
+    /// The log does not begin with what it had.
+    #[error(
+        "the first {older} entries are not those that the log had when the older checkpoint was kept: they were changed"
+    )]
+    Changed {
+        /// Entries when the checkpoint was kept.
+        older: u64,
+    },
+}
+
+fn read(dir: &Path, file: &str, bound: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(bound).unwrap_or(u64::MAX).saturating_add(1);
+    let read = File::open(dir.join(file)).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+    match read {
+        Err(error) => Err(format!("cannot be read: {error}")),
+        Ok(_) if bytes.len() > bound => Err(format!("is larger than {bound} bytes")),
+        Ok(_) => Ok(bytes),
+    }
+}
+
+/// The hashes of a tile, as many as it is wide.
+pub(super) fn read_hashes(dir: &Path, tile: &Tile) -> Result<Vec<Hash>, String> {
+    let bytes = read(dir, &tile.path(), TILE_WIDTH * 32)?;
+    let (hashes, rest) = bytes.as_chunks::<32>();
+    if !rest.is_empty() || hashes.len() != tile.width {
+        return Err(format!("does not have {} hashes", tile.width));
+    }
+    Ok(hashes.to_vec())
+}
+
+/// The entries of a tile, as many as it is wide.
+pub(super) fn read_entries(dir: &Path, tile: &Tile) -> Result<Vec<Vec<u8>>, String> {
+    let bytes = read(dir, &tile.path(), TILE_WIDTH * (ENTRY_BYTES_MAX + 2))?;
+    let entries = decode_entries(&bytes, tile.width).map_err(|e| e.to_string())?;
+    Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// Verifies the log in a directory: the checkpoint's signature, every entry, every tile, and the root. With an older checkpoint that was kept
+/// elsewhere, that the log still begins with what it had then.
+///
+/// # Errors
+/// [`LogRefused`] for the first thing that is wrong.
+pub fn verify_log(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVerified, LogRefused> {
+    let wrong = |file: String| move |reason| LogRefused::File { file, reason };
+    let note = read(dir, CHECKPOINT, NOTE_BYTES_MAX).map_err(wrong(CHECKPOINT.to_owned()))?;
+    let checkpoint =
+        Checkpoint::open(&note, key).map_err(|e| e.to_string()).map_err(wrong(CHECKPOINT.to_owned()))?;
+    let older = older.map(|note| Checkpoint::open(note, key)).transpose();
+    let older = older.map_err(|e| LogRefused::Older(e.to_string()))?;
+    if let Some(older) = older.as_ref().filter(|older| older.size > checkpoint.size) {
+        return Err(LogRefused::RolledBack { size: checkpoint.size, older: older.size });
+    }
+    let mut edge = Edge::default();
+    let hold = |edge: &Edge| match &older {
+        Some(older) if older.size == edge.size() && older.root != edge.root() => {
+            Err(LogRefused::Changed { older: older.size })
+        }
+        _ => Ok(()),
+    };
+    hold(&edge)?;
+    for tile in Tile::all(checkpoint.size).take_while(|tile| tile.kind == TileKind::Entries) {
+        for entry in read_entries(dir, &tile).map_err(wrong(tile.path()))? {
+            for (full, hashes) in edge.push(leaf_hash(&entry)) {
+                same(dir, &full, &hashes)?;
+            }
+            hold(&edge)?;
+        }
+    }
+    for (partial, hashes) in edge.partial() {
+        same(dir, &partial, hashes)?;
+    }
+    if edge.root() != checkpoint.root {
+        return Err(LogRefused::Root);
+    }
+    Ok(LogVerified { checkpoint, since: older.map(|older| older.size) })
+}
+
+/// A tile on the disk has the hashes that the entries have.
+fn same(dir: &Path, tile: &Tile, hashes: &[Hash]) -> Result<(), LogRefused> {
+    let there = read_hashes(dir, tile).map_err(|reason| LogRefused::File { file: tile.path(), reason })?;
+    if there != hashes {
+        let reason = "its hashes are not those of the entries: one or the other was changed".to_owned();
+        return Err(LogRefused::File { file: tile.path(), reason });
+    }
+    Ok(())
+}
