@@ -47,6 +47,11 @@ impl<'l> Faulty<'l> {
         Ok(Self { lab, program, asked, fired })
     }
 
+    /// That runner by itself.
+    pub(crate) fn runner(&self) -> PathBuf {
+        self.program.with_file_name("ampoule-runner")
+    }
+
     /// Asks for something that holds until something else is asked for.
     pub(crate) fn ask(&self, what: &str) -> Result<()> {
         Ok(fs::write(&self.asked, format!("{what}\n"))?)

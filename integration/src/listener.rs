@@ -74,15 +74,20 @@ impl<'l> Listener<'l> {
         command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn()?;
         let mut listener = Self { lab, child, socket };
-        procs::eventually(SOON, "the launcher listens", || {
-            listener.dial().is_ok() || !listener.is_running()
-        })?;
+        // One that was killed before may be listening for a moment longer, by what it was just forking.
+        procs::eventually(SOON, "the launcher listens", || listener.greets() || !listener.is_running())?;
         ensure!(listener.is_running(), "the launcher ended: {}", listener.said());
         Ok(listener)
     }
 
     fn dial(&self) -> Result<OwnedFd> {
         dial(&self.socket)
+    }
+
+    fn greets(&self) -> bool {
+        let Ok(socket) = self.dial() else { return false };
+        let mut byte = [0];
+        retry_on_intr(|| recv(&socket, &mut byte, RecvFlags::empty())).is_ok_and(|(_, count)| count > 0)
     }
 
     /// What it and its sessions have said to people.
@@ -103,7 +108,7 @@ impl<'l> Listener<'l> {
         let (uid, gid) = agent(self.lab);
         let socket = as_user(uid, gid, || self.dial())?;
         let client = Client { lab: self.lab, socket };
-        let hello = client.hear()?.context("the session says nothing")?;
+        let hello = client.hear()?.with_context(|| format!("the session says nothing: {}", self.said()))?;
         equal("greeting", &hello["say"], &Value::from("hello")).with_context(|| hello.to_string())?;
         equal("listening", &hello["listening"], &Value::from(true))?;
         Ok(client)

@@ -16,6 +16,7 @@ mod isolation;
 mod liar;
 mod limits;
 mod listen;
+mod listen_faults;
 mod logs;
 mod out;
 mod outcomes;
@@ -55,6 +56,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "store", tests: store::TESTS },
     Suite { name: "poison", tests: poison::TESTS },
     Suite { name: "liar", tests: liar::TESTS },
+    Suite { name: "listen_faults", tests: listen_faults::TESTS },
     Suite { name: "listen", tests: listen::TESTS },
     Suite { name: "limits", tests: limits::TESTS },
     Suite { name: "outcomes", tests: outcomes::TESTS },

@@ -353,6 +353,10 @@ impl Launcher {
         let host_image = matches!(admitted.job.image, Image::Host);
         let kind = Kind::of(&admitted.profile, host_image, &admitted.limits);
         let mut slot = self.slot_for(&kind, &first, &admitted, lifetime.as_ref())?;
+        if self.agent.is_some() {
+            // From here on it lives as long as its supervisor, whatever becomes of us.
+            slot.lock = None;
+        }
         drop(lifetime);
         // The supervisor has them.
         self.holdings.clear();
@@ -365,10 +369,6 @@ impl Launcher {
             Err(_) => slot.kill(),
         }
         self.pool.wish(&admitted, kind, &self.state);
-        if self.agent.is_some() {
-            // From here on it lives as long as its supervisor, whatever becomes of us.
-            slot.lock = None;
-        }
         self.running.push((job, slot));
         said.map_err(|e| refuse(Code::Internal, e))
     }

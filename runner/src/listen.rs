@@ -10,7 +10,7 @@ mod socket;
 use crate::admission;
 use crate::clock::Moment;
 use crate::control;
-use crate::jobdir::Office;
+use crate::jobdir::{Office, State};
 use crate::launcher::{self, Agent, Options};
 use crate::quarantine;
 use crate::recovery;
@@ -55,10 +55,7 @@ pub(crate) fn listen(options: &Options, path: Option<&Path>) -> Result<(), Strin
         Err(errno) => return Err(format!("{} cannot be made: {errno}", options.state.display())),
     }
     let state = launcher::open_state(options)?;
-    let office = state.sole(Office::Listener).map_err(|e| format!("the state directory's lock: {e}"))?;
-    let Some(_office) = office else {
-        return Err(format!("another listener has {}", options.state.display()));
-    };
+    let _office = take_office(&state)?;
     let signals = signals().map_err(|e| format!("signals cannot be waited for: {e}"))?;
     set_child_subreaper(Some(getpid())).map_err(|e| format!("supervisors cannot be adopted: {e}"))?;
     // Whoever connects finds that every job is alive or reported.
@@ -92,6 +89,27 @@ pub(crate) fn listen(options: &Options, path: Option<&Path>) -> Result<(), Strin
         listener.turn()?;
     }
     Ok(())
+}
+
+/// How long a listener that was killed is waited for. What it was just forking has its lock and socket for a moment
+/// longer.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(2);
+/// How often it is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Becomes the listener of a state directory, as long as what is returned is kept.
+fn take_office(state: &State) -> Result<OwnedFd, String> {
+    let until = Moment::now().after(PREDECESSOR_LIMIT);
+    loop {
+        match state.sole(Office::Listener) {
+            Ok(Some(office)) => return Ok(office),
+            Ok(None) if until.left().is_zero() => {
+                return Err("another listener has the state directory".to_owned());
+            }
+            Ok(None) => std::thread::sleep(LOOK_EVERY),
+            Err(error) => return Err(format!("the state directory's lock: {error}")),
+        }
+    }
 }
 
 /// An agent of another user must have a group by which it reads; an ordinary user serves himself alone.

@@ -7,13 +7,17 @@ use crate::listener::{AGENT, GROUP, Listener, OTHER, agent, as_user, control, di
 use crate::procs;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recv, socket_with,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 pub(super) const TESTS: &[Test] = &[
@@ -26,6 +30,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("state_directory_has_one_listener", one_listener),
     Test::both("listener_that_is_told_to_stop_lets_sessions_end", stops),
     Test::both("live_job_is_not_forgotten", not_forgotten),
+    Test::both("unit_passes_its_socket_on_and_is_told_how_it_goes", unit),
 ];
 
 const SOON: Duration = Duration::from_secs(20);
@@ -256,4 +261,50 @@ fn not_forgotten(lab: &Lab) -> Result<()> {
     client.forget(&id)?;
     drop(client);
     listener.stop()
+}
+
+/// What a service manager is told next, within a time.
+fn told(notify: &UnixDatagram) -> Result<String> {
+    let mut bytes = [0; 256];
+    let count = rustix::io::retry_on_intr(|| rustix::net::recv(notify, &mut bytes, RecvFlags::empty()))?.1;
+    Ok(String::from_utf8_lossy(bytes.get(..count).unwrap_or_default()).into_owned())
+}
+
+fn unit(lab: &Lab) -> Result<()> {
+    fs::create_dir_all(lab.path("run"))?;
+    let path = lab.path("run/unit");
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    listen(&socket, 8)?;
+    let notify = UnixDatagram::bind(lab.path("run/notify"))?;
+    notify.set_read_timeout(Some(procs::patience(SOON)))?;
+    // As systemd does it: the socket is descriptor 3, and the variables name the process that it is for.
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=x exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(lab.program("ampoule-runner")).arg("listen");
+    let (uid, gid) = agent(lab);
+    command.arg("--state").arg(lab.state()).args(["--agent", &uid.to_string(), "--group", &gid.to_string()]);
+    command.env("NOTIFY_SOCKET", lab.path("run/notify")).env("WATCHDOG_USEC", "400000");
+    let mut child = command.stdin(Stdio::from(socket)).stdout(Stdio::null()).spawn()?;
+    let done = (|| {
+        equal("first", &told(&notify)?, &"READY=1".to_owned())?;
+        for _ in 0..3 {
+            equal("while nothing happens", &told(&notify)?, &"WATCHDOG=1".to_owned())?;
+        }
+        let connection = dial(&path)?;
+        let mut bytes = [0; 1024];
+        let greeting = retry_on_intr(|| recv(&connection, &mut bytes, RecvFlags::empty()))?.1;
+        ensure!(greeting > 0, "nobody is there");
+        procs::signal(child.id().cast_signed(), Signal::TERM)?;
+        while told(&notify)? == "WATCHDOG=1" {}
+        // The session is waited for, and the manager hears that this is no hang.
+        equal("while it stops", &told(&notify)?, &"WATCHDOG=1".to_owned())?;
+        drop(connection);
+        procs::eventually(SOON, "it ends", || matches!(child.try_wait(), Ok(Some(_))))?;
+        ensure!(path.exists(), "the manager's socket is removed");
+        Ok(())
+    })();
+    let _ = child.kill();
+    let status = child.wait()?;
+    done.with_context(|| format!("it ended with {status}"))
 }

@@ -1,5 +1,6 @@
 //! The socket that a listener takes connections from.
 
+use crate::clock::Moment;
 use crate::launcher::Agent;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Uid, chmodat, chownat, lstat, stat, unlink};
 use rustix::io::Errno;
@@ -108,13 +109,19 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), String> {
     if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
         return refused("is there and is no socket; name another path, or remove it");
     }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
-    match probe.and_then(|probe| connect(&probe, address)) {
-        Err(Errno::CONNREFUSED) => {
-            unlink(path).or_else(|errno| refused(&format!("cannot be removed: {errno}")))
+    let until = Moment::now().after(super::PREDECESSOR_LIMIT);
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let probe = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        match probe.and_then(|probe| connect(&probe, address)) {
+            Err(Errno::CONNREFUSED) => {
+                return unlink(path).or_else(|errno| refused(&format!("cannot be removed: {errno}")));
+            }
+            _ if until.left().is_zero() => {
+                return refused("is somebody else's: whoever has bound it still listens");
+            }
+            _ => std::thread::sleep(super::LOOK_EVERY),
         }
-        _ => refused("is somebody else's: whoever has bound it still listens"),
     }
 }
 
