@@ -1,4 +1,27 @@
-//! The wire: what clients send, checked field by field.
+//! The wire: listeners, callers, and what clients send, checked field by field.
 
+mod connection;
 pub mod convert;
+mod error;
+mod front;
 mod git;
+pub mod host;
+pub mod jobs;
+mod known;
+mod limits;
+mod message;
+mod schema;
+mod server;
+mod shares;
+mod show;
+mod stream;
+mod strict;
+mod submit;
+mod tls;
+
+pub use error::{ApiError, grpc};
+pub use front::Parts;
+pub use known::{ContentGate, Known};
+pub use limits::Limits;
+pub use server::{Listener, Server};
+pub use tls::{Tls, TlsError, TlsFiles};

@@ -3,6 +3,7 @@
 //! Nothing here holds privilege: no mount, no clone. It unpacks nothing but the runner's own archive of an output. What
 //! it learns it hands to the runner as data and descriptors.
 
+pub mod admission;
 pub mod api;
 pub mod artifact;
 pub mod audit;
@@ -15,6 +16,7 @@ pub mod daemon;
 pub mod export;
 pub mod files;
 pub mod git;
+pub mod identity;
 pub mod inputs;
 pub mod job;
 pub mod jobfile;

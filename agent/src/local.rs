@@ -35,6 +35,7 @@ use ampoule_spec::wire::{CANCEL, Content};
 use ampoule_spec::{Code, Failure, JobId, Outcome, OutputForm};
 use intake::TakenIn;
 use release::Evidence;
+pub(crate) use release::exit_of;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -233,5 +233,5 @@ async fn who_listens_hears_of_every_change_after_it_is_durable() {
         states.push(life.job.state);
     }
     assert_eq!(states, [State::Queued, State::Preparing, State::Running, State::Attesting, State::Finished]);
-    assert_eq!(Code::JobInvalid, ampoule_agent::job::JobsError::from(LedgerError::Unknown(job_id(1))).code);
+    assert_eq!(Code::JobUnknown, ampoule_agent::job::JobsError::from(LedgerError::Unknown(job_id(1))).code);
 }

@@ -39,6 +39,9 @@ pub(crate) enum Command {
     /// Read a daemon's audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Work with the policy of ampouled.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Write man pages and completions of this program and of ampouled.
     #[command(hide = true)]
     Papers(PapersArgs),
@@ -65,6 +68,7 @@ impl Command {
             Self::Store(StoreCommand::Verify(args)) => args.json,
             Self::Store(StoreCommand::Gc(args)) => args.json,
             Self::Audit(AuditCommand::Verify(args)) => args.json,
+            Self::Policy(PolicyCommand::Test(_)) => false,
         }
     }
 }
@@ -73,6 +77,18 @@ impl Command {
 pub(crate) enum JobCommand {
     /// Validate a job file without running it.
     Check(CheckArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Ask a policy the cases in DIR/cases/*.json, and show what it says otherwise than expected.
+    Test(PolicyTestArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PolicyTestArgs {
+    /// The policy's directory: *.rego, data.json, cases/*.json.
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

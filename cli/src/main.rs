@@ -12,6 +12,7 @@ mod inspect;
 mod job;
 mod papers;
 mod pin;
+mod policy;
 mod push;
 mod run;
 mod show;
@@ -20,7 +21,7 @@ mod store;
 mod verify;
 
 use ampoule_spec::Exit;
-use args::{Args, AuditCommand, Command, JobCommand, StoreCommand};
+use args::{Args, AuditCommand, Command, JobCommand, PolicyCommand, StoreCommand};
 use clap::Parser;
 use failure::Failed;
 use std::process::ExitCode;
@@ -77,6 +78,7 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Store(StoreCommand::Gc(args)) => store::gc(&args),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(&args),
         Command::Papers(args) => papers::papers(&args),
+        Command::Policy(PolicyCommand::Test(args)) => policy::test(&args),
     }
 }
 

@@ -148,11 +148,10 @@ impl LedgerError {
 impl From<LedgerError> for JobsError {
     fn from(error: LedgerError) -> Self {
         let (code, retry_after) = match &error {
-            LedgerError::OtherRequest { .. }
-            | LedgerError::LowerAttempt { .. }
-            | LedgerError::Unknown(_)
-            | LedgerError::NotFinished(_)
-            | LedgerError::Oversize { .. } => (Code::JobInvalid, None),
+            LedgerError::OtherRequest { .. } => (Code::JobKeyReused, None),
+            LedgerError::Unknown(_) => (Code::JobUnknown, None),
+            LedgerError::NotFinished(_) => (Code::JobUnfinished, None),
+            LedgerError::LowerAttempt { .. } | LedgerError::Oversize { .. } => (Code::JobInvalid, None),
             LedgerError::Full(_) => (Code::AdmissionBusy, Some(FULL_RETRY)),
             LedgerError::Closed => (Code::AdmissionBusy, Some(Duration::from_secs(1))),
             LedgerError::Illegal(_) | LedgerError::Format(_) => (Code::Internal, None),

@@ -415,7 +415,7 @@ fn write_result(evidence: &Evidence, released: &Released, dir: &Place) -> io::Re
 }
 
 /// The exit status of a job: an unclean teardown outweighs what came before it.
-pub(super) fn exit_of(failure: Option<&Failure>, outcome: Outcome) -> u8 {
+pub(crate) fn exit_of(failure: Option<&Failure>, outcome: Outcome) -> u8 {
     match (outcome, failure) {
         (Outcome::Quarantined, _) => Code::TeardownUnclean.exit() as u8,
         (_, Some(failure)) => failure.code.exit() as u8,

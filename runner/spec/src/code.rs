@@ -105,6 +105,8 @@ codes! {
     CallTimeout = "call.timeout", TryAgain, "DEADLINE_EXCEEDED", Tenant;
     /// There is no such job, or none that the caller may know of.
     JobUnknown = "job.unknown", Usage, "NOT_FOUND", Tenant;
+    /// Content that the job names was not uploaded to its project.
+    ContentMissing = "content.missing", Usage, "FAILED_PRECONDITION", Tenant;
     /// The caller has used the key for another request.
     JobKeyReused = "job.key_reused", Usage, "ALREADY_EXISTS", Tenant;
     /// The job has not finished: what is asked for is not there yet.

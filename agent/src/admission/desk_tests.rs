@@ -1,0 +1,21 @@
+//! What the desk tells, for tests.
+
+use crate::audit_sink::{AuditSink, Refused};
+use std::sync::Mutex;
+
+/// Keeps what it is told.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<Vec<String>>);
+
+impl Told {
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl AuditSink for Told {
+    fn record(&self, refused: &Refused<'_>) {
+        let who = refused.caller.map_or("nobody", |caller| &caller.subject);
+        self.0.lock().unwrap().push(format!("{} {} {who}", refused.refusal.as_str(), refused.call));
+    }
+}

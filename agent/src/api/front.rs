@@ -1,0 +1,243 @@
+//! What every call goes through: who calls, one whole message, strict, and then the service.
+
+use super::connection::Connection;
+use super::error::ApiError;
+use super::known::Known;
+use super::limits::Limits;
+use super::schema::{Method, Schema};
+use super::shares::Shares;
+use super::stream::{Outgoing, end_in, whole};
+use super::{message, strict};
+use crate::admission::{Action, Desk, Question, Scene};
+use crate::identity::Identities;
+use ampoule_spec::Code;
+use futures_util::FutureExt;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service;
+
+/// Health is told to everybody who can connect: it says nothing but that the daemon serves.
+const HEALTH: &str = "grpc.health.v1.Health/";
+const REFLECTION: &str = "grpc.reflection.";
+/// The longest path of a call that is recorded.
+const PATH_BYTES_MAX: usize = 128;
+
+/// What a front is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The services, without health and reflection.
+    pub routes: Routes,
+    /// Who is known.
+    pub identities: Arc<Identities>,
+    /// Who may do what.
+    pub desk: Arc<Desk>,
+    /// What is told of health.
+    pub health: tonic_health::server::HealthReporter,
+    /// Whether the schema can be asked for over TCP as well; on local sockets it can.
+    pub reflection: bool,
+    /// What one client may cost.
+    pub limits: Limits,
+}
+
+/// Serves calls.
+pub(super) struct Front {
+    routes: Routes,
+    schema: Schema,
+    pub(super) identities: Arc<Identities>,
+    pub(super) desk: Arc<Desk>,
+    reflection: bool,
+    pub(super) limits: Limits,
+    pub(super) by_caller: Arc<Shares>,
+    bytes: Arc<Shares>,
+}
+
+impl Front {
+    /// # Errors
+    /// `internal` if a descriptor that was compiled in cannot be read.
+    pub(super) fn new(parts: Parts) -> Result<Self, ApiError> {
+        let defect = |e: &dyn std::fmt::Display| ApiError::new(Code::Internal, e.to_string());
+        let sets: [&[u8]; 4] = [
+            ampoule_proto::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ];
+        let schema = Schema::read(&sets).map_err(|e| defect(&e))?;
+        let described = || {
+            let [ours, health, ..] = sets;
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(ours)
+                .register_encoded_file_descriptor_set(health)
+        };
+        let health = tonic_health::server::HealthService::from_health_reporter(parts.health);
+        let routes = parts
+            .routes
+            .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+            .add_service(described().build_v1().map_err(|e| defect(&e))?)
+            .add_service(described().build_v1alpha().map_err(|e| defect(&e))?);
+        let limits = parts.limits;
+        Ok(Self {
+            routes: routes.prepare(),
+            schema,
+            identities: parts.identities,
+            desk: parts.desk,
+            reflection: parts.reflection,
+            limits,
+            by_caller: Shares::new(limits.connections, limits.connections_per_caller),
+            bytes: Shares::new(limits.bytes, limits.bytes_per_caller),
+        })
+    }
+
+    /// Answers a call, whatever happens in it.
+    pub(super) async fn call(
+        self: Arc<Self>,
+        connection: Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Outgoing>, Infallible> {
+        connection.called();
+        let answered = AssertUnwindSafe(self.answer(&connection, request)).catch_unwind().await;
+        let response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => Status::from(error).into_http(),
+            Err(_) => Status::from(ApiError::new(Code::Internal, "a call panicked")).into_http(),
+        };
+        Ok(response.map(Outgoing::new))
+    }
+
+    async fn answer(
+        &self,
+        connection: &Connection,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let path = request.uri().path().trim_start_matches('/').to_owned();
+        let (mut head, body) = request.into_parts();
+        let method = self.schema.methods.get(&path);
+        let holder = match method {
+            Some(method) if method.path.starts_with(HEALTH) => connection.peer.to_string(),
+            _ => {
+                let known = self.identify(connection, &head.headers, &path).await?;
+                let holder = known.caller.subject.clone();
+                self.may_describe(connection, &known, method)?;
+                head.extensions.insert(known);
+                holder
+            }
+        };
+        // Nothing behind this knows or logs it.
+        head.headers.remove(AUTHORIZATION);
+        let method = method.ok_or_else(|| ApiError::new(Code::CallUnknown, "there is no such call"))?;
+        let limit = deadline(&head.headers)?;
+        if let Some(limit) = limit {
+            end_in(limit.saturating_add(Duration::from_secs(1)));
+        }
+        let (body, share) = if method.streams_in {
+            (Body::new(body), None)
+        } else {
+            let (bytes, share) = message::read(body, &self.limits, &self.bytes, &holder).await?;
+            strict::check(&self.schema, method.input, message::payload(&bytes)).map_err(|e| ApiError {
+                field: Some(e.field.clone()),
+                ..ApiError::new(Code::CallInvalid, e.to_string())
+            })?;
+            (whole(bytes), Some(share))
+        };
+        let answering = self.routes.clone().call(Request::from_parts(head, body));
+        let limit = limit.unwrap_or(self.limits.call).min(self.limits.call);
+        let answered = tokio::time::timeout(limit, answering).await;
+        drop(share);
+        match answered {
+            Ok(Ok(response)) => Ok(response),
+            Err(_) => Err(ApiError::new(Code::CallTimeout, "the call was not answered within its time")),
+        }
+    }
+
+    async fn identify(
+        &self,
+        connection: &Connection,
+        headers: &HeaderMap,
+        path: &str,
+    ) -> Result<Known, ApiError> {
+        let shown: Vec<&[u8]> = headers.get_all(AUTHORIZATION).iter().map(|value| value.as_bytes()).collect();
+        let path: String = path.chars().take(PATH_BYTES_MAX).collect();
+        let caller = self.identities.who(&connection.shown, &shown).await.map_err(|error| {
+            let scene = Scene { peer: &connection.peer, call: &path };
+            self.desk.unidentified(scene, &crate::chain::chain(&error));
+            ApiError::new(
+                Code::CallerUnknown,
+                "it is not known who calls: show a client certificate or a token that this host knows",
+            )
+        })?;
+        if !connection.belongs_to(&caller.subject, &self.by_caller) {
+            let after = Duration::from_secs(5);
+            return Err(ApiError::later(Code::CallBusy, "too many connections of this caller", after));
+        }
+        Ok(Known { caller: Arc::new(caller), peer: Arc::clone(&connection.peer), call: path.into() })
+    }
+
+    /// Reflection is for local peers, or for those whom the operator lets, and for callers with a role.
+    fn may_describe(
+        &self,
+        connection: &Connection,
+        known: &Known,
+        method: Option<&Method>,
+    ) -> Result<(), ApiError> {
+        if !method.is_some_and(|method| method.path.starts_with(REFLECTION)) {
+            return Ok(());
+        }
+        if !connection.is_local() && !self.reflection {
+            return Err(ApiError::new(Code::CallUnknown, "there is no such call"));
+        }
+        known.ask(&self.desk, &Question::host(&known.caller, Action::Describe), None)
+    }
+}
+
+/// The client's deadline: at most eight digits and a unit (gRPC over HTTP/2, `Timeout`).
+fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let read = || {
+        let text = value.to_str().ok()?;
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let number: u64 = digits.parse().ok()?;
+        match unit {
+            "H" => Some(Duration::from_secs(number * 3600)),
+            "M" => Some(Duration::from_secs(number * 60)),
+            "S" => Some(Duration::from_secs(number)),
+            "m" => Some(Duration::from_millis(number)),
+            "u" => Some(Duration::from_micros(number)),
+            "n" => Some(Duration::from_nanos(number)),
+            _ => None,
+        }
+    };
+    let wrong = || ApiError::new(Code::CallInvalid, "the header grpc-timeout is none");
+    read().map(Some).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadline_is_what_the_header_says_or_refused() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            deadline(&headers)
+        };
+        assert_eq!(deadline(&HeaderMap::new()).unwrap(), None);
+        assert_eq!(of("5S").unwrap(), Some(Duration::from_secs(5)));
+        assert_eq!(of("99999999H").unwrap(), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(of("20m").unwrap(), Some(Duration::from_millis(20)));
+        for text in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S", "1.5S"] {
+            assert!(of(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! `JobService`: requests checked, the desk asked, and handed on to the jobs.
+
+use super::error::ApiError;
+use super::known::Known;
+use super::{show, submit};
+use crate::admission::{Action, Desk, Question};
+use crate::content::{Contents, Importer, content_ref};
+use crate::inputs::sha256_of;
+use crate::job::{Caller, Job, Jobs, JobsError, Means, State, Wanted};
+use ampoule_proto::v1 as wire;
+use ampoule_proto::v1::job_service_server::{JobService, JobServiceServer};
+use ampoule_spec::{Code, JobId, JobSpec, Name, OutputName};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use prost::Message as _;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::io::AsyncSeekExt;
+use tokio_util::io::ReaderStream;
+use tonic::{Request, Response, Status};
+
+/// Jobs on a page if the request says nothing.
+const PAGE_DEFAULT: u32 = 100;
+/// The most jobs on a page.
+const PAGE_MAX: u32 = 1000;
+/// A page ends when it has so many bytes: clients take messages of 4 MiB by default.
+const PAGE_BYTES_MAX: usize = 3 << 20;
+/// The most bytes of the reason of a wish for a job's end.
+const REASON_BYTES_MAX: usize = 256;
+/// The most states or outcomes in a filter: more than there are.
+const FILTER_MAX: usize = 16;
+/// Bytes of an output in one message.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Knows which content of a job is not there yet.
+pub trait Uploads: Send + Sync + 'static {
+    /// What of the content that a job names was not uploaded to the project, as `kind:digest`.
+    fn missing(
+        &self,
+        project: &Name,
+        spec: &JobSpec,
+    ) -> impl Future<Output = Result<Vec<String>, JobsError>> + Send;
+}
+
+impl<I: Importer> Uploads for Contents<I> {
+    async fn missing(&self, project: &Name, spec: &JobSpec) -> Result<Vec<String>, JobsError> {
+        let missing = self.check(project, spec).await.map_err(|error| JobsError {
+            code: error.code,
+            message: error.message,
+            retry_after: error.retry_after,
+        })?;
+        let named = missing.iter().filter_map(content_ref).map(|content| {
+            let kind = content.kind().as_str_name().trim_start_matches("CONTENT_KIND_").to_lowercase();
+            format!("{kind}:{}", content.sha256)
+        });
+        Ok(named.collect())
+    }
+}
+
+/// The service over jobs.
+#[derive(Debug)]
+pub struct JobRpc<J, U> {
+    jobs: Arc<J>,
+    uploads: Arc<U>,
+    desk: Arc<Desk>,
+    /// Stands for jobs that are not there when the policy is asked, so that this takes as long.
+    nobodys: Arc<Job>,
+}
+
+type Result<T, E = ApiError> = std::result::Result<T, E>;
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+///
+/// # Errors
+/// None that can happen: a name that is fixed.
+pub fn service<J: Jobs, U: Uploads>(
+    jobs: Arc<J>,
+    uploads: Arc<U>,
+    desk: Arc<Desk>,
+) -> Result<JobServiceServer<JobRpc<J, U>>> {
+    let nobodys = Arc::new(nobodys().map_err(|e| ApiError::new(Code::Internal, e))?);
+    Ok(JobServiceServer::new(JobRpc { jobs, uploads, desk, nobodys }))
+}
+
+fn nobodys() -> Result<Job, String> {
+    let name = Name::parse("nobodys").map_err(|e| e.to_string())?;
+    Ok(Job {
+        id: JobId::parse("00000000-0000-7000-8000-000000000000").map_err(|e| e.to_string())?,
+        project: name.clone(),
+        name: name.clone(),
+        profile: name,
+        attempt: 1,
+        key: crate::job::IdempotencyKey::parse("nobodys")?,
+        caller: Caller { means: Means::Peer, subject: String::new(), claims: BTreeMap::new() },
+        request: sha256_of(&[0; 32]).map_err(|e| e.to_string())?,
+        priority: 0,
+        labels: BTreeMap::new(),
+        submitted_at: ampoule_spec::UnixNanos(0),
+        state: State::Finished,
+        started_at: None,
+        finished_at: None,
+        cancel: None,
+        end: None,
+    })
+}
+
+/// Does something that blocks, away from the threads that serve.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ApiError::new(Code::Internal, "work on a call ended early")))
+}
+
+fn job_id(text: &str) -> Result<JobId> {
+    JobId::parse(text).map_err(|e| ApiError::field("job_id", e))
+}
+
+impl<J: Jobs, U: Uploads> JobRpc<J, U> {
+    /// The job, if the caller may know of it and do that with it.
+    fn job_for(&self, known: &Known, id: &JobId, action: Action) -> Result<Job> {
+        let found = self.jobs.get(id);
+        let asked = found.as_ref().unwrap_or(&self.nobodys);
+        let may_read =
+            self.desk.allows(&Question::job(&known.caller, Action::Read, asked), known.scene(), Some(id));
+        let job = found.filter(|_| may_read).ok_or_else(ApiError::no_job)?;
+        if action != Action::Read {
+            known.ask(&self.desk, &Question::job(&known.caller, action, &job), Some(id))?;
+        }
+        Ok(job)
+    }
+
+    fn shown(&self, job: &Job) -> wire::Job {
+        shown(self.jobs.as_ref(), job)
+    }
+
+    async fn submit(
+        &self,
+        known: &Known,
+        request: wire::SubmitJobRequest,
+    ) -> Result<wire::SubmitJobResponse> {
+        let submission = submit::submission(request, &known.caller)?;
+        known.ask(&self.desk, &Question::submission(&submission), None)?;
+        // A job that is there already needs its content no more.
+        if self.jobs.submitted(&submission.caller, &submission.key).is_none() {
+            let lacks = self.uploads.missing(&submission.project, &submission.spec).await?;
+            if !lacks.is_empty() {
+                let text = "content that the job names was not uploaded to the project";
+                let lacks = lacks.into_iter().map(|what| ("CONTENT", what)).collect();
+                return Err(ApiError { lacks, ..ApiError::new(Code::ContentMissing, text) });
+            }
+        }
+        let submitted = self.jobs.submit(submission).await?;
+        let job = Some(self.shown(&submitted.job));
+        Ok(wire::SubmitJobResponse { job, attached: submitted.attached })
+    }
+
+    async fn list(&self, known: &Known, request: wire::ListJobsRequest) -> Result<wire::ListJobsResponse> {
+        let wanted = wanted(&request)?;
+        let (jobs, desk, caller) =
+            (Arc::clone(&self.jobs), Arc::clone(&self.desk), Arc::clone(&known.caller));
+        blocking(move || {
+            let page = jobs.list(&wanted, &desk.reader(&caller));
+            let (mut answer, mut bytes) = (wire::ListJobsResponse::default(), 0);
+            let mut last = None;
+            let count = page.jobs.len();
+            for job in &page.jobs {
+                let shown = shown(jobs.as_ref(), job);
+                bytes += shown.encoded_len() + 8;
+                if bytes > PAGE_BYTES_MAX && last.is_some() {
+                    break;
+                }
+                last = Some(job.id.to_string());
+                answer.jobs.push(shown);
+            }
+            if page.more || answer.jobs.len() < count {
+                answer.next_page_token = last.unwrap_or_default();
+            }
+            Ok(answer)
+        })
+        .await
+    }
+
+    fn watch(
+        &self,
+        known: &Known,
+        request: &wire::WatchJobRequest,
+    ) -> Result<BoxStream<wire::WatchJobResponse>> {
+        let id = job_id(&request.job_id)?;
+        self.job_for(known, &id, Action::Read)?;
+        let watched = self.jobs.watch(&id, request.after_cursor, request.logs, request.follow)?;
+        let jobs = Arc::clone(&self.jobs);
+        let told = watched.filter_map(move |watched| {
+            let told = match watched {
+                Ok(watched) => show::watched(&watched, |job| jobs.queue_position(&job.id)).map(Ok),
+                Err(error) => Some(Err(Status::from(ApiError::from(error)))),
+            };
+            std::future::ready(told)
+        });
+        Ok(Box::pin(told))
+    }
+
+    async fn cancel(
+        &self,
+        known: &Known,
+        request: wire::CancelJobRequest,
+    ) -> Result<wire::CancelJobResponse> {
+        let id = job_id(&request.job_id)?;
+        if request.reason.len() > REASON_BYTES_MAX {
+            return Err(ApiError::field("reason", format!("at most {REASON_BYTES_MAX} bytes")));
+        }
+        self.job_for(known, &id, Action::Cancel)?;
+        let job = self.jobs.cancel(&id, &known.caller, &request.reason).await?;
+        Ok(wire::CancelJobResponse { job: Some(self.shown(&job)) })
+    }
+
+    async fn evidence(
+        &self,
+        known: &Known,
+        request: wire::GetAttestationRequest,
+    ) -> Result<wire::GetAttestationResponse> {
+        let id = job_id(&request.job_id)?;
+        self.job_for(known, &id, Action::Evidence)?;
+        let jobs = Arc::clone(&self.jobs);
+        let evidence = blocking(move || Ok(jobs.evidence(&id)?)).await?;
+        let files = evidence.files.into_iter().map(|(name, data)| wire::EvidenceFile { name, data });
+        Ok(wire::GetAttestationResponse { files: files.collect(), public_key_pem: evidence.public_key })
+    }
+
+    async fn download(
+        &self,
+        known: &Known,
+        request: wire::DownloadOutputRequest,
+    ) -> Result<BoxStream<wire::DownloadOutputResponse>> {
+        let id = job_id(&request.job_id)?;
+        let output = OutputName::parse(&request.output).map_err(|e| ApiError::field("output", e))?;
+        self.job_for(known, &id, Action::Download)?;
+        let jobs = Arc::clone(&self.jobs);
+        let (file, length) = blocking(move || Ok(jobs.open_output(&id, output.as_str())?)).await?;
+        let mut offset = request.offset;
+        if offset > length {
+            return Err(ApiError::field("offset", format!("beyond the end: there are {length} bytes")));
+        }
+        let cannot = |e: std::io::Error| ApiError::new(Code::Internal, format!("an output: {e}"));
+        let mut file = tokio::fs::File::from_std(file);
+        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(cannot)?;
+        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES).map_err(move |e| Status::from(cannot(e)));
+        let parts = chunks.map_ok(move |data| {
+            let part = wire::DownloadOutputResponse { offset, data: data.into() };
+            offset += part.data.len() as u64;
+            part
+        });
+        Ok(Box::pin(parts))
+    }
+}
+
+fn shown<J: Jobs>(jobs: &J, job: &Job) -> wire::Job {
+    let position = if job.state == State::Queued { jobs.queue_position(&job.id) } else { None };
+    show::job(job, position)
+}
+
+/// Checks what is asked of a list.
+fn wanted(request: &wire::ListJobsRequest) -> Result<Wanted> {
+    submit::labels(&request.labels)?;
+    if request.states.len() > FILTER_MAX || request.outcomes.len() > FILTER_MAX {
+        let field = if request.states.len() > FILTER_MAX { "states" } else { "outcomes" };
+        return Err(ApiError::field(field, format!("at most {FILTER_MAX}")));
+    }
+    let number = |field: &str, at: usize, number: i32| {
+        ApiError::field(&format!("{field}[{at}]"), format!("{number} is not known"))
+    };
+    let states = request.states.iter().enumerate();
+    let states = states.map(|(at, n)| show::state_of(*n).ok_or_else(|| number("states", at, *n)));
+    let outcomes = request.outcomes.iter().enumerate();
+    let outcomes = outcomes.map(|(at, n)| show::outcome_of(*n).ok_or_else(|| number("outcomes", at, *n)));
+    let limit = match request.page_size {
+        0 => PAGE_DEFAULT,
+        size @ 1..=PAGE_MAX => size,
+        _ => return Err(ApiError::field("page_size", format!("at most {PAGE_MAX}"))),
+    };
+    let before = match request.page_token.as_str() {
+        "" => None,
+        token => {
+            let wrong = |_| ApiError::field("page_token", "not one that an answer had");
+            Some(JobId::parse(token).map_err(wrong)?)
+        }
+    };
+    let project = match request.project.as_str() {
+        "" => None,
+        text => Some(submit::project(text)?),
+    };
+    Ok(Wanted {
+        project,
+        states: states.collect::<Result<_>>()?,
+        outcomes: outcomes.collect::<Result<_>>()?,
+        labels: request.labels.clone(),
+        before,
+        limit: limit as usize,
+    })
+}
+
+#[tonic::async_trait]
+impl<J: Jobs, U: Uploads> JobService for JobRpc<J, U> {
+    async fn submit_job(
+        &self,
+        request: Request<wire::SubmitJobRequest>,
+    ) -> Result<Response<wire::SubmitJobResponse>, Status> {
+        let known = Known::of(request.extensions())?;
+        Ok(Response::new(self.submit(&known, request.into_inner()).await?))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<wire::GetJobRequest>,
+    ) -> Result<Response<wire::GetJobResponse>, Status> {
+        let known = Known::of(request.extensions())?;
+        let id = job_id(&request.get_ref().job_id)?;
+        let job = self.job_for(&known, &id, Action::Read)?;
+        Ok(Response::new(wire::GetJobResponse { job: Some(self.shown(&job)) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<wire::ListJobsRequest>,
+    ) -> Result<Response<wire::ListJobsResponse>, Status> {
+        let known = Known::of(request.extensions())?;
+        Ok(Response::new(self.list(&known, request.into_inner()).await?))
+    }
+
+    type WatchJobStream = BoxStream<wire::WatchJobResponse>;
+
+    async fn watch_job(
+        &self,
+        request: Request<wire::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let known = Known::of(request.extensions())?;
+        Ok(Response::new(self.watch(&known, request.get_ref())?))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<wire::CancelJobRequest>,
+    ) -> Result<Response<wire::CancelJobResponse>, Status> {
+        let known = Known::of(request.extensions())?;
+        Ok(Response::new(self.cancel(&known, request.into_inner()).await?))
+    }
+
+    async fn get_attestation(
+        &self,
+        request: Request<wire::GetAttestationRequest>,
+    ) -> Result<Response<wire::GetAttestationResponse>, Status> {
+        let known = Known::of(request.extensions())?;
+        Ok(Response::new(self.evidence(&known, request.into_inner()).await?))
+    }
+
+    type DownloadOutputStream = BoxStream<wire::DownloadOutputResponse>;
+
+    async fn download_output(
+        &self,
+        request: Request<wire::DownloadOutputRequest>,
+    ) -> Result<Response<Self::DownloadOutputStream>, Status> {
+        let known = Known::of(request.extensions())?;
+        Ok(Response::new(self.download(&known, request.into_inner()).await?))
+    }
+}

@@ -1,0 +1,56 @@
+//! What the front has found out about a call before a service sees it.
+
+use super::error::ApiError;
+use crate::admission::{Action, Desk, Question, Scene};
+use crate::content::Gate;
+use crate::job::Caller;
+use ampoule_spec::{Code, JobId, Name};
+use std::sync::Arc;
+use tonic::{Extensions, Status};
+
+/// A call whose caller is known. It stands in the request's extensions.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Who calls.
+    pub caller: Arc<Caller>,
+    /// Where from: `unix` or an address.
+    pub peer: Arc<str>,
+    /// The call: `ampoule.v1.JobService/GetJob`.
+    pub call: Arc<str>,
+}
+
+impl Known {
+    /// Of a request that came through the front.
+    ///
+    /// # Errors
+    /// `internal` if it did not: nothing is served past the front.
+    pub fn of(extensions: &Extensions) -> Result<Self, ApiError> {
+        let known = extensions.get::<Self>().cloned();
+        known.ok_or_else(|| ApiError::new(Code::Internal, "a call came past the front"))
+    }
+
+    /// For the desk.
+    pub fn scene(&self) -> Scene<'_> {
+        Scene { peer: &self.peer, call: &self.call }
+    }
+
+    /// Asks the desk.
+    ///
+    /// # Errors
+    /// `call.denied`, told to the audit log.
+    pub fn ask(&self, desk: &Desk, question: &Question<'_>, job: Option<&JobId>) -> Result<(), ApiError> {
+        if desk.allows(question, self.scene(), job) { Ok(()) } else { Err(ApiError::denied()) }
+    }
+}
+
+/// The desk at the gate of the content service. Every call of it is one action: who may upload may ask what is missing.
+#[derive(Debug, Clone)]
+pub struct ContentGate(pub Arc<Desk>);
+
+impl Gate for ContentGate {
+    async fn allow(&self, _: &'static str, project: &Name, extensions: &Extensions) -> Result<(), Status> {
+        let known = Known::of(extensions)?;
+        let question = Question::project(&known.caller, Action::Upload, project.as_str());
+        Ok(known.ask(&self.0, &question, None)?)
+    }
+}

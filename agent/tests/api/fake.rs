@@ -1,0 +1,166 @@
+//! Jobs, content and host that are made up.
+
+use ampoule_agent::api::host::{Host, HostFacts};
+use ampoule_agent::api::jobs::Uploads;
+use ampoule_agent::content::{ImportError, Importer};
+use ampoule_agent::job::{
+    Caller, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, Page, State, Submission, Submitted,
+    Wanted, Watched, WatchedEvent,
+};
+use ampoule_spec::wire::{Content, Imported};
+use ampoule_spec::{Code, JobId, JobSpec, LogChunk, Name, Sha256, UnixNanos};
+use futures_util::Stream;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Mutex;
+
+/// A job of the project `mine`.
+pub(crate) const MINE: &str = "01980000-0000-7000-8000-000000000001";
+/// A job of the project `theirs`.
+pub(crate) const THEIRS: &str = "01980000-0000-7000-8000-000000000002";
+/// No job.
+pub(crate) const NONE: &str = "01980000-0000-7000-8000-000000000003";
+
+#[derive(Debug, Default)]
+pub(crate) struct Fake {
+    pub(crate) submitted: Mutex<Vec<Submission>>,
+    /// What is missing of every job.
+    pub(crate) missing: Mutex<Vec<String>>,
+}
+
+pub(crate) fn job(id: &str, project: &str) -> Job {
+    let name = |text: &str| Name::parse(text).unwrap();
+    Job {
+        id: JobId::parse(id).unwrap(),
+        project: name(project),
+        name: name("build"),
+        profile: name("hermetic"),
+        attempt: 1,
+        key: IdempotencyKey::parse("key").unwrap(),
+        caller: Caller { means: Means::Peer, subject: "uid:4242".to_owned(), claims: BTreeMap::new() },
+        request: Sha256::parse(&"0".repeat(64)).unwrap(),
+        priority: 0,
+        labels: BTreeMap::new(),
+        submitted_at: UnixNanos(1),
+        state: State::Finished,
+        started_at: None,
+        finished_at: None,
+        cancel: None,
+        end: None,
+    }
+}
+
+fn no_job() -> JobsError {
+    JobsError { code: Code::JobUnknown, message: "there is no such job".to_owned(), retry_after: None }
+}
+
+impl Jobs for Fake {
+    async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        let mut job = job(submission.spec.id.as_str(), submission.project.as_str());
+        job.caller = submission.caller.clone();
+        if job.project.as_str() == "panics" {
+            panic!("a defect that is made");
+        }
+        self.submitted.lock().unwrap().push(submission);
+        Ok(Submitted { job, attached: false })
+    }
+
+    fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job> {
+        let all = self.submitted.lock().unwrap();
+        let found = all.iter().find(|s| s.caller.subject == caller.subject && s.key == *key)?;
+        Some(job(found.spec.id.as_str(), found.project.as_str()))
+    }
+
+    fn get(&self, id: &JobId) -> Option<Job> {
+        match id.as_str() {
+            MINE => Some(job(MINE, "mine")),
+            THEIRS => Some(job(THEIRS, "theirs")),
+            _ => None,
+        }
+    }
+
+    fn queue_position(&self, _: &JobId) -> Option<u32> {
+        None
+    }
+
+    fn list(&self, wanted: &Wanted, may_read: &(dyn Fn(&Job) -> bool + Sync)) -> Page {
+        let all = [job(THEIRS, "theirs"), job(MINE, "mine")].into_iter();
+        let jobs = all.filter(|job| wanted.project.as_ref().is_none_or(|project| *project == job.project));
+        Page { jobs: jobs.filter(|job| may_read(job)).collect(), more: false }
+    }
+
+    async fn cancel(&self, id: &JobId, _: &Caller, _: &str) -> Result<Job, JobsError> {
+        self.get(id).ok_or_else(no_job)
+    }
+
+    fn watch(
+        &self,
+        id: &JobId,
+        _: u64,
+        logs: bool,
+        follow: bool,
+    ) -> Result<impl Stream<Item = Result<Watched, JobsError>> + Send + 'static, JobsError> {
+        let job = self.get(id).ok_or_else(no_job)?;
+        // With logs it never ends: for readers who never read.
+        let count = if logs { usize::MAX } else { 1 };
+        let event = move |at: usize| match at {
+            0 => WatchedEvent::Job(Box::new(job.clone())),
+            _ => WatchedEvent::Log(LogChunk {
+                step: 0,
+                stream: ampoule_spec::Stream::Stdout,
+                at: UnixNanos(1),
+                offset: at as u64 * 65536,
+                bytes: vec![b'x'; 65536],
+            }),
+        };
+        let all = (0..count).map(move |at| Ok(Watched { cursor: at as u64 + 1, event: event(at) }));
+        let all = futures_util::stream::iter(all);
+        // One that follows without logs waits for what never comes.
+        let rest = futures_util::stream::iter((follow && !logs).then_some(()));
+        let rest = futures_util::StreamExt::then(rest, |()| std::future::pending());
+        Ok(futures_util::StreamExt::chain(all, rest))
+    }
+
+    fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError> {
+        self.get(id).map(|_| EvidenceFiles::default()).ok_or_else(no_job)
+    }
+
+    fn open_output(&self, id: &JobId, _: &str) -> Result<(File, u64), JobsError> {
+        self.get(id).ok_or_else(no_job)?;
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, b"output").unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        Ok((file, 6))
+    }
+
+    async fn drain(&self, _: bool, _: bool) -> (u32, u32) {
+        (0, 0)
+    }
+
+    fn load(&self) -> (bool, u32, u32) {
+        (true, 0, 0)
+    }
+}
+
+impl Uploads for Fake {
+    async fn missing(&self, _: &Name, _: &JobSpec) -> Result<Vec<String>, JobsError> {
+        Ok(self.missing.lock().unwrap().clone())
+    }
+}
+
+impl Host for Fake {
+    async fn facts(&self) -> HostFacts {
+        HostFacts { agent_version: "test".to_owned(), ..HostFacts::default() }
+    }
+}
+
+impl Importer for Fake {
+    fn present(&self, contents: &[Content]) -> Result<Vec<bool>, ImportError> {
+        Ok(vec![true; contents.len()])
+    }
+
+    fn import(&self, content: Content, _: File) -> Result<Imported, ImportError> {
+        let Content::File { sha256: Some(sha256), .. } = content else { panic!("{content:?}") };
+        Ok(Imported { sha256, bytes: 0, entries: 0 })
+    }
+}
