@@ -8,6 +8,7 @@ mod error;
 mod image;
 mod layout;
 mod released;
+mod tree;
 
 pub use error::ExportError;
 
@@ -134,12 +135,22 @@ fn content(released: &Released) -> Result<Content> {
             (documents, own)
         }
         None => {
-            pieces.extend(released.artifacts.iter().map(|artifact| Piece {
-                sha256: artifact.named.sha256,
-                bytes: artifact.named.bytes,
-                source: Source::File(artifact.path.clone()),
-            }));
-            let named: Vec<_> = released.artifacts.iter().map(|artifact| artifact.named.clone()).collect();
+            let mut named = Vec::new();
+            for artifact in &released.artifacts {
+                let (one, piece) = match artifact.named.tree {
+                    Some(tree) => tree::piece(artifact, tree)?,
+                    None => (
+                        artifact.named.clone(),
+                        Piece {
+                            sha256: artifact.named.sha256,
+                            bytes: artifact.named.bytes,
+                            source: Source::File(artifact.path.clone()),
+                        },
+                    ),
+                };
+                named.push(one);
+                pieces.push(piece);
+            }
             (Vec::new(), documents::outputs(&named))
         }
     };

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What the outputs of a run are together.
 pub(crate) const OUTPUTS_TYPE: &str = "application/vnd.ampoule.outputs.v1";
+/// A directory that left as a tree, as one archive (docs/formats.md, "Output archives").
+pub(crate) const TREE_LAYER_TYPE: &str = "application/vnd.ampoule.tree.v1.tar+zstd";
 /// The configuration of an artifact that has none (image-spec 1.1).
 pub(crate) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 /// Its bytes.
@@ -50,18 +52,27 @@ impl Document {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) name: String,
+    /// Of the blob, as its length is.
     pub(crate) sha256: Sha256,
     pub(crate) bytes: u64,
     pub(crate) executable: bool,
+    /// The tree digest of a directory, which is what provenance names.
+    pub(crate) tree: Option<Sha256>,
 }
 
-/// The manifest of outputs that are files: one blob each, as it is.
+/// The manifest of outputs: one blob each, a file as it is and a directory as an archive.
 pub(crate) fn outputs(outputs: &[Named]) -> Document {
     let layers = outputs.iter().map(|output| {
         let title = json!({"org.opencontainers.image.title": output.name});
         let annotations =
             if output.executable { with(title, "ampoule.executable", json!("true")) } else { title };
-        with(descriptor("application/octet-stream", &output.sha256, output.bytes), "annotations", annotations)
+        let (media_type, annotations) = match output.tree {
+            Some(tree) => {
+                (TREE_LAYER_TYPE, with(annotations, "ampoule.tree", json!(format!("sha256:{tree}"))))
+            }
+            None => ("application/octet-stream", annotations),
+        };
+        with(descriptor(media_type, &output.sha256, output.bytes), "annotations", annotations)
     });
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": OUTPUTS_TYPE,
@@ -154,7 +165,7 @@ mod tests {
     use oci_spec::image::{ImageIndex, ImageManifest};
 
     fn named(name: &str, executable: bool) -> Named {
-        Named { name: name.to_owned(), sha256: sha256_of(name.as_bytes()), bytes: 1, executable }
+        Named { name: name.to_owned(), sha256: sha256_of(name.as_bytes()), bytes: 1, executable, tree: None }
     }
 
     #[test]
@@ -170,6 +181,14 @@ mod tests {
         let title = |at: usize| manifest.layers()[at].annotations().clone().unwrap();
         assert_eq!(title(0)["org.opencontainers.image.title"], "a");
         assert_eq!(title(1)["ampoule.executable"], "true");
+
+        let tree = Named { tree: Some(sha256_of(b"tree")), ..named("d", false) };
+        let manifest: ImageManifest = serde_json::from_slice(&outputs(&[tree]).bytes).unwrap();
+        let layer = &manifest.layers()[0];
+        assert_eq!(layer.media_type().as_ref(), TREE_LAYER_TYPE);
+        let annotations = layer.annotations().clone().unwrap();
+        assert_eq!(annotations["ampoule.tree"], format!("sha256:{}", sha256_of(b"tree")));
+        assert_eq!(layer.digest().as_ref(), format!("sha256:{}", sha256_of(b"d")));
 
         let about = attestation(&made, b"bundle");
         let manifest: ImageManifest = serde_json::from_slice(&about.bytes).unwrap();

@@ -9,7 +9,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Writes a layout into a directory that is new or empty.
@@ -63,11 +63,13 @@ fn index(tag: Option<&str>, content: &Content) -> Value {
 /// Copies a blob and hashes what it writes.
 fn copy(piece: &Piece, into: &Place) -> io::Result<()> {
     let name = piece.sha256.to_string();
-    let path = match &piece.source {
+    let (mut from, what) = match &piece.source {
         Source::Memory(bytes) => return into.write(&name, bytes),
-        Source::File(path) => path,
+        Source::File(path) => (File::open(path)?, path.display().to_string()),
+        Source::Open(file) => (file.try_clone()?, "a temporary file".to_owned()),
     };
-    let (mut from, mut to) = (File::open(path)?, into.create(&name, 0o644)?);
+    from.rewind()?;
+    let mut to = into.create(&name, 0o644)?;
     let (mut context, mut buffer) = (Context::new(&SHA256), vec![0; 256 << 10]);
     loop {
         let count = from.read(&mut buffer)?;
@@ -82,5 +84,5 @@ fn copy(piece: &Piece, into: &Place) -> io::Result<()> {
     if context.finish().as_ref() == piece.sha256.as_bytes() {
         return Ok(());
     }
-    Err(io::Error::other(format!("{} changed while it was copied", path.display())))
+    Err(io::Error::other(format!("{what} changed while it was copied")))
 }

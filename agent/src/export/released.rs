@@ -91,14 +91,6 @@ impl Released {
             [only] if only.tree && is_layout(&only.path) => Some(only.path.clone()),
             _ => None,
         };
-        if let Some(tree) = artifacts.iter().find(|artifact| artifact.tree && image.is_none()) {
-            let reason = format!(
-                "{} is a directory, and no OCI layout that is the only artifact; have it leave as an archive \
-                 (form = \"tar.zst\")",
-                tree.path.display()
-            );
-            return Err(ExportError::refused(reason));
-        }
         Ok(Self { artifacts, image, bundle })
     }
 }
@@ -139,7 +131,10 @@ fn read_artifact(outputs: &Path, name: &OutputName, sha256: Sha256) -> Result<Ar
         return Err(changed(reason));
     }
     let executable = meta.mode() & 0o100 != 0;
-    let named = Named { name: name.as_str().to_owned(), sha256, bytes: meta.len(), executable };
+    let executable = executable && !found.tree;
+    // What a directory is as a blob is not known before it is packed.
+    let tree = found.tree.then_some(sha256);
+    let named = Named { name: name.as_str().to_owned(), sha256, bytes: meta.len(), executable, tree };
     Ok(Artifact { named, path, tree: found.tree })
 }
 

@@ -12,8 +12,9 @@ use futures_util::stream;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Body, Method, Request, Response, StatusCode, Url};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The media type of an index, which the fallback for registries without a referrers API is.
 pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -30,6 +31,8 @@ type Result<T> = std::result::Result<T, InputError>;
 pub(crate) enum Source {
     Memory(Vec<u8>),
     File(PathBuf),
+    /// One without a name; read from its beginning, and by nobody else meanwhile.
+    Open(Arc<File>),
 }
 
 /// A blob to be pushed.
@@ -172,17 +175,25 @@ fn body(source: &Source) -> Result<Body> {
         Source::Memory(bytes) => Ok(Body::from(bytes.clone())),
         Source::File(path) => {
             let unusable = |source| InputError::File { what: path.display().to_string(), source };
-            let file = File::open(path).map_err(unusable)?;
-            // One task alone waits for these reads.
-            let chunks = stream::try_unfold(file, |mut file| async move {
-                let mut chunk = vec![0; CHUNK_BYTES];
-                let count = file.read(&mut chunk)?;
-                chunk.truncate(count);
-                Ok::<_, std::io::Error>((count > 0).then_some((chunk, file)))
-            });
-            Ok(Body::wrap_stream(chunks))
+            Ok(stream_of(File::open(path).map_err(unusable)?))
+        }
+        Source::Open(file) => {
+            let unusable = |source| InputError::File { what: "a temporary file".to_owned(), source };
+            let mut file = file.try_clone().map_err(unusable)?;
+            file.rewind().map_err(unusable)?;
+            Ok(stream_of(file))
         }
     }
+}
+
+fn stream_of(file: File) -> Body {
+    // One task alone waits for these reads.
+    Body::wrap_stream(stream::try_unfold(file, |mut file| async move {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let count = file.read(&mut chunk)?;
+        chunk.truncate(count);
+        Ok::<_, std::io::Error>((count > 0).then_some((chunk, file)))
+    }))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("push_with_a_token_is_for_this_repository_alone", token),
     Test::both("outputs_are_exported_to_a_layout_that_others_read", layout),
     Test::both("output_that_is_an_image_is_pushed_as_that_image_and_runs", image),
+    Test::both("tree_is_pushed_as_an_archive_that_unpacks_to_it", directory),
     Test::both("nothing_is_pushed_without_provenance_or_after_a_change", not_released),
     Test::both("refused_pushes_say_why", refused),
 ];
@@ -168,11 +169,49 @@ fn image(lab: &Lab) -> Result<()> {
     let pinned = format!("docker://{}/out/image:v1@sha256:{made}", registry.host());
     let job = lab.job_of(&pinned, &exec("a", &["/bin/probe", "cat", "/etc/os-release"]))?;
     let text = registry.run(&job).end()?.ended(&SUCCEEDED)?.log_text("0-a.stdout")?;
-    equal("file of the image", &text, &"ID=tiny\n".to_owned())?;
-    // Beside another output, or as a tree of anything else, it is refused.
-    let body = sh("make", "mkdir dist; echo x > dist/x") + &output("dist", "/build/dist");
-    let tree = lab.run_job(&body)?.ended(&SUCCEEDED)?;
-    registry.push(&tree.out, &to).end()?.exits(64)?.says(&["export.refused", "form = \"tar.zst\""]).map(drop)
+    equal("file of the image", &text, &"ID=tiny\n".to_owned())
+}
+
+/// A tree beside a file: what comes down again is, unpacked by other programs, what provenance names.
+fn directory(lab: &Lab) -> Result<()> {
+    let body = sh(
+        "make",
+        "mkdir -p dist/bin dist/empty; echo x > dist/x; echo y > dist/bin/t; chmod +x dist/bin/t; ln -s x dist/l",
+    ) + &output("dist", "/build/dist")
+        + &output("x", "/build/dist/x");
+    let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
+    let registry = start(lab)?;
+    let to = format!("docker://{}/out/tree:v1", registry.host());
+    let first = said(&registry.push(&ran.out, &to).arg("--json").end()?.exits(0)?)?;
+    let args = ["inspect", "--raw", "--creds", crate::registry::LOGIN, &to];
+    let raw = registry.skopeo(&args)?.exits(0)?.stdout;
+    equal("manifest", &sha256(&raw), &digest(&first["manifest"])?)?;
+    let manifest: Value = serde_json::from_slice(&raw)?;
+    let layer = &manifest["layers"][0];
+    equal("media type", &layer["mediaType"], &Value::from("application/vnd.ampoule.tree.v1.tar+zstd"))?;
+    let tree = ran.report()?["outputs"][0]["sha256"].as_str().context("digest")?.to_owned();
+    equal("tree", &digest(&layer["annotations"]["ampoule.tree"])?, &tree)?;
+    let bytes = registry.get(&format!("out/tree/blobs/sha256:{}", digest(&layer["digest"])?))?;
+    equal("blob", &sha256(&bytes), &digest(&layer["digest"])?)?;
+    let archive = lab.write("dist.tar.zst", bytes)?;
+    fs::create_dir_all(lab.path("unpacked"))?;
+    let unpack = lab.call("sh").args(["-ec", "zstd -dc \"$1\" | tar -x -C \"$2\"", "sh"]);
+    unpack.arg(&archive).arg(lab.path("unpacked")).end()?.exits(0)?;
+    let bundle = lab.write("bundle.json", referrer(&registry, "out/tree", &sha256(&raw))?)?;
+    let (status, text) = verify(&ran.program, &lab.path("unpacked"), &bundle, &ran.key, &[])?;
+    equal(&text, &status, &Some(0))?;
+    // Again the same, to the byte, and to a layout too.
+    let second = said(&registry.push(&ran.out, &to).arg("--json").end()?.exits(0)?)?;
+    equal("again", &(&second["manifest"], &second["sent"]), &(&first["manifest"], &Value::from(0)))?;
+    let layout = lab.ampoule().arg("push").arg(&ran.out).arg("oci:tree:v1").arg("--json").end()?.exits(0)?;
+    equal("layout", &said(&layout)?["manifest"], &first["manifest"])?;
+    fs::write(ran.out.join("outputs/dist/x"), "z\n")?;
+    registry
+        .push(&ran.out, &to)
+        .end()?
+        .exits(64)?
+        .says(&["dist is no longer what provenance names"])
+        .map(drop)
 }
 
 fn not_released(lab: &Lab) -> Result<()> {
