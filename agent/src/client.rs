@@ -4,7 +4,20 @@
 //! it is held against the attestation.
 
 mod channel;
+mod download;
 mod error;
+mod follow;
+mod jobs;
+mod logs;
+mod out;
+mod request;
+mod retry;
+mod upload;
 
 pub use channel::{Bearer, Calls, Client, Credentials, Server};
 pub use error::ClientError;
+pub use follow::{Follow, Told, is_finished};
+pub use jobs::exit_of;
+pub use out::{Fetch, Fetched};
+pub use request::Requesting;
+pub use upload::Uploader;

@@ -9,13 +9,14 @@ mod download;
 mod evidence;
 mod follow;
 mod git;
-mod intake;
-mod path;
+pub(crate) mod intake;
+pub(crate) mod path;
 mod place;
 mod pulled;
-mod release;
+pub(crate) mod release;
 mod runner;
 mod store;
+pub(crate) mod take;
 mod upstream;
 mod watch;
 
@@ -164,6 +165,14 @@ pub enum LocalError {
         /// Where they are.
         kept: PathBuf,
     },
+    /// A daemon does not take what it was given.
+    #[error("{message}")]
+    Server {
+        /// Its code.
+        code: Code,
+        /// For people.
+        message: String,
+    },
     /// The evidence cannot be made; nothing was released.
     #[error("nothing was released: {reason}")]
     Evidence {
@@ -191,7 +200,7 @@ impl LocalError {
             Self::Runner(error) => error.code(),
             Self::Cancelled => Code::JobCancelled,
             Self::Exposed { .. } => Code::InputRefused,
-            Self::Upstream { code, .. } => *code,
+            Self::Upstream { code, .. } | Self::Server { code, .. } => *code,
             Self::TakenOver { .. } => Code::JobAborted,
             Self::Evidence { code, .. } => *code,
         }

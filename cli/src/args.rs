@@ -1,10 +1,11 @@
 //! The command line's grammar.
 
+use crate::remote::args::{CancelArgs, GetArgs, ListArgs, LogsArgs, SubmitArgs, WatchArgs};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
 /// What every page of help ends with.
-const EXITS: &str = "Exit status: 0 success, signed and durable; 1 the job failed; 2 verification refused; 3 cancelled; \
+pub(crate) const EXITS: &str = "Exit status: 0 success, signed and durable; 1 the job failed; 2 verification refused; 3 cancelled; \
 64 usage or bad job; 65 an input's digest did not match; 69 the host cannot give what the profile demands; \
 70 internal, unclean teardown or provenance refused; 75 try again; 77 denied.";
 
@@ -42,6 +43,18 @@ pub(crate) enum Command {
     /// Work with the policy of ampouled.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Have a daemon run a job.
+    Submit(Box<SubmitArgs>),
+    /// Follow a daemon's job to its end; ends with its status.
+    Watch(WatchArgs),
+    /// Show what a daemon's job has written.
+    Logs(LogsArgs),
+    /// End a daemon's job.
+    Cancel(CancelArgs),
+    /// List a daemon's jobs, newest first.
+    List(ListArgs),
+    /// Show a daemon's job.
+    Get(GetArgs),
     /// Write man pages and completions of this program and of ampouled.
     #[command(hide = true)]
     Papers(PapersArgs),
@@ -69,6 +82,12 @@ impl Command {
             Self::Store(StoreCommand::Gc(args)) => args.json,
             Self::Audit(AuditCommand::Verify(args)) => args.json,
             Self::Policy(PolicyCommand::Test(_)) => false,
+            Self::Submit(args) => args.json,
+            Self::Watch(args) => args.json,
+            Self::Logs(_) => false,
+            Self::Cancel(args) => args.json,
+            Self::List(args) => args.json,
+            Self::Get(args) => args.json,
         }
     }
 }
@@ -347,7 +366,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),

@@ -2,6 +2,7 @@
 
 use crate::show;
 use ampoule_agent::chain::chain;
+use ampoule_agent::client::ClientError;
 use ampoule_agent::inputs::InputError;
 use ampoule_agent::jobfile::JobFileError;
 use ampoule_agent::local::{LocalError, RunnerError};
@@ -66,6 +67,12 @@ impl From<PinError> for Failed {
 
 impl From<LocalError> for Failed {
     fn from(error: LocalError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}
+
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Self {
         Self::of(error.code(), &error)
     }
 }

@@ -14,6 +14,7 @@ mod papers;
 mod pin;
 mod policy;
 mod push;
+mod remote;
 mod run;
 mod show;
 mod sources;
@@ -77,6 +78,12 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Store(StoreCommand::Verify(args)) => store::verify(&args),
         Command::Store(StoreCommand::Gc(args)) => store::gc(&args),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(&args),
+        Command::Submit(args) => remote::submit::submit(&args),
+        Command::Watch(args) => remote::jobs::watch(&args),
+        Command::Logs(args) => remote::jobs::logs(&args),
+        Command::Cancel(args) => remote::jobs::cancel(&args),
+        Command::List(args) => remote::jobs::list(&args),
+        Command::Get(args) => remote::jobs::get(&args),
         Command::Papers(args) => papers::papers(&args),
         Command::Policy(PolicyCommand::Test(args)) => policy::test(&args),
     }

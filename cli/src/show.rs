@@ -4,7 +4,7 @@ use crate::bar;
 use ampoule_evidence::escape;
 use ampoule_spec::{LogChunk, Stream};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -103,6 +103,12 @@ impl LogLines {
         lines
     }
 
+    /// Gives what every step left without a line feed.
+    pub(crate) fn rest(&mut self) -> Vec<String> {
+        let open: BTreeSet<u32> = self.open.keys().map(|(step, _)| *step).collect();
+        open.into_iter().flat_map(|step| self.finish(step)).collect()
+    }
+
     fn prefixed(&self, step: u32, line: &[u8]) -> String {
         let name = self.names.get(&step).map_or("step", String::as_str);
         // A carriage return before the line feed is how some tools end lines; it says nothing.
@@ -114,10 +120,19 @@ impl LogLines {
     }
 }
 
-/// Breaks what some CI systems take for a command at any place of a line (`##[`, `##vso[`, `##teamcity[`).
-/// Those that look only at a line's beginning (`::`) are stopped by the prefix.
+/// Breaks what some CI systems take for a command at any place of a line (`##[`, `##vso[`, `##teamcity[`), however it is
+/// spelt. Those that look only at a line's beginning (`::`) are stopped by the prefix.
 fn defused(text: &str) -> String {
-    text.replace("##[", "# #[").replace("##vso[", "# #vso[").replace("##teamcity[", "# #teamcity[")
+    let Some(last) = text.rfind('[') else { return text.to_owned() };
+    let (before, after) = text.split_at(last);
+    let mut out = String::with_capacity(text.len());
+    for letter in before.chars() {
+        if letter == '#' && out.ends_with('#') {
+            out.push(' ');
+        }
+        out.push(letter);
+    }
+    out + after
 }
 
 #[cfg(test)]
@@ -155,6 +170,53 @@ mod tests {
             let shown = lines.take(&chunk(bytes)).concat();
             assert!(!shown.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{202e}'), "{shown:?}");
             assert!(shown.starts_with("step | ") && !shown.contains("##"), "{shown:?}");
+        }
+    }
+
+    /// What CI systems, terminals and readers of logs have been driven by.
+    const CORPUS: &[&[u8]] = &[
+        b"::add-mask::secret",
+        b"  ::set-output name=x::y",
+        b"::stop-commands::token",
+        b"##[add-mask]x",
+        b"text ##[error]x",
+        b"##vso[task.setvariable variable=x]y",
+        b"text ##VSO[task.complete]y",
+        b"###vso[task.complete]y",
+        "##v\u{ad}so[task.complete]y".as_bytes(),
+        "#\u{200b}#vso[task.complete]y".as_bytes(),
+        b"##teamcity[buildStatus status='SUCCESS']",
+        b"\x1b[0Ksection_start:0:x\r\x1b[0Kheader",
+        b"\x1b]0;title\x07\x1b]8;;http://x\x07link",
+        b"\x1b[2J\x1b[H\x1bc\x9b2J",
+        b"build ok\rstep | all good",
+        b"progress\x08\x08\x08\x08done",
+        b"--- expanded group",
+        b"\x00\xff\xfe\x80",
+        "\u{202e}gpj.exe\u{2066}".as_bytes(),
+        b"\\u{1b}[2J",
+    ];
+
+    #[test]
+    fn corpus_of_ci_directives_has_no_effect_wherever_chunks_and_long_lines_end() {
+        for attack in CORPUS {
+            for before in
+                [0, 1, LINE_BYTES_MAX - 3, LINE_BYTES_MAX - 1, LINE_BYTES_MAX, 2 * LINE_BYTES_MAX + 1]
+            {
+                let line = [&vec![b'x'; before], *attack, &b"\n"[..]].concat();
+                let mut whole = LogLines::default();
+                let shown = whole.take(&chunk(&line));
+                for text in &shown {
+                    assert!(text.starts_with("step | "), "{text:?}");
+                    assert!(!text.chars().any(char::is_control), "{text:?}");
+                    let says = text.find("##").is_some_and(|at| text.get(at..).unwrap().contains('['));
+                    assert!(!says, "{text:?}");
+                    assert!(text.len() < 8 * LINE_BYTES_MAX);
+                }
+                let mut bytewise = LogLines::default();
+                let parts: Vec<_> = line.iter().flat_map(|byte| bytewise.take(&chunk(&[*byte]))).collect();
+                assert_eq!(parts, shown);
+            }
         }
     }
 

@@ -7,8 +7,7 @@ use super::path::PathIntake;
 use super::pulled::Pull;
 use super::runner::{Runner, RunnerError};
 use super::watch::Watch;
-use super::{Cancel, LocalError, Options, SigningKey, upstream};
-use crate::inputs::OciLayout;
+use super::{Cancel, LocalError, Options, SigningKey, take, upstream};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use crate::sources::Policy;
 use ampoule_evidence::AgentClaims;
@@ -191,47 +190,15 @@ fn take_image(
     say: &mut dyn FnMut(Note),
 ) -> Result<Option<Sha256>> {
     match image {
-        ImagePlan::Host => Ok(None),
         ImagePlan::Registry { reference, pinned, .. } => {
             let pull = Pull { reference, pinned, runner, with };
             pull.take(say).map(Some)
         }
-        ImagePlan::Tar { file, sha256 } => {
-            let content = Content::ImageTar { sha256: *sha256 };
-            if runner.find(content.clone())?.is_none() {
-                say(Note::Importing { what: "the image".to_owned() });
-                runner.import(content, open(file)?.into())?;
-            }
-            Ok(None)
-        }
-        ImagePlan::OciLayout { dir, tag, pinned, .. } => {
-            let layout = OciLayout::open(dir)?;
-            let found = layout.image(pinned, tag.as_deref())?;
-            let sha256 = found.manifest.sha256;
-            let manifest = Content::OciManifest { sha256 };
-            if runner.find(manifest.clone())?.is_some() {
-                return Ok(Some(sha256));
-            }
-            say(Note::Importing { what: "the image".to_owned() });
-            for layer in &found.layers {
-                let content = Content::OciLayer { sha256: layer.sha256 };
-                if runner.find(content.clone())?.is_none() {
-                    let imported = runner.import(content, layout.open_blob(layer)?.into());
-                    let within = |error: RunnerError| {
-                        error.within(&format!("{}, layer sha256:{}", dir.display(), layer.sha256))
-                    };
-                    imported.map_err(within)?;
-                }
-            }
-            let config = Content::OciConfig { sha256: found.config.sha256 };
-            runner.import(config, layout.open_blob(&found.config)?.into())?;
-            runner.import(manifest, layout.open_blob(&found.manifest)?.into())?;
-            Ok(Some(sha256))
-        }
+        here => take::image(here, runner, &mut || say(Note::Importing { what: "the image".to_owned() })),
     }
 }
 
-pub(super) fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| unusable(path, error))
 }
 
@@ -255,11 +222,7 @@ fn take_input(
             PathIntake::new(input, path, epoch, runner, with).take(*digest, importing)
         }
         SourcePlan::Tar { path, sha256 } => {
-            let content = Content::Archive { sha256: *sha256, epoch };
-            if runner.find(content.clone())?.is_none() {
-                importing();
-                runner.import(content, open(path)?.into())?;
-            }
+            take::archive(path, *sha256, epoch, runner, importing)?;
             pinned
         }
         SourcePlan::Http { url, sha256, unpack, mirrors } => {

@@ -2,16 +2,17 @@
 
 use super::LocalError;
 use super::intake::{Intake, UntilCancelled, open, unusable};
-use super::runner::{Runner, RunnerError};
+use super::runner::RunnerError;
+use super::take::Taker;
 use crate::inputs::InputError;
 use crate::inputs::exclude::Excludes;
 use crate::jobfile::{InputPlan, PathDigest};
 use ampoule_spec::wire::Content;
-use ampoule_spec::{InputSource, Name, Sha256};
+use ampoule_spec::{Code, InputSource, Name, Sha256};
 use ampoule_store::Limits;
 use ampoule_store::pack::{PackError, pack_filtered, tree_digest};
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -19,29 +20,29 @@ use std::path::Path;
 type Result<T> = std::result::Result<T, LocalError>;
 
 /// An input that lies here.
-pub(super) struct PathIntake<'a> {
+pub(crate) struct PathIntake<'a> {
     name: &'a Name,
     path: &'a Path,
     exclude: Excludes,
     epoch: u64,
-    runner: &'a Runner,
+    taker: &'a dyn Taker,
     with: &'a Intake,
 }
 
 impl<'a> PathIntake<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         input: &'a InputPlan,
         path: &'a Path,
         epoch: u64,
-        runner: &'a Runner,
+        taker: &'a dyn Taker,
         with: &'a Intake,
     ) -> Self {
         let exclude = Excludes::new(&input.exclude);
-        Self { name: &input.name, path, exclude, epoch, runner, with }
+        Self { name: &input.name, path, exclude, epoch, taker, with }
     }
 
     /// Takes it in. What has a digest and is in the store is not read: the digest says what it is, and not the path.
-    pub(super) fn take(
+    pub(crate) fn take(
         &self,
         digest: Option<PathDigest>,
         importing: &mut dyn FnMut(),
@@ -70,8 +71,7 @@ impl<'a> PathIntake<'a> {
     }
 
     fn has_tree(&self, tree: Sha256) -> Result<bool> {
-        let content = Content::Directory { tree: Some(tree), epoch: self.epoch };
-        Ok(self.runner.find(content)?.is_some())
+        self.taker.has(&Content::Directory { tree: Some(tree), epoch: self.epoch })
     }
 
     fn file(
@@ -84,33 +84,28 @@ impl<'a> PathIntake<'a> {
         let executable = mode & 0o100 != 0;
         let content = Content::File { sha256, executable, epoch: self.epoch };
         if let Some(sha256) = sha256
-            && self.runner.find(content.clone())?.is_some()
+            && self.taker.has(&content)?
         {
             return Ok(InputSource::File { sha256, executable });
         }
         importing();
-        let imported = self.runner.import(content, file.into());
-        let sha256 = imported.map_err(|error| self.told(error))?.sha256;
+        let sha256 = self.taker.take_file(content, file).map_err(|error| self.told(error))?;
         Ok(InputSource::File { sha256, executable })
     }
 
     /// A refusal for another digest says what to do about it.
-    fn told(&self, error: RunnerError) -> RunnerError {
-        match error {
-            RunnerError::Refused { code: ampoule_spec::Code::InputDigestMismatch, message } => {
-                let remedy = InputError::pin_anew(self.name);
-                RunnerError::Refused {
-                    code: ampoule_spec::Code::InputDigestMismatch,
-                    message: format!("{}: {message}; {remedy}", self.path.display()),
-                }
-            }
-            other => other,
+    fn told(&self, error: LocalError) -> LocalError {
+        if error.code() != Code::InputDigestMismatch {
+            return error;
         }
+        let remedy = InputError::pin_anew(self.name);
+        let message = format!("{}: {error}; {remedy}", self.path.display());
+        RunnerError::Refused { code: Code::InputDigestMismatch, message }.into()
     }
 
     fn refused(&self, error: &PackError) -> RunnerError {
         RunnerError::Refused {
-            code: ampoule_spec::Code::InputRefused,
+            code: Code::InputRefused,
             message: format!("{}: {error}", self.path.display()),
         }
     }
@@ -134,30 +129,24 @@ impl<'a> PathIntake<'a> {
         self.import(dir, None, importing)
     }
 
-    /// Streams a directory to the import worker. What the runner computed from the stream must be what we computed from
-    /// the files, and what the job names.
+    /// Streams a directory to who takes it. What that computed from the stream must be what we computed from the files, and
+    /// what the job names.
     fn import(&self, dir: &File, tree: Option<Sha256>, importing: &mut dyn FnMut()) -> Result<InputSource> {
         importing();
         let (cancel, watch) = (&self.with.cancel, &self.with.watch);
         let exclude = &self.exclude;
         let excluded = |path: &[u8], is_dir: bool| exclude.has(path, is_dir);
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|e| unusable(self.path, e.into()))?;
-        let (packed, imported) = std::thread::scope(|scope| {
-            let packing = scope.spawn(|| {
-                let out = File::from(write);
-                let out = UntilCancelled { out, cancel, watch };
-                let mut out = BufWriter::with_capacity(256 << 10, out);
-                pack_filtered(dir.as_fd(), &mut out, &excluded, &Limits::default())
-            });
-            let imported = self.runner.import(Content::Directory { tree, epoch: self.epoch }, read);
-            (packing.join(), imported)
-        });
+        let pack = |out: &mut dyn Write| {
+            let mut out = BufWriter::with_capacity(256 << 10, UntilCancelled { out, cancel, watch });
+            pack_filtered(dir.as_fd(), &mut out, &excluded, &Limits::default())
+        };
+        let content = Content::Directory { tree, epoch: self.epoch };
+        let (packed, taken) = self.taker.take_packed(content, &pack)?;
         if self.with.cancel.is_cancelled() {
             return Err(LocalError::Cancelled);
         }
-        match (packed, imported) {
-            (Ok(Ok(packed)), _) if tree.is_some_and(|tree| tree != packed.tree) => {
+        match (packed, taken) {
+            (Ok(packed), _) if tree.is_some_and(|tree| tree != packed.tree) => {
                 let expected = tree.unwrap_or(packed.tree);
                 let remedy = InputError::pin_anew(self.name);
                 Err(LocalError::Input(InputError::OtherObjects {
@@ -165,12 +154,10 @@ impl<'a> PathIntake<'a> {
                     reason: format!("expected sha256:{expected}, found sha256:{}; {remedy}", packed.tree),
                 }))
             }
-            (Ok(Ok(packed)), Ok(imported)) if packed.tree == imported.sha256 => {
-                Ok(InputSource::Directory { tree: imported.sha256 })
-            }
-            // The import failed, so nobody read the rest of the stream: its error is the cause.
-            (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(error.into()),
-            (Ok(Err(error)), _) => Err(self.refused(&error).into()),
+            (Ok(packed), Ok(taken)) if packed.tree == taken => Ok(InputSource::Directory { tree: taken }),
+            // It was not taken, so nobody read the rest of the stream: that error is the cause.
+            (Ok(_) | Err(PackError::Write(_)), Err(error)) => Err(error),
+            (Err(error), _) => Err(self.refused(&error).into()),
             _ => Err(RunnerError::OutOfTurn.into()),
         }
     }

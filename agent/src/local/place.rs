@@ -43,7 +43,7 @@ impl Place {
     }
 
     /// The directory as a descriptor.
-    pub(super) fn into_descriptor(self) -> OwnedFd {
+    pub(crate) fn into_descriptor(self) -> OwnedFd {
         self.0
     }
 

@@ -108,7 +108,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
 
 /// Refuses an output directory that cannot be filled when the job has run: one that holds something, because nothing
 /// of a caller's is ever replaced, or one that no directory of ours can take the name of.
-pub(super) fn check_out(out: &Path) -> Result<(), LocalError> {
+pub(crate) fn check_out(out: &Path) -> Result<(), LocalError> {
     let refused = |reason: String| LocalError::File { what: "--out", path: out.to_owned(), reason };
     name_of(out).map_err(|e| refused(e.to_string()))?;
     let parent = parent(out);
@@ -143,12 +143,12 @@ fn is_mount_point(dir: &Path, parent: &Path) -> bool {
     mount(dir) != mount(parent)
 }
 
-fn name_of(out: &Path) -> io::Result<&str> {
+pub(crate) fn name_of(out: &Path) -> io::Result<&str> {
     let name = out.file_name().and_then(|name| name.to_str());
     name.ok_or_else(|| io::Error::other("it has no name of its own; name a new directory"))
 }
 
-fn parent(path: &Path) -> PathBuf {
+pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -156,7 +156,7 @@ fn parent(path: &Path) -> PathBuf {
 }
 
 /// A name that nobody else uses: job ids are unique.
-fn aside(id: &str) -> String {
+pub(crate) fn aside(id: &str) -> String {
     format!(".ampoule-{id}.tmp")
 }
 

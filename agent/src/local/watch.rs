@@ -86,7 +86,7 @@ impl Watch {
     }
 
     /// Names what comes next.
-    pub(super) fn about(&self, what: impl fmt::Display) {
+    pub(crate) fn about(&self, what: impl fmt::Display) {
         if let Some(shared) = &self.0 {
             *shared.what.lock().unwrap_or_else(PoisonError::into_inner) = what.to_string();
             shared.piped.store(0, Ordering::Relaxed);

@@ -1,0 +1,138 @@
+//! From a job file to a request: what lies here is uploaded, the rest is named.
+
+use super::channel::Client;
+use super::upload::Uploader;
+use crate::api::convert::job_request;
+use crate::inputs::parse_url;
+use crate::jobfile::{InputPlan, JobPlan, SourcePlan};
+use crate::local::intake::{Intake, open};
+use crate::local::path::PathIntake;
+use crate::local::take::{self, Taker};
+use crate::local::{Cancel, LocalError, Watch};
+use crate::sources::Policy;
+use ampoule_proto::v1 as proto;
+use ampoule_spec::wire::Content;
+use ampoule_spec::{Code, InputSource, JobId, Name};
+use std::path::PathBuf;
+use tokio::runtime::Handle;
+
+type Result<T> = std::result::Result<T, LocalError>;
+
+/// What a request is made with.
+#[derive(Debug)]
+pub struct Requesting<'a> {
+    /// The daemon.
+    pub client: Client,
+    /// The runtime that its calls are made in. The thread that makes the request is none of its.
+    pub runtime: Handle,
+    /// The project.
+    pub project: &'a Name,
+    /// What ends it.
+    pub cancel: &'a Cancel,
+    /// Who is told how far it is.
+    pub watch: &'a Watch,
+}
+
+impl Requesting<'_> {
+    /// Uploads what the plan names and the project does not have, and gives the request. Blocks.
+    ///
+    /// # Errors
+    /// [`LocalError`]; what only this client could vouch for is refused before anything is uploaded.
+    pub fn request(&self, mut plan: JobPlan, say: &mut dyn FnMut(String)) -> Result<proto::JobRequest> {
+        plan.inputs.iter().try_for_each(submittable)?;
+        if plan.epoch_of_commit {
+            return Err(refused(
+                "source_date_epoch = \"commit\" needs the commit here; give seconds since 1970",
+            ));
+        }
+        let taker = Uploader {
+            client: self.client.clone(),
+            runtime: self.runtime.clone(),
+            project: self.project.to_string(),
+            cancel: self.cancel,
+        };
+        self.watch.about("the image");
+        if let Some(manifest) = take::image(&plan.image, &taker, &mut || say("the image".to_owned()))? {
+            plan.resolve_image(manifest);
+        }
+        let with = Intake {
+            sources: Policy::built_in(),
+            registry_auth: None,
+            commits: PathBuf::new(),
+            watch: self.watch.clone(),
+            cancel: self.cancel.clone(),
+        };
+        let mut sources = Vec::new();
+        for input in &plan.inputs {
+            if self.cancel.is_cancelled() {
+                return Err(LocalError::Cancelled);
+            }
+            self.watch.about(format_args!("input {}", input.name));
+            let mut uploading = || say(format!("input {}", input.name));
+            let source = source(input, plan.source_date_epoch, &taker, &with, &mut uploading);
+            sources.push(source.map_err(|error| named(&input.name, error))?);
+        }
+        // The id is the daemon's to draw; the request has none.
+        let id = JobId::parse(&uuid::Uuid::now_v7().to_string()).map_err(|e| refused(&e.to_string()))?;
+        Ok(job_request(&plan.into_spec(id, 1, sources)?))
+    }
+}
+
+fn refused(reason: &str) -> LocalError {
+    LocalError::Server { code: Code::JobInvalid, message: reason.to_owned() }
+}
+
+fn named(input: &Name, error: LocalError) -> LocalError {
+    match error {
+        LocalError::Server { code, message } => {
+            LocalError::Server { code, message: format!("input {input}: {message}") }
+        }
+        other => other,
+    }
+}
+
+/// Refuses what a daemon cannot take a client's word for.
+fn submittable(input: &InputPlan) -> Result<()> {
+    let why = match &input.source {
+        SourcePlan::Attestation(_) => {
+            "an attestation is verified by `ampoule run` alone; a daemon does not take a client's word for it"
+        }
+        SourcePlan::Git(_) => {
+            "a git input is for `ampoule run` alone so far; give an archive of the commit by http or tar"
+        }
+        _ => return Ok(()),
+    };
+    Err(named(&input.name, refused(why)))
+}
+
+fn source(
+    input: &InputPlan,
+    epoch: u64,
+    taker: &Uploader<'_>,
+    with: &Intake,
+    uploading: &mut dyn FnMut(),
+) -> Result<InputSource> {
+    let pinned = input.source.pinned();
+    match &input.source {
+        SourcePlan::Path { path, digest } => {
+            return PathIntake::new(input, path, epoch, taker, with).take(*digest, uploading);
+        }
+        SourcePlan::Tar { path, sha256 } => take::archive(path, *sha256, epoch, taker, uploading)?,
+        SourcePlan::Http { url, sha256, unpack, .. } => {
+            // A file URL names a path of this host; any other is the daemon's to fetch.
+            let url = parse_url(url).map_err(|reason| refused(&reason))?;
+            if let Some(path) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten() {
+                let content = match unpack {
+                    true => Content::Archive { sha256: *sha256, epoch },
+                    false => Content::File { sha256: Some(*sha256), executable: false, epoch },
+                };
+                if !taker.has(&content)? {
+                    uploading();
+                    taker.take_file(content, open(&path)?)?;
+                }
+            }
+        }
+        SourcePlan::Git(_) | SourcePlan::Attestation(_) => {}
+    }
+    pinned.ok_or_else(|| refused("an input without a digest"))
+}
