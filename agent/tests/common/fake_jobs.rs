@@ -21,6 +21,10 @@ pub struct Script {
     pub submitted: Vec<proto::SubmitJobRequest>,
     pub cancelled: Vec<String>,
     pub watched: Vec<u64>,
+    /// Whether a follower waits for a cancel, and then for this.
+    pub end: Option<proto::Job>,
+    /// Whether a cancel is without effect.
+    pub deaf: bool,
 }
 
 #[derive(Clone, Default)]
@@ -100,8 +104,26 @@ impl JobService for FakeJobs {
             messages.truncate(count);
             messages.push(Err(Status::unavailable("cut")));
         }
+        let last = script.events.len() as u64 + 1;
+        let waits = script.end.is_some() && request.follow;
         let (sender, receiver) = tokio::sync::mpsc::channel(messages.len().max(1));
         messages.into_iter().for_each(|message| sender.try_send(message).unwrap());
+        drop(script);
+        let jobs = self.clone();
+        tokio::spawn(async move {
+            while waits && !sender.is_closed() {
+                let end = {
+                    let script = jobs.0.lock().unwrap();
+                    script.end.clone().filter(|_| !script.cancelled.is_empty() && !script.deaf)
+                };
+                if let Some(job) = end {
+                    let event = Some(Event::Job(job));
+                    let _ = sender.send(Ok(proto::WatchJobResponse { cursor: last, event })).await;
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
