@@ -1,10 +1,12 @@
 //! Jobs of the daemon: what they are, what may be asked of them, and how none of them is lost.
 
+mod keeper;
 pub mod ledger;
 mod model;
 pub mod queue;
 mod service;
 pub mod state;
 
+pub use keeper::{Health, Keep, Keeper, KeeperError, Needs, Options, Shown, ShownToAll, Sources};
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched, WatchedEvent};

@@ -6,13 +6,14 @@
 
 pub mod control;
 mod download;
-mod evidence;
+pub(crate) mod evidence;
 mod follow;
 mod git;
 pub(crate) mod intake;
 pub(crate) mod path;
 mod place;
 mod pulled;
+pub(crate) mod record;
 pub(crate) mod release;
 mod runner;
 mod store;
@@ -98,6 +99,18 @@ pub struct ReleasedOutput {
     pub entries: Option<u64>,
     /// SHA-256 of the file or archive, or the tree digest.
     pub sha256: String,
+}
+
+impl ReleasedOutput {
+    fn of(report: &ampoule_spec::OutputReport) -> Self {
+        Self {
+            name: report.name.to_string(),
+            form: report.form,
+            bytes: report.bytes,
+            entries: report.entries,
+            sha256: report.sha256.to_string(),
+        }
+    }
 }
 
 /// Why a local run has no record of its own.
@@ -263,7 +276,7 @@ pub fn run(
     if let Some(out) = &options.out {
         release::check_out(out)?;
     }
-    let signing = evidence::open(options)?;
+    let signing = evidence::open(&options.key, &options.authority, &options.state.join("keys"))?;
     let mut runner = Runner::start(&options.runner, &options.state, options.profiles.as_deref())?;
     runner.watch(&options.watch);
     for recovered in runner.recovered().to_vec() {

@@ -136,7 +136,8 @@ pub trait Jobs: Send + Sync + 'static {
     /// `job.unknown` if there is no such job, `job.unfinished` if it has not finished.
     fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError>;
 
-    /// An output of a finished job as a file from its beginning, and its length; a tree as a plain tar archive.
+    /// An output of a finished job as a file from its beginning, and its length; a tree as a plain tar archive, made now.
+    /// Blocks: it is opened in the store, which the launcher has.
     ///
     /// # Errors
     /// [`JobsError`] if there is no such output, or it is not kept any more.

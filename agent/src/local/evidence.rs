@@ -1,4 +1,4 @@
-//! Who signs a local run, and the records of jobs whose own run could not sign them.
+//! Who signs, and the records of jobs whose own run could not sign them.
 
 use super::follow::Note;
 use super::place::Place;
@@ -6,7 +6,7 @@ use super::release::Evidence;
 use super::runner::Runner;
 use super::{LocalError, Options};
 use crate::signing::FileSigner;
-use ampoule_evidence::{Issuer, RunRequest, Sealed, Signer, run_attestation, seal};
+use ampoule_evidence::{Authority, Issuer, RunRequest, Sealed, Signer, run_attestation, seal};
 use ampoule_spec::Sha256;
 use ampoule_spec::wire::Recovered;
 use std::path::{Path, PathBuf};
@@ -22,21 +22,22 @@ pub enum SigningKey {
 
 /// An open key and what it stands for.
 #[derive(Debug)]
-pub(super) struct Signing {
+pub(crate) struct Signing {
     signer: FileSigner,
-    pub(super) issuer: Issuer,
-    pub(super) public_key_file: PathBuf,
+    pub(crate) issuer: Issuer,
+    /// PEM, SubjectPublicKeyInfo.
+    pub(crate) public_key: String,
+    pub(crate) public_key_file: PathBuf,
 }
 
-/// Opens the key and writes the public one into the state directory, never beside what it vouches for.
-pub(super) fn open(options: &Options) -> Result<Signing, LocalError> {
-    let keys = options.state.join("keys");
+/// Opens the key and writes the public one into the directory of keys, never beside what it vouches for.
+pub(crate) fn open(key: &SigningKey, authority: &Authority, keys: &Path) -> Result<Signing, LocalError> {
     let unusable = |path: &Path, error: std::io::Error| LocalError::File {
         what: "the key directory",
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    let (signer, development_key, name) = match &options.key {
+    let (signer, development_key, name) = match key {
         SigningKey::Development => {
             let signer = FileSigner::load_or_create(&keys.join("development.pem"))?;
             (signer, true, "development.pub".to_owned())
@@ -49,10 +50,10 @@ pub(super) fn open(options: &Options) -> Result<Signing, LocalError> {
     })?;
     let name = if name.is_empty() { format!("{}.pub", file_name(&fingerprint)) } else { name };
     let public_key_file = keys.join(&name);
-    let written = Place::open(&keys).and_then(|keys| keys.replace(&name, pem.as_bytes()));
+    let written = Place::open(keys).and_then(|keys| keys.replace(&name, pem.as_bytes()));
     written.map_err(|e| unusable(&public_key_file, e))?;
-    let issuer = Issuer { authority: options.authority.clone(), development_key };
-    Ok(Signing { signer, issuer, public_key_file })
+    let issuer = Issuer { authority: authority.clone(), development_key };
+    Ok(Signing { signer, issuer, public_key: pem, public_key_file })
 }
 
 /// A fingerprint's letters and digits alone.
@@ -61,12 +62,12 @@ fn file_name(fingerprint: &str) -> String {
 }
 
 impl Signing {
-    pub(super) fn signer(&self) -> &dyn Signer {
+    pub(crate) fn signer(&self) -> &dyn Signer {
         &self.signer
     }
 
     /// Signs the run attestation of a record.
-    pub(super) fn attest_run(
+    pub(crate) fn attest_run(
         &self,
         evidence: &Evidence,
         provenance_sha256: Option<Sha256>,

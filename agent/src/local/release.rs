@@ -2,10 +2,13 @@
 
 use super::evidence::Signing;
 use super::place::Place;
+use super::record::released_outputs;
 use super::watch::{Watch, Work};
 use super::{LocalError, ReleasedOutput};
 use crate::files::read_file;
-use ampoule_evidence::{AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, provenance, seal};
+use ampoule_evidence::{
+    AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, Unstarted, provenance, seal,
+};
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
@@ -25,22 +28,22 @@ use std::path::{Path, PathBuf};
 
 /// A job's record with the bytes that were read.
 #[derive(Debug)]
-pub(super) struct Evidence {
-    pub(super) record: JobRecord,
+pub(crate) struct Evidence {
+    pub(crate) record: JobRecord,
     /// What only we know, for the run attestation.
-    pub(super) claims: AgentClaims,
+    pub(crate) claims: AgentClaims,
     spec: Vec<u8>,
     report: Vec<u8>,
 }
 
 /// What was released.
 #[derive(Debug)]
-pub(super) struct Released {
-    pub(super) provenance: bool,
-    pub(super) builder: String,
-    pub(super) outputs: Vec<ReleasedOutput>,
+pub(crate) struct Released {
+    pub(crate) provenance: bool,
+    pub(crate) builder: String,
+    pub(crate) outputs: Vec<ReleasedOutput>,
     /// Why a job that succeeded has no provenance although it has artifacts.
-    pub(super) refused: Option<Failure>,
+    pub(crate) refused: Option<Failure>,
 }
 
 /// `result.json`.
@@ -61,7 +64,7 @@ struct ResultFile<'a> {
 
 impl Evidence {
     /// Reads a job's record from its directory.
-    pub(super) fn read(job_dir: &Path) -> Result<Self, LocalError> {
+    pub(crate) fn read(job_dir: &Path) -> Result<Self, LocalError> {
         let spec = read_limited(&job_dir.join("spec.json"), SPEC_BYTES_MAX)?;
         let report = read_limited(&job_dir.join("report.json"), REPORT_BYTES_MAX)?;
         let record = JobRecord::read(&spec, &report).map_err(|e| LocalError::Evidence {
@@ -71,8 +74,17 @@ impl Evidence {
         Ok(Self { record, claims: AgentClaims::new(), spec, report })
     }
 
+    /// Of a job that never had a sandbox.
+    pub(crate) fn unstarted(spec: Vec<u8>, end: &Unstarted) -> Result<Self, LocalError> {
+        let (record, report) = JobRecord::unstarted(&spec, end).map_err(|e| LocalError::Evidence {
+            code: Code::ProvenanceRefused,
+            reason: format!("the job's record cannot be made: {e}"),
+        })?;
+        Ok(Self { record, claims: AgentClaims::new(), spec, report })
+    }
+
     /// The same with what only the run that made it knows.
-    pub(super) fn with_claims(self, claims: AgentClaims) -> Self {
+    pub(crate) fn with_claims(self, claims: AgentClaims) -> Self {
         Self { claims, ..self }
     }
 
@@ -98,11 +110,11 @@ impl Evidence {
     }
 }
 
-fn file_error(what: &'static str, path: &Path, error: &io::Error) -> LocalError {
+pub(super) fn file_error(what: &'static str, path: &Path, error: &io::Error) -> LocalError {
     LocalError::File { what, path: path.to_owned(), reason: error.to_string() }
 }
 
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
     read_file(path, limit).map_err(|e| file_error("the job's record", path, &e))
 }
 
@@ -168,7 +180,7 @@ pub(super) struct From<'a> {
 }
 
 /// What an output is in the store.
-fn content_of(output: &OutputReport, epoch: u64) -> Content {
+pub(super) fn content_of(output: &OutputReport, epoch: u64) -> Content {
     match output.form {
         OutputForm::Tree => Content::Directory { tree: Some(output.sha256), epoch },
         OutputForm::File | OutputForm::TarZst => {
@@ -228,19 +240,12 @@ fn fill(
         bytes = bytes.saturating_add(count);
         meter.at(bytes, Some(total));
     };
-    let withheld = released.refused.is_some() || report.outcome == Outcome::Quarantined;
+    released.outputs = released_outputs(report, released.refused.as_ref());
     let outputs = made.make("outputs")?;
-    for output in report.outputs.iter().filter(|_| !withheld) {
+    for output in report.outputs.iter().filter(|_| !released.outputs.is_empty()) {
         let epoch = evidence.record.spec().source_date_epoch;
         let source = File::from((from.open)(&content_of(output, epoch))?);
         copy_output(output, source, &outputs, epoch, &mut passed)?;
-        released.outputs.push(ReleasedOutput {
-            name: output.name.to_string(),
-            form: output.form,
-            bytes: output.bytes,
-            entries: output.entries,
-            sha256: output.sha256.to_string(),
-        });
     }
     let files = made.make("evidence")?;
     let logs = files.make("logs")?;
@@ -250,14 +255,14 @@ fn fill(
     [&outputs, &logs, &files, made].into_iter().try_for_each(Place::sync)
 }
 
-fn builder_of(evidence: &Evidence, signing: &Signing) -> String {
+pub(super) fn builder_of(evidence: &Evidence, signing: &Signing) -> String {
     let mode = signing.issuer.mode(evidence.record.spec()).unwrap_or(ampoule_evidence::BuilderMode::Dev);
     signing.issuer.authority.builder_id(mode)
 }
 
 /// The signed provenance; none for a job that did not succeed or that has no artifact. A clean success whose
 /// provenance is refused for another reason is a failure of ours: nothing of it is released.
-fn provenance_of(
+pub(super) fn provenance_of(
     evidence: &Evidence,
     signing: &Signing,
 ) -> Result<(Option<Sealed>, Option<Failure>), LocalError> {
@@ -345,7 +350,12 @@ fn copy_tree(
     })
 }
 
-fn write_evidence(evidence: &Evidence, dir: &Place, sealed: Option<&Sealed>, run: &Sealed) -> io::Result<()> {
+pub(super) fn write_evidence(
+    evidence: &Evidence,
+    dir: &Place,
+    sealed: Option<&Sealed>,
+    run: &Sealed,
+) -> io::Result<()> {
     dir.write("spec.json", &evidence.spec)?;
     dir.write("report.json", &evidence.report)?;
     dir.write("run.intoto.jsonl", run.envelope_json_line.as_bytes())?;
@@ -388,7 +398,7 @@ fn write_logs(evidence: &Evidence, job_dir: &Path, dir: &Place) -> io::Result<()
     files.into_values().try_for_each(|file| file.into_inner().map_err(|e| e.into_error())?.sync_all())
 }
 
-fn write_result(evidence: &Evidence, released: &Released, dir: &Place) -> io::Result<()> {
+pub(super) fn write_result(evidence: &Evidence, released: &Released, dir: &Place) -> io::Result<()> {
     let report = evidence.record.report();
     let failure = released.refused.as_ref().or(report.failure.as_ref());
     let step = failure.and_then(|f| f.step).and_then(|at| report.steps.get(usize::try_from(at).ok()?));

@@ -210,7 +210,7 @@ impl Runner {
     }
 
     /// Has somebody told how far an import is.
-    pub(super) fn watch(&mut self, watch: &Watch) {
+    pub(crate) fn watch(&mut self, watch: &Watch) {
         self.watch = watch.clone();
     }
 
@@ -228,11 +228,11 @@ impl Runner {
         self.receive()
     }
 
-    pub(super) fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), RunnerError> {
+    pub(crate) fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), RunnerError> {
         self.channel.send(request, descriptors).map_err(RunnerError::Lost)
     }
 
-    pub(super) fn receive(&self) -> Result<Reply, RunnerError> {
+    pub(crate) fn receive(&self) -> Result<Reply, RunnerError> {
         loop {
             let reply = self.receive_any()?;
             // Jobs of a listening launcher are nobody's: whose end it says in between is not waited for here.
@@ -242,7 +242,8 @@ impl Runner {
         }
     }
 
-    fn receive_any(&self) -> Result<Reply, RunnerError> {
+    /// The next message, whatever it is about.
+    pub(crate) fn receive_any(&self) -> Result<Reply, RunnerError> {
         match self.channel.receive::<Reply>() {
             Ok((Reply::Refused { code, message }, _)) => Err(RunnerError::Refused { code, message }),
             Ok((reply, _)) => Ok(reply),
@@ -257,7 +258,7 @@ impl Runner {
     }
 
     /// Readable when the runner has answered or is gone.
-    pub(super) fn channel(&self) -> BorrowedFd<'_> {
+    pub(crate) fn channel(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
 

@@ -1,0 +1,310 @@
+//! The keeper of the jobs of this host: the ledger, the queue, the launcher and the records, and one driver per job.
+//!
+//! Guarantees: what [`Jobs::submit`] has acknowledged ends in one signed run attestation, whatever dies meanwhile; a change
+//! is durable before anybody hears of it; what a watcher has had it does not get again after its cursor, also across
+//! restarts. Nothing of a job is deleted that the ledger does not know.
+//! Not guaranteed: that a job that had not reached the runner when the agent or a session died is run; it ends `aborted` then.
+
+mod driver;
+mod follow;
+mod inner;
+mod intake;
+mod launcher;
+mod options;
+mod records;
+mod sweep;
+mod watching;
+
+pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources};
+
+use super::ledger::{Ledger, LedgerError, OpenError};
+use super::model::{Caller, CancelWish, IdempotencyKey, Job, State, Submission};
+use super::queue::{NotQueued, Queue};
+use super::service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched};
+use super::state::Change;
+use crate::local::{LocalError, evidence};
+use ampoule_spec::{Code, JobId};
+use futures_util::Stream;
+use inner::{Inner, Trouble, now};
+use launcher::Launcher;
+use records::Records;
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use watching::{Seat, WAITING_MAX, Watcher};
+
+/// When to ask again for what a restart or a resumed intake will give.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// How long the end of our tasks is waited for.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// The most characters of the name of who wishes a job's end.
+const BY_CHARS_MAX: usize = 256;
+
+/// Why jobs cannot be kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeeperError {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] OpenError),
+    /// The key.
+    #[error(transparent)]
+    Key(#[from] LocalError),
+    /// A directory or file of ours.
+    #[error("the state directory cannot be used")]
+    State(#[from] std::io::Error),
+}
+
+/// How the jobs of this host are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the launcher answers; if not, jobs wait.
+    pub launcher: bool,
+    /// Directories of jobs that the ledger does not know: they are left as they are.
+    pub unknown: Vec<JobId>,
+    /// Jobs whose record cannot be made now.
+    pub stuck: Vec<JobId>,
+}
+
+/// The jobs of this host. Dropping it ends its tasks; what the runner runs goes on.
+#[derive(Debug)]
+pub struct Keeper {
+    inner: Arc<Inner>,
+}
+
+impl Keeper {
+    /// Opens the jobs below the agent's directory and takes up what is unfinished. Within a runtime; blocks for as long as
+    /// the ledger takes.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub fn open(options: Options) -> Result<Self, KeeperError> {
+        let keys = options.state.join("keys");
+        for dir in [&options.state, &keys] {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let ledger = Ledger::open(&options.state, &options.ledger, now())?;
+        let signing = evidence::open(&options.key, &options.authority, &keys)?;
+        let records = Records::open(&options.state, signing)?;
+        let inner = Arc::new(Inner {
+            ledger,
+            launcher: Arc::new(Launcher::new(options.socket.clone(), options.jobs.clone())),
+            records,
+            imports: Arc::new(Semaphore::new(options.imports.max(1))),
+            taking: AtomicBool::new(true),
+            ended: CancellationToken::new(),
+            turn: Notify::new(),
+            queue: Mutex::new(Queue::new(options.rules.clone())),
+            drivers: Mutex::default(),
+            watchers: Mutex::default(),
+            trouble: Mutex::default(),
+            options,
+        });
+        inner.take_up()?;
+        let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 4] = [
+            Box::pin(inner.clone().keep_turns()),
+            Box::pin(inner.launcher.clone().look_after()),
+            Box::pin(inner.clone().patrol()),
+            Box::pin(inner.clone().keep_sweeping()),
+        ];
+        for task in tasks {
+            let ended = inner.ended.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = task => {}
+                    () = ended.cancelled() => {}
+                }
+            });
+        }
+        Ok(Self { inner })
+    }
+
+    /// How the jobs are.
+    pub fn health(&self) -> Health {
+        let Trouble { unknown, stuck } = self.inner.trouble().clone();
+        let launcher = self.inner.launcher.is_up();
+        Health { launcher, unknown: unknown.into_iter().collect(), stuck: stuck.into_iter().collect() }
+    }
+
+    /// The public key by which the evidence of this host verifies (PEM, SubjectPublicKeyInfo).
+    pub fn public_key(&self) -> &str {
+        self.inner.records.public_key()
+    }
+
+    /// Ends every task and gives the directory back. What the runner runs goes on.
+    pub async fn close(self) {
+        self.inner.end();
+        let begun = tokio::time::Instant::now();
+        // Threads that are in the middle of something hold on to it as well.
+        while Arc::strong_count(&self.inner) > 1 && begun.elapsed() < END_WITHIN {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn job(&self, id: &JobId) -> Result<Job, JobsError> {
+        self.get(id).ok_or_else(|| error(Code::JobUnknown, format!("there is no job {id}")))
+    }
+
+    /// The end of a job that is finished.
+    fn finished(&self, id: &JobId) -> Result<super::model::End, JobsError> {
+        let job = self.job(id)?;
+        let not_yet =
+            || error(Code::JobUnfinished, format!("job {id} is not finished; watch it until it is"));
+        job.end.filter(|_| job.state == State::Finished).ok_or_else(not_yet)
+    }
+
+    async fn enter(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        let found = self.inner.ledger.find(&submission.caller.subject, &submission.key);
+        if found.is_none() {
+            if !self.inner.taking.load(Ordering::Relaxed) {
+                let text = "no new jobs are taken: this host is being drained".to_owned();
+                return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
+            }
+            intake::check_wire(&submission.spec).map_err(|f| error(f.code, f.message))?;
+            let needs = self.inner.options.needs.of(&submission.spec);
+            self.inner.queue().may_enter(&submission.project, &needs)?;
+        }
+        let spec = submission.spec.clone();
+        let entered = self.inner.ledger.submit(submission, now()).await?;
+        if !entered.attached {
+            let entry = self.inner.entry(&entered.life, &spec);
+            self.inner.queue().enter(entry);
+            // Whoever ended it meanwhile did not find it in the queue.
+            if self.inner.ledger.get(&spec.id).is_none_or(|life| life.job.state != State::Queued) {
+                self.inner.queue().leave(&spec.id);
+            }
+            self.inner.turn.notify_one();
+        }
+        Ok(Submitted { job: entered.life.job.clone(), attached: entered.attached })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.inner.end();
+    }
+}
+
+fn error(code: Code, message: String) -> JobsError {
+    JobsError { code, message, retry_after: None }
+}
+
+impl From<NotQueued> for JobsError {
+    fn from(refused: NotQueued) -> Self {
+        let message = refused.to_string();
+        match refused {
+            NotQueued::Full { retry_after, .. } | NotQueued::Quota { retry_after, .. } => {
+                Self { code: Code::AdmissionBusy, message, retry_after: Some(retry_after) }
+            }
+            NotQueued::TooLarge { .. } => error(Code::JobInvalid, message),
+        }
+    }
+}
+
+impl Jobs for Keeper {
+    async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        self.enter(submission).await
+    }
+
+    fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job> {
+        self.inner.ledger.find(&caller.subject, key).map(|life| life.job.clone())
+    }
+
+    fn get(&self, id: &JobId) -> Option<Job> {
+        self.inner.ledger.get(id).map(|life| life.job.clone())
+    }
+
+    fn queue_position(&self, id: &JobId) -> Option<u32> {
+        self.inner.queue().position(id)
+    }
+
+    fn list(&self, wanted: &Wanted, may_read: &(dyn Fn(&Job) -> bool + Sync)) -> Page {
+        self.inner.ledger.list(wanted, may_read)
+    }
+
+    async fn cancel(&self, id: &JobId, by: &Caller, reason: &str) -> Result<Job, JobsError> {
+        self.job(id)?;
+        let by = by.subject.chars().take(BY_CHARS_MAX).collect();
+        let wish = CancelWish { by, reason: reason.to_owned(), at: now() };
+        let life = self.inner.change(id, Change::CancelWished { wish }).await?;
+        Ok(life.job.clone())
+    }
+
+    fn watch(
+        &self,
+        id: &JobId,
+        after: u64,
+        logs: bool,
+        follow: bool,
+    ) -> Result<impl Stream<Item = Result<Watched, JobsError>> + Send + 'static, JobsError> {
+        self.job(id)?;
+        {
+            let mut seats = self.inner.seats();
+            let taken = seats.entry(id.clone()).or_default();
+            if *taken >= self.inner.options.readers.max(1) {
+                let text = format!("job {id} is watched by {taken} already, which is as many as may");
+                return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
+            }
+            *taken += 1;
+        }
+        let seat = Seat { inner: self.inner.clone(), id: id.clone() };
+        let (out, items) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(Watcher { seat, out, cursor: after, logs, follow }.watch());
+        Ok(ReceiverStream::new(items))
+    }
+
+    fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError> {
+        self.finished(id)?;
+        self.inner
+            .records
+            .read(id)
+            .map_err(|e| error(Code::Internal, format!("the evidence of job {id} cannot be read: {e}")))
+    }
+
+    fn open_output(&self, id: &JobId, output: &str) -> Result<(File, u64), JobsError> {
+        let end = self.finished(id)?;
+        let missing =
+            |why: &str| error(Code::InputMissing, format!("job {id} has no output {output:?}{why}"));
+        // The name is one that the record has, and no path of a caller's.
+        let named = end.outputs.iter().find(|one| one.name == output).ok_or_else(|| missing(""))?;
+        match self.inner.records.open_output(&self.inner.launcher, id, &named.name) {
+            Ok(opened) => Ok(opened),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(missing(" any more: it is not kept longer than that"))
+            }
+            Err(e) => {
+                let text = format!("output {output:?} of job {id} cannot be opened now: {e}");
+                Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) })
+            }
+        }
+    }
+
+    async fn drain(&self, drain: bool, cancel_queued: bool) -> (u32, u32) {
+        self.inner.taking.store(!drain, Ordering::Relaxed);
+        if drain && cancel_queued {
+            let waiting = self.inner.ledger.unfinished();
+            for life in waiting.iter().filter(|life| life.job.state == State::Queued) {
+                let reason = "this host is being drained".to_owned();
+                let wish = CancelWish { by: inner::OURSELVES.to_owned(), reason, at: now() };
+                match self.inner.change(&life.job.id, Change::CancelWished { wish }).await {
+                    Ok(_) | Err(LedgerError::Illegal(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(job = %life.job.id, %error, "a job that waits is not cancelled")
+                    }
+                }
+            }
+        }
+        let (_, running, waiting) = self.load();
+        (running, waiting)
+    }
+
+    fn load(&self) -> (bool, u32, u32) {
+        let queue = self.inner.queue();
+        (self.inner.taking.load(Ordering::Relaxed), queue.running(), queue.queued())
+    }
+}

@@ -1,0 +1,331 @@
+//! One driver per job: it does what the job's state asks for until the job is finished, and writes down first.
+//!
+//! The driver holds no state of its own that counts: after a restart another one begins where the ledger says.
+
+use super::inner::Inner;
+use super::intake::{NotReady, Preparation};
+use super::launcher::Answer;
+use crate::job::ledger::LedgerError;
+use crate::job::model::State;
+use crate::job::state::{Change, Life};
+use crate::local::intake::Intake;
+use crate::local::{Cancel, Note, Progress, Watch};
+use ampoule_evidence::AgentClaims;
+use ampoule_spec::{Code, Failure, JobId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+
+/// How often a job that runs is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a cancel that nobody took is offered again.
+const OFFER_EVERY: Duration = Duration::from_millis(250);
+/// How long to wait before something is tried again: doubled each time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+
+/// By what others hold a driver.
+#[derive(Debug)]
+pub(super) struct Reins {
+    /// Ends the intake.
+    pub(super) cancel: Cancel,
+    /// Somebody wishes the job's end.
+    pub(super) wished: Notify,
+    /// What is fetched now, for people.
+    pub(super) progress: watch::Sender<Option<String>>,
+}
+
+impl Reins {
+    pub(super) fn new() -> Self {
+        Self { cancel: Cancel::default(), wished: Notify::new(), progress: watch::Sender::new(None) }
+    }
+}
+
+/// A time to wait that grows.
+struct Pause(Duration);
+
+impl Pause {
+    fn new() -> Self {
+        Self(PAUSE.0)
+    }
+
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(PAUSE.1);
+    }
+}
+
+/// What the runner has of a job.
+enum Taken {
+    /// It is admitted.
+    Yes,
+    /// It never was.
+    No(Failure),
+}
+
+pub(super) struct Driver {
+    pub(super) inner: Arc<Inner>,
+    pub(super) id: JobId,
+    pub(super) reins: Arc<Reins>,
+    /// Whether it was us who wrote down that the runner is asked; else somebody before us may have asked it.
+    pub(super) asked_here: bool,
+}
+
+impl Driver {
+    /// Drives the job to its end. Ends early only when the ledger is closed.
+    pub(super) async fn drive(mut self) {
+        let mut pause = Pause::new();
+        loop {
+            let Some(life) = self.inner.ledger.get(&self.id) else { return };
+            let done = match life.job.state {
+                State::Queued | State::Finished => return,
+                State::Preparing => self.prepare(&life).await,
+                State::Running => self.run(&life).await,
+                State::Attesting => self.attest(&life).await,
+            };
+            match done {
+                Ok(()) => pause = Pause::new(),
+                Err(LedgerError::Closed) => return,
+                // Somebody was first, as with a cancel: the state says what is next.
+                Err(LedgerError::Illegal(_)) => {}
+                Err(error) => {
+                    tracing::error!(job = %self.id, %error, "the job does not go on for now");
+                    pause.wait().await;
+                }
+            }
+        }
+    }
+
+    async fn prepare(&mut self, life: &Arc<Life>) -> Result<(), LedgerError> {
+        let mut pause = Pause::new();
+        let prepared = loop {
+            let permit = tokio::select! {
+                permit = self.turn_to_import() => permit?,
+                () = self.reins.wished.notified() => break Err(NotReady::Cancelled),
+            };
+            if self.reins.cancel.is_cancelled() {
+                break Err(NotReady::Cancelled);
+            }
+            let (inner, life, reins) = (self.inner.clone(), life.clone(), self.reins.clone());
+            let prepared = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                make_ready(&inner, &life, &reins)
+            });
+            match prepared.await.unwrap_or_else(|_| Err(defect("the intake ended early"))) {
+                Err(NotReady::Again) => tokio::select! {
+                    () = pause.wait() => {}
+                    () = self.reins.wished.notified() => break Err(NotReady::Cancelled),
+                },
+                other => break other,
+            }
+        };
+        self.reins.progress.send_replace(None);
+        match prepared {
+            Ok(claims) => {
+                self.inner.records.keep_claims(&self.id, &claims);
+                self.asked_here = true;
+                self.inner.change(&self.id, Change::Asked { runner: self.id.clone() }).await.map(drop)
+            }
+            Err(NotReady::Failed(failure)) => self.refuse(failure).await,
+            // Who cancelled has written it down; or the daemon ends, and the next one prepares the job again.
+            Err(NotReady::Cancelled | NotReady::Again) => {
+                let ends = self.inner.ledger.get(&self.id).is_some_and(|l| l.job.state == State::Preparing);
+                if ends { Err(LedgerError::Closed) } else { Ok(()) }
+            }
+        }
+    }
+
+    async fn turn_to_import(&self) -> Result<OwnedSemaphorePermit, LedgerError> {
+        self.inner.launcher.until_up().await;
+        Arc::clone(&self.inner.imports).acquire_owned().await.map_err(|_| LedgerError::Closed)
+    }
+
+    async fn refuse(&self, failure: Failure) -> Result<(), LedgerError> {
+        self.inner.change(&self.id, Change::Refused { failure }).await.map(drop)
+    }
+
+    async fn run(&mut self, life: &Arc<Life>) -> Result<(), LedgerError> {
+        if life.job.started_at.is_none() {
+            let taken = if self.asked_here { self.ask().await } else { self.find().await };
+            match taken {
+                Taken::No(failure) => return self.refuse(failure).await,
+                Taken::Yes => {
+                    let at = super::follow::admitted_at(&self.inner.launcher.job_dir(&self.id));
+                    let at = at.unwrap_or_else(super::inner::now);
+                    self.inner.change(&self.id, Change::Admitted { at }).await?;
+                }
+            }
+        }
+        let admitted = self.until_reported().await?;
+        self.inner.change(&self.id, Change::Reported { admitted }).await.map(drop)
+    }
+
+    /// Asks the runner to take the job.
+    async fn ask(&self) -> Taken {
+        let mut pause = Pause::new();
+        loop {
+            // A wish that comes before there is somebody to ask ends the job here.
+            tokio::select! {
+                () = self.inner.launcher.until_up() => {}
+                () = self.reins.wished.notified() => {}
+            }
+            if let Some(failure) = self.wished() {
+                return Taken::No(failure);
+            }
+            let (inner, id) = (self.inner.clone(), self.id.clone());
+            let asked = tokio::task::spawn_blocking(move || match inner.ledger.spec_bytes(&id) {
+                Ok(Some(spec)) => inner.launcher.run(&spec, &id),
+                Ok(None) => Answer::Refused { code: Code::Internal, message: "its spec is gone".to_owned() },
+                Err(error) => Answer::Refused { code: Code::Internal, message: error.to_string() },
+            });
+            match asked.await.unwrap_or(Answer::Silent) {
+                Answer::Admitted => return Taken::Yes,
+                Answer::Refused { code: Code::AdmissionBusy, .. } | Answer::NotThere => pause.wait().await,
+                Answer::Refused { code, message } => return Taken::No(failure(code, message)),
+                // Our session has died, and with it everything that could still admit the job.
+                Answer::Silent => return self.look_up(Duration::ZERO).await,
+            }
+        }
+    }
+
+    /// Finds out what became of a job that an agent before us has asked the runner to take.
+    async fn find(&self) -> Taken {
+        self.look_up(self.inner.options.settle).await
+    }
+
+    /// Asks for the job until the launcher answers; if it is not there, once more after `settle`.
+    async fn look_up(&self, settle: Duration) -> Taken {
+        let mut is_settled = settle.is_zero();
+        let mut pause = Pause::new();
+        loop {
+            self.inner.launcher.until_up().await;
+            let (inner, id) = (self.inner.clone(), self.id.clone());
+            match tokio::task::spawn_blocking(move || inner.launcher.has(&id)).await {
+                Ok(Ok(true)) => return Taken::Yes,
+                Ok(Ok(false)) if is_settled => {
+                    let message = "the agent or the launcher died before the runner had taken the job";
+                    return Taken::No(failure(Code::JobAborted, message.to_owned()));
+                }
+                Ok(Ok(false)) => {
+                    tokio::time::sleep(settle).await;
+                    is_settled = true;
+                }
+                Ok(Err(_)) | Err(_) => pause.wait().await,
+            }
+        }
+    }
+
+    /// The failure of a job whose end was wished before the runner was asked.
+    fn wished(&self) -> Option<Failure> {
+        let life = self.inner.ledger.get(&self.id)?;
+        let wish = life.job.cancel.as_ref()?;
+        Some(failure(Code::JobCancelled, format!("cancelled by {} before it ran", wish.by)))
+    }
+
+    /// Waits for the report, and hands a cancel on. Says when the runner admitted the job.
+    async fn until_reported(&self) -> Result<ampoule_spec::UnixNanos, LedgerError> {
+        let dir = self.inner.launcher.job_dir(&self.id);
+        let mut cancelled = false;
+        let mut offered = tokio::time::Instant::now() - OFFER_EVERY;
+        loop {
+            if dir.join("report.json").exists() || self.is_gone(&dir).await {
+                let life = self.inner.ledger.get(&self.id);
+                let started = life.and_then(|life| life.job.started_at);
+                return Ok(started.unwrap_or_else(super::inner::now));
+            }
+            let wished = self.inner.ledger.get(&self.id).is_some_and(|life| life.job.cancel.is_some());
+            if wished && !cancelled && offered.elapsed() >= OFFER_EVERY {
+                offered = tokio::time::Instant::now();
+                cancelled = self.inner.launcher.cancel(&self.id).is_ok();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = self.reins.wished.notified() => {}
+                () = self.inner.ended.cancelled() => return Err(LedgerError::Closed),
+            }
+        }
+    }
+
+    /// Whether somebody has removed the directory of a job that the runner has: neither it nor we do that.
+    async fn is_gone(&self, dir: &std::path::Path) -> bool {
+        if !dir.try_exists().is_ok_and(|there| !there) {
+            return false;
+        }
+        let (inner, id) = (self.inner.clone(), self.id.clone());
+        matches!(tokio::task::spawn_blocking(move || inner.launcher.has(&id)).await, Ok(Ok(false)))
+    }
+
+    async fn attest(&self, life: &Arc<Life>) -> Result<(), LedgerError> {
+        let mut pause = Pause::new();
+        let end = loop {
+            let (inner, life) = (self.inner.clone(), life.clone());
+            let made = tokio::task::spawn_blocking(move || {
+                let dir = inner.launcher.job_dir(&life.job.id);
+                inner.records.attest(&inner.ledger, &life, &dir, super::inner::now())
+            });
+            match made.await {
+                Ok(Ok(end)) => break end,
+                Ok(Err(error)) => {
+                    tracing::error!(job = %self.id, %error, "the job's record cannot be made now")
+                }
+                Err(_) => tracing::error!(job = %self.id, "making the job's record ended early"),
+            }
+            self.inner.stuck(&self.id, true);
+            tokio::select! {
+                () = pause.wait() => {}
+                () = self.inner.ended.cancelled() => return Err(LedgerError::Closed),
+            }
+        };
+        self.inner.stuck(&self.id, false);
+        let finished = Change::Finished { at: super::inner::now(), end: Box::new(end) };
+        self.inner.change(&self.id, finished).await.map(drop)
+    }
+}
+
+fn failure(code: Code, message: String) -> Failure {
+    Failure { code, message, step: None, teardown: None }
+}
+
+fn defect(what: &str) -> NotReady {
+    NotReady::Failed(failure(Code::Internal, what.to_owned()))
+}
+
+/// Takes in everything that a job names. Blocks.
+fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentClaims, NotReady> {
+    let spec = inner.ledger.spec(&life.job.id);
+    let Ok(Some(spec)) = spec else { return Err(defect("its spec cannot be read back from the ledger")) };
+    let told = Arc::clone(reins);
+    let with = Intake {
+        sources: inner.options.sources.of(&life.job.project),
+        registry_auth: inner.options.sources.registry_auth.clone(),
+        commits: inner.options.state.join("git"),
+        watch: Watch::new(move |progress| {
+            told.progress.send_replace(Some(shown(progress)));
+        }),
+        cancel: reins.cancel.clone(),
+    };
+    let mut runner = inner.launcher.connect().map_err(crate::local::LocalError::from)?;
+    runner.watch(&with.watch);
+    let preparation = Preparation {
+        spec: &spec,
+        project: &life.job.project,
+        runner: &runner,
+        with: &with,
+        shown: &*inner.options.shown,
+    };
+    preparation.make(&mut |note| {
+        let text = match note {
+            Note::Importing { what } => format!("importing {what}"),
+            Note::PassedOver { input, passed } => format!("input {input}: {}", passed.reason),
+            _ => return,
+        };
+        reins.progress.send_replace(Some(text));
+    })
+}
+
+fn shown(progress: &Progress) -> String {
+    let work = progress.work.as_str();
+    match progress.total {
+        Some(total) => format!("{work} {}: {} of {total} bytes", progress.what, progress.bytes),
+        None => format!("{work} {}: {} bytes", progress.what, progress.bytes),
+    }
+}

@@ -1,0 +1,201 @@
+//! The launcher as jobs see it: a socket that may be gone for a while, and the job directories beside it.
+
+use crate::local::control::cancel;
+use crate::local::{Runner, RunnerError};
+use ampoule_spec::wire::{ListedJob, Reply, Request};
+use ampoule_spec::{Code, JobId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::io::{self, Seek, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long to wait before a launcher that is down is asked again: doubled each time.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// All jobs that have a directory.
+pub(super) type Listed = BTreeMap<JobId, ListedJob>;
+
+/// What became of the question whether the runner takes a job.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// It is admitted.
+    Admitted,
+    /// It is not, and the launcher says why.
+    Refused { code: Code, message: String },
+    /// Nobody was asked: the launcher is down.
+    NotThere,
+    /// Nobody answered. It may be admitted, or not.
+    Silent,
+}
+
+#[derive(Debug)]
+pub(super) struct Launcher {
+    socket: PathBuf,
+    jobs: PathBuf,
+    up: watch::Sender<bool>,
+    /// The session that takes our jobs, one after another: it keeps prepared sandboxes, which are of use to it alone.
+    line: Mutex<Option<Runner>>,
+}
+
+impl Launcher {
+    /// The launcher that listens on `socket` and keeps its job directories in `jobs`. It counts as down until it has answered.
+    pub(super) fn new(socket: PathBuf, jobs: PathBuf) -> Self {
+        Self { socket, jobs, up: watch::Sender::new(false), line: Mutex::new(None) }
+    }
+
+    /// Where a job's directory is, if it has one.
+    pub(super) fn job_dir(&self, id: &JobId) -> PathBuf {
+        self.jobs.join(id.as_str())
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    fn line(&self) -> MutexGuard<'_, Option<Runner>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the launcher answers, as far as anybody knows.
+    pub(super) async fn until_up(&self) {
+        let mut up = self.up.subscribe();
+        // The sender is ours, so this ends with the launcher up.
+        let _ = up.wait_for(|up| *up).await;
+    }
+
+    /// Looks after a launcher that is down until it is up again, for as long as it is polled.
+    pub(super) async fn look_after(self: std::sync::Arc<Self>) {
+        let mut up = self.up.subscribe();
+        loop {
+            if up.wait_for(|up| !up).await.is_err() {
+                return;
+            }
+            // A listener that was told to end waits for its last session.
+            let this = std::sync::Arc::clone(&self);
+            let _ = tokio::task::spawn_blocking(move || drop(this.line().take())).await;
+            let mut pause = BACK_OFF.0;
+            loop {
+                let this = std::sync::Arc::clone(&self);
+                let error = match tokio::task::spawn_blocking(move || this.connect().map(drop)).await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(error)) => crate::chain::chain(&error),
+                    Err(error) => error.to_string(),
+                };
+                if self.is_up() {
+                    break;
+                }
+                if pause == BACK_OFF.0 {
+                    tracing::warn!(socket = %self.socket.display(), error, "the launcher does not answer; jobs wait");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(BACK_OFF.1);
+            }
+            tracing::info!("the launcher answers");
+        }
+    }
+
+    /// A session of its own. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; the launcher then counts as down.
+    pub(super) fn connect(&self) -> Result<Runner, RunnerError> {
+        let connected = Runner::connect(&self.socket);
+        let is_up = !matches!(&connected, Err(error) if !matches!(error, RunnerError::Refused { .. }));
+        self.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up);
+        connected
+    }
+
+    /// Every job that has a directory; what was neither alive nor reported has been recovered. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub(super) fn jobs(&self) -> Result<Listed, RunnerError> {
+        let jobs = self.connect()?.jobs()?;
+        Ok(jobs.into_iter().map(|job| (job.id.clone(), job)).collect())
+    }
+
+    /// Whether a job has a directory. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub(super) fn has(&self, id: &JobId) -> Result<bool, RunnerError> {
+        Ok(self.connect()?.job(id)?.is_some())
+    }
+
+    /// Removes a job's directory. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`].
+    pub(super) fn forget(&self, id: &JobId) -> Result<(), RunnerError> {
+        self.connect()?.forget(id)
+    }
+
+    /// Asks the runner to take a job that then belongs to nobody's connection. Blocks.
+    pub(super) fn run(&self, spec: &[u8], id: &JobId) -> Answer {
+        let file = crate::inputs::scratch_file(&std::env::temp_dir()).and_then(|mut file| {
+            file.write_all(spec)?;
+            file.rewind().map(|()| file)
+        });
+        let file = match file {
+            Ok(file) => file,
+            Err(error) => {
+                let message = format!("the spec cannot be written to a temporary file: {error}");
+                return Answer::Refused { code: Code::Internal, message };
+            }
+        };
+        let mut line = self.line();
+        let runner = match line.take().filter(is_open).map_or_else(|| self.connect(), Ok) {
+            Ok(runner) => runner,
+            Err(RunnerError::Refused { code, message }) => return Answer::Refused { code, message },
+            Err(_) => return Answer::NotThere,
+        };
+        if runner.send(&Request::Run { lifetime: false }, &[file.as_fd()]).is_err() {
+            return Answer::NotThere;
+        }
+        let answer = match runner.receive() {
+            Ok(Reply::Admitted { job }) if job == *id => Answer::Admitted,
+            Err(RunnerError::Refused { code, message }) => Answer::Refused { code, message },
+            Ok(_) | Err(_) => return Answer::Silent,
+        };
+        *line = Some(runner);
+        answer
+    }
+
+    /// Asks a job's supervisor for its end.
+    ///
+    /// # Errors
+    /// When nobody could be told now.
+    pub(super) fn cancel(&self, id: &JobId) -> io::Result<()> {
+        cancel(&self.job_dir(id)).map(drop)
+    }
+}
+
+/// Whether a session is still there; what it said meanwhile of jobs that have ended is passed over.
+fn is_open(runner: &Runner) -> bool {
+    loop {
+        let mut ready = [PollFd::from_borrowed_fd(runner.channel(), PollFlags::IN)];
+        match poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(0) => return true,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+            Ok(_) => match runner.receive_any() {
+                Ok(Reply::Finished { .. }) => {}
+                Ok(_) | Err(_) => return false,
+            },
+        }
+    }
+}
+
+/// Whether the same question may be answered otherwise in a moment: the launcher or its session is gone, or it is busy.
+pub(super) fn passes(error: &RunnerError) -> bool {
+    match error {
+        RunnerError::Refused { code, .. } => *code == Code::AdmissionBusy,
+        RunnerError::OutOfTurn => false,
+        _ => true,
+    }
+}

@@ -1,0 +1,123 @@
+//! How jobs are kept.
+
+use crate::job::{ledger, queue};
+use crate::local::SigningKey;
+use crate::sources::Policy;
+use ampoule_evidence::Authority;
+use ampoule_spec::wire::Content;
+use ampoule_spec::{JobSpec, Name};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What each project has shown to have of what jobs name by digest.
+pub trait Shown: Debug + Send + Sync + 'static {
+    /// Whether the project has shown this. May block for a moment.
+    fn has(&self, project: &Name, content: &Content) -> bool;
+
+    /// It was fetched for the project. May block for a moment.
+    fn record(&self, project: &Name, content: &Content);
+}
+
+/// One for all: what the store has, every project has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ShownToAll;
+
+impl Shown for ShownToAll {
+    fn has(&self, _: &Name, _: &Content) -> bool {
+        true
+    }
+
+    fn record(&self, _: &Name, _: &Content) {}
+}
+
+/// Where inputs of a project's jobs may come from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Of a project that has none of its own.
+    pub all: Policy,
+    /// Of projects.
+    pub projects: BTreeMap<Name, Policy>,
+    /// A file of credentials for registries.
+    pub registry_auth: Option<PathBuf>,
+}
+
+impl Sources {
+    pub(super) fn of(&self, project: &Name) -> Policy {
+        self.projects.get(project).unwrap_or(&self.all).clone()
+    }
+}
+
+/// What a job that does not say what it needs is taken to need, so that the queue has something to go by.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    /// With a profile that is not named here.
+    pub other: queue::Amount,
+    /// By profile: its defaults.
+    pub profiles: BTreeMap<Name, queue::Amount>,
+}
+
+impl Needs {
+    pub(super) fn of(&self, spec: &JobSpec) -> queue::Amount {
+        let default = self.profiles.get(&spec.profile).copied().unwrap_or(self.other);
+        queue::Amount {
+            cpu_millis: spec.limits.cpu_millis.unwrap_or(default.cpu_millis),
+            memory_bytes: spec.limits.memory_bytes.unwrap_or(default.memory_bytes),
+            disk_bytes: spec.limits.disk_bytes.unwrap_or(default.disk_bytes),
+        }
+    }
+}
+
+/// How long the directories of finished jobs are kept: logs and outputs are served from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// At most this long after the job's end.
+    pub age: Duration,
+    /// At most this many bytes, all directories together; the oldest go first.
+    pub bytes: u64,
+    /// How often that is looked at.
+    pub every: Duration,
+}
+
+impl Default for Keep {
+    /// A week, 20 GiB, looked at every minute.
+    fn default() -> Self {
+        Self { age: Duration::from_secs(7 * 24 * 60 * 60), bytes: 20 << 30, every: Duration::from_secs(60) }
+    }
+}
+
+/// Everything that jobs need to be kept and driven.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The agent's own directory: ledger, keys, records. It is made; only its owner may enter.
+    pub state: PathBuf,
+    /// The launcher's socket.
+    pub socket: PathBuf,
+    /// The launcher's job directories: `<its state>/jobs`.
+    pub jobs: PathBuf,
+    /// The key to sign with.
+    pub key: SigningKey,
+    /// The base of type URIs and builder ids.
+    pub authority: Authority,
+    /// Where inputs may come from.
+    pub sources: Sources,
+    /// What projects have uploaded.
+    pub shown: Arc<dyn Shown>,
+    /// What the queue goes by.
+    pub rules: queue::Rules,
+    /// What a job needs that does not say it.
+    pub needs: Needs,
+    /// How the ledger is opened, and how long it has finished jobs.
+    pub ledger: ledger::Options,
+    /// How long directories of finished jobs are kept.
+    pub keep: Keep,
+    /// Jobs whose inputs are fetched at the same time.
+    pub imports: usize,
+    /// Readers of one job at the same time.
+    pub readers: usize,
+    /// How long a launcher that is asked after a restart for a job that it does not have is given, before the job counts
+    /// as never taken: a session of the agent that died may still be at it.
+    pub settle: Duration,
+}

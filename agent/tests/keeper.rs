@@ -1,0 +1,281 @@
+//! What the keeper of jobs promises where no launcher is needed: jobs that end before one takes them, and restarts.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::expect_used)]
+
+#[path = "common/jobs.rs"]
+mod jobs;
+
+use ampoule_agent::job::ledger::{self, Ledger};
+use ampoule_agent::job::queue::{Amount, Quota, Rules};
+use ampoule_agent::job::state::Change;
+use ampoule_agent::job::{
+    Caller, Job, Jobs, Keep, Keeper, Needs, Options, ShownToAll, Sources, State, Submission, WatchedEvent,
+};
+use ampoule_agent::local::SigningKey;
+use ampoule_agent::sources::Policy;
+use ampoule_evidence::{Authority, Kind, PublicKey, TrustedKey, Verified, VerifyRequest, verify};
+use ampoule_spec::{Code, Failure, GitSigner, JobId, Name, Outcome, UnixNanos};
+use futures_util::StreamExt;
+use jobs::{job_id, submission};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const WHOLE: Amount = Amount { cpu_millis: 4000, memory_bytes: 8 << 30, disk_bytes: 64 << 30 };
+
+fn options(dir: &Path) -> Options {
+    Options {
+        state: dir.join("agent"),
+        socket: dir.join("nobody.sock"),
+        jobs: dir.join("jobs"),
+        key: SigningKey::Development,
+        authority: Authority::parse("https://ampoule.example").unwrap(),
+        sources: Sources { all: Policy::built_in(), projects: BTreeMap::new(), registry_auth: None },
+        shown: Arc::new(ShownToAll),
+        rules: Rules {
+            capacity: WHOLE,
+            running: 4,
+            queued: 8,
+            patience: 8,
+            quota: Quota { running: 4, queued: 8, weight: 1 },
+            projects: BTreeMap::new(),
+        },
+        needs: Needs {
+            other: Amount { cpu_millis: 1000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 },
+            profiles: BTreeMap::new(),
+        },
+        ledger: ledger::Options { reserve_bytes: 64 << 10, ..ledger::Options::default() },
+        keep: Keep::default(),
+        imports: 2,
+        readers: 2,
+        settle: Duration::from_millis(50),
+    }
+}
+
+fn open(dir: &Path) -> Keeper {
+    Keeper::open(options(dir)).unwrap()
+}
+
+fn caller() -> Caller {
+    submission(0).caller
+}
+
+/// The job once it is finished, and everything that its watcher was told of it.
+async fn finished(keeper: &Keeper, id: &JobId) -> (Job, Vec<State>) {
+    let mut told = std::pin::pin!(keeper.watch(id, 0, true, true).unwrap());
+    let (mut last, mut states) = (None, Vec::new());
+    let all = async {
+        while let Some(item) = told.next().await {
+            if let WatchedEvent::Job(job) = item.unwrap().event {
+                states.push(job.state);
+                last = Some(*job);
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect("the job does not end");
+    let last = last.unwrap();
+    assert_eq!(last.state, State::Finished);
+    assert_eq!(keeper.get(id), Some(last.clone()));
+    (last, states)
+}
+
+/// Verifies the one signed record of a job, as a stranger does.
+fn attested(keeper: &Keeper, job: &Job) -> (Verified, serde_json::Value) {
+    let evidence = keeper.evidence(&job.id).unwrap();
+    let names: Vec<_> = evidence.files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["report.json", "result.json", "run.intoto.jsonl", "spec.json"]);
+    let file = |name: &str| &evidence.files.iter().find(|(n, _)| n == name).unwrap().1;
+    let sha256 = |bytes: &[u8]| ampoule_agent::job::state::sha256(bytes).unwrap();
+    let envelope = file("run.intoto.jsonl");
+    assert_eq!(job.end.as_ref().unwrap().attestation, sha256(envelope));
+    let key = PublicKey::from_pem(&evidence.public_key).unwrap();
+    let verified = verify(&VerifyRequest {
+        attestation: envelope,
+        trusted: &[TrustedKey::any(key)],
+        artifact: sha256(file("report.json")),
+        tree: false,
+        kind: Kind::Run,
+        builder: None,
+        source: None,
+        params: &BTreeMap::new(),
+        allow_dev: true,
+    })
+    .unwrap();
+    (verified, serde_json::from_slice(file("result.json")).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_that_is_cancelled_while_it_waits_ends_in_one_signed_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    let submitted = keeper.submit(submission(1)).await.unwrap();
+    assert!(!submitted.attached && submitted.job.state == State::Queued);
+    let again = Submission { spec: submission(2).spec, ..submission(1) };
+    assert_eq!(keeper.submit(again).await.unwrap().job.id, job_id(1));
+    assert_eq!(keeper.submitted(&caller(), &submission(1).key).unwrap().id, job_id(1));
+    let cancelled = keeper.cancel(&job_id(1), &caller(), "no need").await.unwrap();
+    assert_eq!(cancelled.cancel.unwrap().by, "uid:7");
+    let (job, states) = finished(&keeper, &job_id(1)).await;
+    assert!(states.is_sorted(), "{states:?}");
+    let end = job.end.clone().unwrap();
+    assert_eq!((end.outcome, end.failure.unwrap().code), (Outcome::Cancelled, Code::JobCancelled));
+    let (verified, result) = attested(&keeper, &job);
+    assert_eq!(verified.outcome, Outcome::Cancelled);
+    assert_eq!(result["code"], "job.cancelled");
+    // A wish after the end changes nothing, and the record stays the one that it is.
+    assert_eq!(keeper.cancel(&job_id(1), &caller(), "again").await.unwrap(), job);
+    keeper.close().await;
+    let keeper = open(dir.path());
+    assert_eq!(keeper.get(&job_id(1)), Some(job.clone()));
+    attested(&keeper, &job);
+    assert_eq!(keeper.load(), (true, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_launcher_jobs_wait_in_their_order_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keeper = open(dir.path());
+    for number in 1..5 {
+        keeper.submit(submission(number)).await.unwrap();
+    }
+    for restart in 0..2 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!keeper.health().launcher, "restart {restart}");
+        let ahead: Vec<_> = (1..5).map(|n| keeper.queue_position(&job_id(n))).collect();
+        assert_eq!(ahead, [Some(0), Some(1), Some(2), Some(3)]);
+        keeper.close().await;
+        keeper = open(dir.path());
+    }
+    for number in 1..5 {
+        keeper.cancel(&job_id(number), &caller(), "").await.unwrap();
+        let (job, _) = finished(&keeper, &job_id(number)).await;
+        assert_eq!(attested(&keeper, &job).0.outcome, Outcome::Cancelled);
+    }
+    assert_eq!(keeper.load(), (true, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_that_waits_too_long_is_cancelled_and_a_drained_host_takes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    keeper.submit(submission(1)).await.unwrap();
+    keeper.submit(Submission { queue_timeout_ms: Some(200), ..submission(2) }).await.unwrap();
+    keeper.submit(submission(3)).await.unwrap();
+    let (late, _) = finished(&keeper, &job_id(2)).await;
+    let end = late.end.clone().unwrap();
+    assert_eq!((end.outcome, late.cancel.as_ref().unwrap().by.as_str()), (Outcome::Cancelled, "ampouled"));
+    assert!(end.failure.unwrap().message.contains("waited longer"));
+    attested(&keeper, &late);
+    let (_, waiting) = keeper.drain(true, false).await;
+    assert_eq!(waiting, 2);
+    let refused = keeper.submit(submission(4)).await.unwrap_err();
+    assert!(refused.code == Code::AdmissionBusy && refused.retry_after.is_some(), "{refused:?}");
+    // What was submitted before is found all the same.
+    assert!(keeper.submit(submission(3)).await.unwrap().attached);
+    keeper.drain(true, true).await;
+    let (drained, _) = finished(&keeper, &job_id(3)).await;
+    assert!(drained.cancel.unwrap().reason.contains("drained"));
+    keeper.drain(false, false).await;
+    keeper.submit(submission(4)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_under_way_at_a_crash_is_attested_once() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        // What a crash leaves behind in each state before the runner has anything.
+        let agent = dir.path().join("agent");
+        std::fs::create_dir_all(agent.join("records")).unwrap();
+        let ledger = Ledger::open(&agent, &options(dir.path()).ledger, UnixNanos(1)).unwrap();
+        for number in 1..3 {
+            ledger.submit(submission(number), UnixNanos(1)).await.unwrap();
+        }
+        let failure = Failure { code: Code::InputMissing, message: "m".into(), step: None, teardown: None };
+        ledger.change(&job_id(1), Change::Refused { failure }).await.unwrap();
+        ledger.change(&job_id(2), Change::Began).await.unwrap();
+        // And a record that was being written.
+        let aside = agent.join(format!("records/.ampoule-{}.tmp", job_id(1)));
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::write(aside.join("run.intoto.jsonl"), "half").unwrap();
+    }
+    let keeper = open(dir.path());
+    let (job, _) = finished(&keeper, &job_id(1)).await;
+    assert_eq!(attested(&keeper, &job).1["code"], "input.missing");
+    let records: Vec<_> = std::fs::read_dir(dir.path().join("agent/records")).unwrap().collect();
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(keeper.get(&job_id(2)).unwrap().state == State::Preparing);
+    assert_eq!(keeper.load(), (true, 1, 0));
+    keeper.close().await;
+    // The record is there and the ledger does not know yet: it stays the one that it is.
+    let envelope = dir.path().join(format!("agent/records/{}/run.intoto.jsonl", job_id(1)));
+    let before = std::fs::read(&envelope).unwrap();
+    std::fs::remove_file(dir.path().join("agent/ledger")).unwrap();
+    {
+        let ledger =
+            Ledger::open(&dir.path().join("agent"), &options(dir.path()).ledger, UnixNanos(1)).unwrap();
+        ledger.submit(submission(1), UnixNanos(1)).await.unwrap();
+        let failure = Failure { code: Code::InputMissing, message: "m".into(), step: None, teardown: None };
+        ledger.change(&job_id(1), Change::Refused { failure }).await.unwrap();
+    }
+    let keeper = open(dir.path());
+    let (job, _) = finished(&keeper, &job_id(1)).await;
+    attested(&keeper, &job);
+    assert_eq!(std::fs::read(&envelope).unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_client_could_vouch_for_is_refused_with_its_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    let source = serde_json::json!({"kind": "git", "url": "https://git.example/r", "commit": "1".repeat(40),
+        "tree": "2".repeat(64)});
+    let mut signed: ampoule_spec::InputSource = serde_json::from_value(source).unwrap();
+    if let ampoule_spec::InputSource::Git { signer, .. } = &mut signed {
+        let allowed_signers = jobs::request(3);
+        *signer =
+            Some(GitSigner { principal: "p".into(), key: "SHA256:x".into(), allowed_signers, tag: None });
+    }
+    let made = serde_json::json!({"kind": "attestation", "sha256": "3".repeat(64), "made_by": {
+        "builder": "https://ampoule.example/builders/hermetic/v1", "key": "SHA256:x", "job": job_id(9),
+        "subject": "x", "statement": "4".repeat(64)}});
+    for (source, field) in
+        [(signed, "inputs[0].git.signer"), (serde_json::from_value(made).unwrap(), "inputs[0].attestation")]
+    {
+        let mut refused = submission(1);
+        let input = serde_json::json!({"name": "src", "mount": "/build/src", "source": source});
+        refused.spec.inputs.push(serde_json::from_value(input).unwrap());
+        let error = keeper.submit(refused).await.unwrap_err();
+        assert!(error.code == Code::JobInvalid && error.message.starts_with(field), "{error:?}");
+    }
+    let mut large = submission(1);
+    large.spec.limits.memory_bytes = Some(9 << 30);
+    let error = keeper.submit(large).await.unwrap_err();
+    assert!(error.code == Code::JobInvalid && error.message.starts_with("limits.memory"), "{error:?}");
+    assert_eq!(keeper.load(), (true, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_are_counted_and_a_cursor_that_is_none_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    keeper.submit(submission(1)).await.unwrap();
+    let first = keeper.watch(&job_id(1), 0, true, true).unwrap();
+    let second = keeper.watch(&job_id(1), 0, true, true).unwrap();
+    let refused = keeper.watch(&job_id(1), 0, true, true).err().unwrap();
+    assert!(refused.code == Code::AdmissionBusy && refused.retry_after.is_some());
+    drop((first, second));
+    let begun = tokio::time::Instant::now();
+    while keeper.watch(&job_id(1), 0, true, false).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the seats are not given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(keeper.watch(&job_id(7), 0, true, true).err().unwrap().code, Code::JobUnknown);
+    assert_eq!(keeper.evidence(&job_id(1)).unwrap_err().code, Code::JobUnfinished);
+    assert_eq!(keeper.open_output(&job_id(1), "x").unwrap_err().code, Code::JobUnfinished);
+    // Without following it says how the job is, and ends.
+    let told: Vec<_> = keeper.watch(&job_id(1), 0, true, false).unwrap().collect().await;
+    assert_eq!(told.len(), 1);
+    let none: Name = Name::parse("other").unwrap();
+    let wanted = ampoule_agent::job::Wanted { project: Some(none), limit: 9, ..Default::default() };
+    assert_eq!(keeper.list(&wanted, &|_| true).jobs.len(), 0);
+}
