@@ -11,6 +11,7 @@ mod harness;
 mod image;
 mod importing;
 mod island;
+mod keeper;
 mod lab;
 mod launcher;
 mod listener;

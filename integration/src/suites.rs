@@ -5,6 +5,7 @@ mod by_name;
 mod cancel;
 mod cgroups;
 mod crash;
+mod daemon;
 mod directories;
 mod evidence;
 mod exits;
@@ -49,6 +50,7 @@ use anyhow::Result;
 pub(crate) const ALL: &[Suite] = &[
     Suite { name: "teardown", tests: teardown::TESTS },
     Suite { name: "crash", tests: crash::TESTS },
+    Suite { name: "daemon", tests: daemon::TESTS },
     Suite { name: "imports", tests: imports::TESTS },
     Suite { name: "stuck", tests: stuck::TESTS },
     Suite { name: "soak", tests: soak::TESTS },
