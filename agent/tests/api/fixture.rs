@@ -154,6 +154,7 @@ pub(crate) struct Running {
     pub(crate) tls: Arc<Tls>,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: Vec<tokio::task::JoinHandle<()>>,
+    server: Arc<Server>,
 }
 
 impl Drop for Running {
@@ -167,6 +168,13 @@ pub(crate) fn provider() {
 }
 
 pub(crate) async fn start(wish: Wish) -> Running {
+    let (mut running, listeners) = prepare(wish).await;
+    running.serve(listeners);
+    running
+}
+
+/// A server that does not serve yet, and its listeners, whose backlogs take connections already.
+pub(crate) async fn prepare(wish: Wish) -> (Running, Vec<Listener>) {
     provider();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -208,11 +216,9 @@ pub(crate) async fn start(wish: Wish) -> Running {
     let socket = at("agent.sock");
     let unix = UnixListener::bind(&socket).unwrap();
     let stop = CancellationToken::new();
-    let tasks = vec![
-        tokio::spawn(server.clone().serve(Listener::Tcp(tcp, tls.clone()), stop.clone())),
-        tokio::spawn(server.serve(Listener::Unix(unix), stop.clone())),
-    ];
-    Running { dir, address, socket, ca, issuer, told, fake, tls, stop, tasks }
+    let listeners = vec![Listener::Tcp(tcp, tls.clone()), Listener::Unix(unix)];
+    let tasks = Vec::new();
+    (Running { dir, address, socket, ca, issuer, told, fake, tls, stop, tasks, server }, listeners)
 }
 
 pub(crate) fn mode(path: &Path, mode: u32) {
@@ -244,6 +250,11 @@ fn policy(dir: &Path, peer_has_role: bool) {
 }
 
 impl Running {
+    pub(crate) fn serve(&mut self, listeners: Vec<Listener>) {
+        let serve = |listener| tokio::spawn(self.server.clone().serve(listener, self.stop.clone()));
+        self.tasks = listeners.into_iter().map(serve).collect();
+    }
+
     pub(crate) fn config(&self, pair: Option<&Pair>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.0.der().clone()).unwrap();

