@@ -3,7 +3,10 @@
 //! What it does for clients is elsewhere; here is what keeps it running and says how it does.
 
 pub mod args;
+mod capacity;
 pub mod config;
+mod counted;
+mod glue;
 pub mod host;
 mod http;
 mod life;
@@ -12,6 +15,8 @@ mod logs;
 pub mod metrics;
 mod notify;
 mod places;
+mod record;
+mod services;
 mod vitals;
 
 pub use life::run;

@@ -25,4 +25,7 @@ pub struct Args {
     /// Write what the host is now to `host.baseline`, and end.
     #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
     pub record_baseline: bool,
+    /// Start although the ledger is damaged, and give up every job from this byte on: the one that the refusal names.
+    #[arg(long, value_name = "BYTE")]
+    pub accept_ledger_loss: Option<u64>,
 }

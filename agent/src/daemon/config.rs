@@ -25,10 +25,16 @@ pub struct Config {
     pub authority: Authority,
     /// The daemon's own directory.
     pub state: PathBuf,
+    /// The audit log's name.
+    pub audit_origin: String,
     /// Directory of the policy.
     pub policy: PathBuf,
     /// Where inputs may come from; none: from nowhere.
     pub sources: Option<PathBuf>,
+    /// Who is known by certificate or token.
+    pub identities: PathBuf,
+    /// Credentials for registries.
+    pub registry_auth: Option<PathBuf>,
     /// Profiles that jobs may ask for; never empty.
     pub profiles: Vec<Name>,
     /// Where callers come in.
@@ -79,6 +85,8 @@ pub struct Tls {
     pub key: PathBuf,
     /// Authorities of client certificates.
     pub client_ca: Option<PathBuf>,
+    /// Whether a caller without a certificate may try it with a token.
+    pub tokens: bool,
 }
 
 /// Where the launcher is.
@@ -125,6 +133,8 @@ pub struct Quota {
 pub struct Retention {
     /// Logs and outputs of finished jobs.
     pub jobs: Duration,
+    /// How many bytes of them.
+    pub bytes: u64,
     /// Their records. Not shorter than `jobs`.
     pub records: Duration,
     /// How many records.

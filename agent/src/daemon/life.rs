@@ -4,8 +4,12 @@ use super::args::Args;
 use super::config::Config;
 use super::logs::Level;
 use super::places::PlaceError;
+use super::record::ours;
+use super::services::{self, Services, Trouble};
 use super::vitals::Vitals;
 use super::{host, http, logs, notify, places};
+use crate::audit::{Action, Decision};
+use crate::job::{Jobs as _, Keeper};
 use ampoule_spec::Exit;
 use clap::Parser;
 use sd_notify::NotifyState;
@@ -16,6 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// How often it is looked how jobs and launcher are.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
 /// How often systemd is told how many jobs there are.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
@@ -26,25 +32,23 @@ enum Ended {
     #[error("{0}")]
     Config(String),
     /// The host does not give what the daemon needs.
-    #[error("{what}: {source}")]
-    Host {
-        /// What.
-        what: String,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error("{0}")]
+    Host(String),
     /// Somebody else has what it needs.
     #[error("{0}")]
     Busy(String),
+    /// A defect.
+    #[error("{0}")]
+    Defect(String),
 }
 
 impl Ended {
     fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Usage,
-            Self::Host { .. } => Exit::Unsupported,
+            Self::Host(_) => Exit::Unsupported,
             Self::Busy(_) => Exit::TryAgain,
+            Self::Defect(_) => Exit::Internal,
         }
     }
 
@@ -52,7 +56,7 @@ impl Ended {
         let what = what.into();
         move |source| match source.kind() {
             io::ErrorKind::AddrInUse => Self::Busy(format!("{what}: somebody else listens there")),
-            _ => Self::Host { what, source },
+            _ => Self::Host(format!("{what}: {source}")),
         }
     }
 }
@@ -61,6 +65,23 @@ impl From<PlaceError> for Ended {
     fn from(error: PlaceError) -> Self {
         Self::Config(error.to_string())
     }
+}
+
+impl From<Trouble> for Ended {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Config(text) => Self::Config(text),
+            Trouble::Host(text) => Self::Host(text),
+            Trouble::Busy(text) => Self::Busy(text),
+            Trouble::Defect(text) => Self::Defect(text),
+        }
+    }
+}
+
+/// Looks at the configuration and at all that it names, and changes nothing.
+fn look_at(config: &Config) -> Result<(), Ended> {
+    places::check(config)?;
+    Ok(services::check(config)?)
 }
 
 /// Runs `ampouled`, and gives its exit status.
@@ -90,7 +111,7 @@ fn dispatch(args: &Args) -> Result<(), Ended> {
         print!("{}", config.show());
         return Ok(());
     }
-    places::check(&config)?;
+    look_at(&config)?;
     if args.record_baseline {
         return record_baseline(&config);
     }
@@ -104,7 +125,8 @@ fn dispatch(args: &Args) -> Result<(), Ended> {
     catch_panics(&vitals);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Ended::host("threads"))?;
-    let daemon = Daemon { file: args.config.clone(), config, vitals, level };
+    let daemon =
+        Daemon { file: args.config.clone(), config, vitals, level, accept_loss: args.accept_ledger_loss };
     let ended = runtime.block_on(daemon.live());
     // What hangs in a call that blocks does not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -139,6 +161,7 @@ struct Daemon {
     config: Config,
     vitals: Arc<Vitals>,
     level: Level,
+    accept_loss: Option<u64>,
 }
 
 impl Daemon {
@@ -149,51 +172,71 @@ impl Daemon {
         // What is not known yet does not hold.
         self.vitals.set_launcher(false);
         self.vitals.set_accepting(false);
-        self.look_at_host().await?;
-        let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every)));
+        let mut may_take = self.look_at_host().await?;
+        let services = Services::open(&self.config, &self.vitals, self.accept_loss).await?;
+        if !may_take {
+            services.take_jobs(false).await;
+        }
+        let keeper = services.keeper.clone();
+        let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every, keeper)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), dev = self.config.dev, "ready");
         notify::tell(&[NotifyState::Ready]);
         let mut status = tokio::time::interval(STATUS_EVERY);
+        let mut health = tokio::time::interval(HEALTH_EVERY);
         let mut look = tokio::time::interval(self.config.host.every);
         look.tick().await;
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    if let Err(error) = self.look_at_host().await {
-                        // What cannot be compared is not known to be as it was.
-                        tracing::error!(%error, "the host cannot be compared with its baseline");
-                        self.vitals.set_drift(1, self.config.host.refuse_on_drift);
+                    let may = self.look_at_host_again().await;
+                    // Somebody else's drain is left alone: only a change is ours.
+                    if may != std::mem::replace(&mut may_take, may) {
+                        services.take_jobs(may).await;
                     }
                 },
                 what = signals.next() => match what {
-                    Told::Reload => self.reload(),
+                    Told::Reload => self.reload(&services).await,
                     Told::End => break,
                 },
+                _ = health.tick() => services.look().await,
                 _ = status.tick() => self.tell_status(),
             }
         }
         tracing::info!("ending; jobs go on");
         notify::tell(&[NotifyState::Stopping]);
         self.vitals.set_ending();
-        for task in [pages, watchdog].into_iter().flatten() {
-            task.abort();
+        if let Some(watchdog) = watchdog {
+            watchdog.abort();
+            let _ = watchdog.await;
+        }
+        services.end().await;
+        if let Some(pages) = pages {
+            pages.abort();
         }
         Ok(())
     }
 
-    /// Compares the host with its baseline, if there is one.
-    async fn look_at_host(&self) -> Result<(), Ended> {
-        let Some(path) = self.config.host.baseline.clone() else { return Ok(()) };
+    /// As [`Daemon::look_at_host`]; what cannot be compared is not known to be as it was.
+    async fn look_at_host_again(&self) -> bool {
+        self.look_at_host().await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the host cannot be compared with its baseline");
+            self.vitals.set_drift(1, self.config.host.refuse_on_drift);
+            !self.config.host.refuse_on_drift
+        })
+    }
+
+    /// Compares the host with its baseline, if there is one. Whether jobs may be taken.
+    async fn look_at_host(&self) -> Result<bool, Ended> {
+        let Some(path) = self.config.host.baseline.clone() else { return Ok(true) };
         let config = self.config.clone();
         let compared = tokio::task::spawn_blocking(move || host::compare(&path, &host::facts(&config))).await;
-        let drift =
-            compared.map_err(|e| Ended::Host { what: "the host's facts".into(), source: e.into() })?;
+        let drift = compared.map_err(|e| Ended::Defect(format!("the host's facts: {e}")))?;
         let drift = drift.map_err(|e| Ended::Config(e.to_string()))?;
         for host::Drift { fact, recorded, found } in &drift {
             tracing::warn!(fact, recorded, found, "the host is not what its baseline says");
         }
         self.vitals.set_drift(drift.len(), self.config.host.refuse_on_drift);
-        Ok(())
+        Ok(drift.is_empty() || !self.config.host.refuse_on_drift)
     }
 
     fn tell_status(&self) {
@@ -203,15 +246,27 @@ impl Daemon {
     }
 
     /// All of what can be read again is good and used, or nothing changes.
-    fn reload(&mut self) {
+    async fn reload(&mut self, services: &Services) {
         notify::reloading();
         let read = Config::load(&self.file).map_err(|e| Ended::Config(e.to_string()));
-        let read = read.and_then(|config| places::check(&config).map(|()| config).map_err(Ended::from));
+        let read = read.and_then(|config| look_at(&config).map(|()| config));
+        let read = read.and_then(|config| services.reload().map(|()| config).map_err(Ended::from));
         self.vitals.metrics.reloaded(read.is_ok());
+        let mut event = ours(Action::ConfigReloaded, "");
+        if let Err(error) = &read {
+            (event.decision, event.reason) = (Decision::Denied, error.to_string());
+        }
+        // What cannot be recorded is told by log and metric; the configuration is in force all the same.
+        let _ = services.recorder.write(&event).await;
         match read {
             Ok(config) => {
                 self.level.set(&config.log.level);
                 self.config.log.level.clone_from(&config.log.level);
+                if config != self.config {
+                    tracing::warn!(
+                        "other keys than log.level have changed: they take effect with the next start"
+                    );
+                }
                 tracing::info!("the configuration was read again");
             }
             Err(error) => tracing::error!(%error, "the configuration was not taken; the one before stays"),
@@ -220,11 +275,13 @@ impl Daemon {
     }
 }
 
-/// Feeds the watchdog. That it is fed shows that tasks run.
-async fn feed(every: Duration) {
+/// Feeds the watchdog. That it is fed shows that tasks run and jobs can be asked for.
+async fn feed(every: Duration, keeper: Arc<Keeper>) {
     let mut clock = tokio::time::interval(every);
     loop {
         clock.tick().await;
+        // A daemon whose jobs cannot be asked for is dead for its clients too.
+        let _ = keeper.load();
         notify::tell(&[NotifyState::Watchdog]);
     }
 }

@@ -124,6 +124,11 @@ impl Keeper {
         Ok(Self { inner })
     }
 
+    /// What happens to jobs from now on, each as it is after it.
+    pub fn changes(&self) -> tokio::sync::broadcast::Receiver<Arc<super::state::Life>> {
+        self.inner.ledger.changes()
+    }
+
     /// How the jobs are.
     pub fn health(&self) -> Health {
         let Trouble { unknown, stuck } = self.inner.trouble().clone();

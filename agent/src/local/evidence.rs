@@ -18,6 +18,8 @@ pub enum SigningKey {
     Development,
     /// A PKCS#8 PEM file.
     File(PathBuf),
+    /// The same as a credential that systemd has handed over.
+    Credential(PathBuf),
 }
 
 /// An open key and what it stands for.
@@ -43,6 +45,7 @@ pub(crate) fn open(key: &SigningKey, authority: &Authority, keys: &Path) -> Resu
             (signer, true, "development.pub".to_owned())
         }
         SigningKey::File(path) => (FileSigner::load(path)?, false, String::new()),
+        SigningKey::Credential(path) => (FileSigner::load_credential(path)?, false, String::new()),
     };
     let (pem, fingerprint) = signer.public().map_err(|e| LocalError::Evidence {
         code: ampoule_spec::Code::ProvenanceRefused,

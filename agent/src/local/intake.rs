@@ -162,7 +162,7 @@ fn keeps_our_secrets(input: &InputPlan, options: &Options) -> Result<()> {
     let SourcePlan::Path { path, .. } = &input.source else { return Ok(()) };
     let Ok(source) = std::fs::canonicalize(path) else { return Ok(()) };
     let key = match &options.key {
-        SigningKey::File(key) => Some(("the signing key", key.clone())),
+        SigningKey::File(key) | SigningKey::Credential(key) => Some(("the signing key", key.clone())),
         SigningKey::Development => None,
     };
     let shown = options.sources.secrets().map(|file| ("what an origin knows us by", file.clone()));

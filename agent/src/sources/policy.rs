@@ -23,6 +23,11 @@ impl Policy {
         Self { file: None, origins: Vec::new(), public: true }
     }
 
+    /// The rules of who fetches nothing.
+    pub fn nothing() -> Self {
+        Self { file: None, origins: Vec::new(), public: false }
+    }
+
     /// The origin that a URL belongs to; none if it belongs to no listed one and every public address is allowed.
     ///
     /// The longest prefix decides, and one of this purpose before one for all.

@@ -58,6 +58,15 @@ impl SourcesFile {
         read(text, name, base).map_err(|error| JobFileError { code: Code::FileUnusable, ..error })
     }
 
+    /// The policies of all projects that are in the file.
+    pub fn policies(&self) -> BTreeMap<Name, Policy> {
+        let named = self
+            .projects
+            .keys()
+            .filter_map(|name| Some((Name::parse(name).ok()?, self.policy(Some(name)).ok()?)));
+        named.collect()
+    }
+
     /// The policy of a project; none: of `default`.
     ///
     /// # Errors

@@ -40,12 +40,16 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
     let quota = self::quota(&section("quota")?.with(), Quota { weight: 1, queue: 1000, running: 64 })?;
     let listen = listen(&section("listen")?.with())?;
     let tls = tls(&section("tls")?.with())?;
+    let authority = authority(&root, dev)?;
     let config = Config {
         dev,
-        authority: authority(&root, dev)?,
+        audit_origin: audit_origin(&top, &authority)?,
+        authority,
         state: top.path("state", "/var/lib/ampouled")?,
         policy: top.path("policy", "policy")?,
         sources: top.path_if("sources")?,
+        identities: top.path("identities", "identities.toml")?,
+        registry_auth: top.path_if("registry_auth")?,
         profiles: profiles(&top)?,
         runner: runner(&section("runner")?.with())?,
         limits: limits(&section("limits")?.with())?,
@@ -183,6 +187,18 @@ fn authority(root: &Table<'_>, dev: bool) -> Result<Authority> {
     Ok(authority)
 }
 
+/// A name as checkpoints may have one: no blank, no plus (C2SP signed-note).
+fn audit_origin(top: &Section<'_, '_>, authority: &Authority) -> Result<String> {
+    let host = authority.as_str().trim_start_matches("https://");
+    let Some(value) = top.get("audit_origin") else { return Ok(format!("audit.{host}")) };
+    let text = value.text("a name", top.example("audit_origin"))?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '/' | ':' | '_');
+    if text.is_empty() || text.len() > 128 || !text.chars().all(plain) {
+        return Err(value.wrong("not a name for a log", "write letters, digits, dots and dashes"));
+    }
+    Ok(text.to_owned())
+}
+
 fn profiles(top: &Section<'_, '_>) -> Result<Vec<Name>> {
     let Some(value) = top.get("profiles") else {
         return Ok(Name::parse("hermetic").into_iter().collect());
@@ -236,6 +252,7 @@ fn tls(section: &Section<'_, '_>) -> Result<Option<Tls>> {
         certificate: need("certificate")?,
         key: need("key")?,
         client_ca: section.path_if("client_ca")?,
+        tokens: section.flag("tokens")?,
     }))
 }
 
@@ -288,6 +305,7 @@ fn retention(section: &Section<'_, '_>) -> Result<Retention> {
     let hours = |n: u64| Duration::from_secs(n * 3600);
     let retention = Retention {
         jobs: section.duration("jobs", hours(168))?,
+        bytes: section.size("bytes")?.unwrap_or(20 << 30),
         records: section.duration("records", hours(720))?,
         count: section.count("count", 10_000)?,
     };

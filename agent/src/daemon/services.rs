@@ -1,0 +1,357 @@
+//! Everything that serves, put together: jobs, content, callers and listeners.
+
+use super::config::{Config, SigningKey};
+use super::glue::{OfProjects, ProjectContents, ThisHost, ToLauncher};
+use super::record::{Recorder, ours};
+use super::vitals::Vitals;
+use super::{capacity, listen};
+use crate::admission::{Desk, Policy};
+use crate::api::{self, Limits, Listener, Parts, Server, Tls, TlsFiles};
+use crate::audit::{Action, AuditError, AuditLog};
+use crate::content::{self, ContentLimits};
+use crate::identity::{Fetch, Identities, IdentitiesFile};
+use crate::job::ledger::OpenError;
+use crate::job::queue::{Quota, Rules};
+use crate::job::{Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
+use crate::local;
+use crate::sources::SourcesFile;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// The services of the schema, as health calls them.
+const SERVICES: [&str; 3] = ["ampoule.v1.JobService", "ampoule.v1.ContentService", "ampoule.v1.HostService"];
+/// Jobs whose inputs are fetched at the same time, and uploads that are imported.
+const IMPORTS: usize = 4;
+/// Readers of one job at the same time.
+const READERS: usize = 64;
+/// How long a launcher is given for a job that it was asked to run by an agent that died.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long what waits for the audit log has at the end.
+const RECORD_WITHIN: Duration = Duration::from_secs(5);
+/// How often content that was left is looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Why the daemon cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// What the configuration names.
+    #[error("{0}")]
+    Config(String),
+    /// The host.
+    #[error("{0}")]
+    Host(String),
+    /// Somebody else has it.
+    #[error("{0}")]
+    Busy(String),
+    /// A defect.
+    #[error("{0}")]
+    Defect(String),
+}
+
+fn config(field: &str) -> impl Fn(&dyn std::fmt::Display) -> Trouble + '_ {
+    move |error| Trouble::Config(format!("{field}: {error}"))
+}
+
+impl From<KeeperError> for Trouble {
+    fn from(error: KeeperError) -> Self {
+        let text = crate::chain::chain(&error);
+        match error {
+            KeeperError::Ledger(OpenError::Locked(_)) => Self::Busy(text),
+            KeeperError::Key(_) => Self::Config(format!("signing: {text}")),
+            _ => Self::Host(text),
+        }
+    }
+}
+
+/// Everything that serves.
+pub(super) struct Services {
+    pub(super) keeper: Arc<Keeper>,
+    desk: Arc<Desk>,
+    identities: Arc<Identities>,
+    tls: Option<Arc<Tls>>,
+    health: HealthReporter,
+    vitals: Arc<Vitals>,
+    stop: CancellationToken,
+    listening: TaskTracker,
+    background: Vec<tokio::task::JoinHandle<()>>,
+    pub(super) recorder: Recorder,
+    recording: tokio::task::JoinHandle<()>,
+}
+
+/// Looks at what can be read again, and changes nothing.
+///
+/// # Errors
+/// The field of the configuration and what is wrong with what it names.
+pub(super) fn check(of: &Config) -> Result<(), Trouble> {
+    Policy::load(&of.policy).map_err(|e| config("policy")(&e))?;
+    IdentitiesFile::load(&of.identities).map_err(|e| config("identities")(&e))?;
+    open_tls(of)?;
+    Ok(())
+}
+
+fn open_tls(of: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
+    let Some(files) = &of.tls else { return Ok(None) };
+    let files = TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+        client_ca: files.client_ca.clone(),
+        tokens: files.tokens,
+    };
+    Ok(Some(Arc::new(Tls::open(files).map_err(|e| config("tls")(&e))?)))
+}
+
+fn sources(of: &Config) -> Result<Sources, Trouble> {
+    let registry_auth = of.registry_auth.clone();
+    let Some(path) = &of.sources else {
+        return Ok(Sources {
+            all: crate::sources::Policy::nothing(),
+            projects: Default::default(),
+            registry_auth,
+        });
+    };
+    let file = SourcesFile::load(path).map_err(|e| Trouble::Config(e.to_string()))?;
+    let policies = file.policies();
+    // Who is not in the file has the rules of `default`, and none if there are none.
+    let all = file.policy(None).unwrap_or_else(|_| crate::sources::Policy::nothing());
+    Ok(Sources { all, projects: policies, registry_auth })
+}
+
+fn number(of: u64) -> u32 {
+    u32::try_from(of).unwrap_or(u32::MAX)
+}
+
+fn rules(of: &Config) -> Rules {
+    let quota = |of: super::config::Quota| Quota {
+        running: number(of.running),
+        queued: number(of.queue),
+        weight: number(of.weight),
+    };
+    Rules {
+        capacity: capacity::of_host(of),
+        running: number(of.limits.running),
+        queued: number(of.limits.queue),
+        patience: number(of.limits.patience),
+        quota: quota(of.quota),
+        projects: of.projects.iter().map(|(name, of)| (name.clone(), quota(*of))).collect(),
+    }
+}
+
+fn key(of: &Config) -> local::SigningKey {
+    match &of.signing {
+        None => local::SigningKey::Development,
+        Some(SigningKey::File(path)) => local::SigningKey::File(path.clone()),
+        Some(SigningKey::Credential(name)) => {
+            let directory = std::env::var_os("CREDENTIALS_DIRECTORY").unwrap_or_default();
+            local::SigningKey::Credential(Path::new(&directory).join(name))
+        }
+    }
+}
+
+fn options(of: &Config, shown: Arc<OfProjects>, accept_loss: Option<u64>) -> Result<Options, Trouble> {
+    let retention = ledger::Retention {
+        count: usize::try_from(of.retention.count).unwrap_or(usize::MAX),
+        age_ns: u64::try_from(of.retention.records.as_nanos()).unwrap_or(u64::MAX),
+    };
+    Ok(Options {
+        state: of.state.clone(),
+        socket: of.runner.socket.clone(),
+        jobs: of.runner.state.join("jobs"),
+        key: key(of),
+        authority: of.authority.clone(),
+        sources: sources(of)?,
+        shown,
+        rules: rules(of),
+        needs: capacity::needs().map_err(Trouble::Defect)?,
+        ledger: ledger::Options { retention, accept_loss, ..ledger::Options::default() },
+        keep: Keep { age: of.retention.jobs, bytes: of.retention.bytes, ..Keep::default() },
+        imports: IMPORTS,
+        readers: READERS,
+        settle: SETTLE,
+    })
+}
+
+impl Services {
+    /// Opens everything, and listens. What was acknowledged before is taken up.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub(super) async fn open(
+        of: &Config,
+        vitals: &Arc<Vitals>,
+        accept_loss: Option<u64>,
+    ) -> Result<Self, Trouble> {
+        let (recorder, recording) = Recorder::begin(audit_log(of)?, vitals.clone());
+        let desk =
+            Desk::open(of.policy.clone(), Arc::new(recorder.clone())).map_err(|e| config("policy")(&e))?;
+        let fetch = Fetch::new(None).map_err(Trouble::Host)?;
+        let identities = Identities::open(&of.identities, Arc::new(fetch));
+        let identities = Arc::new(identities.map_err(|e| config("identities")(&e))?);
+        let (desk, tls) = (Arc::new(desk), open_tls(of)?);
+        let to_launcher = ToLauncher { socket: of.runner.socket.clone(), vitals: vitals.clone() };
+        let limits =
+            ContentLimits { bytes: of.limits.upload_bytes, imports: IMPORTS, ..ContentLimits::default() };
+        let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
+        let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
+        let of_projects = Arc::new(OfProjects { contents: contents.clone(), profiles: of.profiles.clone() });
+        let keeper = Arc::new(Keeper::open(options(of, of_projects.clone(), accept_loss)?)?);
+        let host = Arc::new(ThisHost::new(of, rules(of).capacity));
+        let health = HealthReporter::new();
+        let defect = |e: api::ApiError| Trouble::Defect(e.to_string());
+        let routes =
+            Routes::new(api::jobs::service(keeper.clone(), of_projects, desk.clone()).map_err(defect)?)
+                .add_service(content::service(contents.clone(), api::ContentGate(desk.clone())))
+                .add_service(api::host::service(keeper.clone(), host.clone(), desk.clone()));
+        let parts = Parts {
+            routes,
+            identities: identities.clone(),
+            desk: desk.clone(),
+            health: health.clone(),
+            reflection: of.listen.reflection,
+            limits: Limits { drain: of.drain_deadline, ..Limits::default() },
+        };
+        let server = Server::new(parts).map_err(defect)?;
+        let (stop, listening) = (CancellationToken::new(), TaskTracker::new());
+        for listener in listeners(of, &tls)? {
+            listening.spawn(server.clone().serve(listener, stop.clone()));
+        }
+        listening.close();
+        let background = vec![
+            tokio::spawn(super::counted::count(keeper.changes(), vitals.clone(), recorder.clone())),
+            tokio::spawn(sweep(contents)),
+            tokio::spawn(host.measure()),
+        ];
+        let vitals = vitals.clone();
+        let services = Self {
+            keeper,
+            desk,
+            identities,
+            tls,
+            health,
+            vitals,
+            stop,
+            listening,
+            background,
+            recorder,
+            recording,
+        };
+        let started = ours(Action::Started, format!("version {}", env!("CARGO_PKG_VERSION")));
+        services.recorder.write(&started).await.map_err(|e| Trouble::Host(e.to_string()))?;
+        services.look().await;
+        Ok(services)
+    }
+
+    /// Looks how it is, and has health, metrics and systemd's status say so.
+    pub(super) async fn look(&self) {
+        let launcher = self.keeper.health().launcher;
+        let (accepting, running, queued) = self.keeper.load();
+        self.vitals.set_launcher(launcher);
+        self.vitals.set_accepting(accepting);
+        self.vitals.metrics.running.set(i64::from(running));
+        self.vitals.metrics.queued.set(i64::from(queued));
+        let serves = |ready: bool| if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let ready = self.vitals.not_ready().is_empty();
+        self.health.set_service_status("", ServingStatus::Serving).await;
+        for service in SERVICES {
+            // A job's events and evidence are there for whoever asks, whether or not new jobs are taken.
+            self.health.set_service_status(service, serves(ready)).await;
+        }
+    }
+
+    /// Ends or resumes the intake because of the host.
+    pub(super) async fn take_jobs(&self, take: bool) {
+        let _ = self.keeper.drain(!take, false).await;
+        self.look().await;
+    }
+
+    /// Takes policy, identities and certificates anew. They were looked at by [`check`] just before.
+    ///
+    /// # Errors
+    /// What could not be taken.
+    pub(super) fn reload(&self) -> Result<(), Trouble> {
+        self.desk.reload().map_err(|e| config("policy")(&e))?;
+        self.identities.reload().map_err(|e| config("identities")(&e))?;
+        if let Some(tls) = &self.tls {
+            tls.reload().map_err(|e| config("tls")(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Ends: calls in flight have their time, jobs go on.
+    pub(super) async fn end(self) {
+        for service in std::iter::once("").chain(SERVICES) {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        self.stop.cancel();
+        self.listening.wait().await;
+        for task in self.background {
+            task.abort();
+            let _ = task.await;
+        }
+        if let Some(keeper) = Arc::into_inner(self.keeper) {
+            keeper.close().await;
+        }
+        let _ = self.recorder.write(&ours(Action::Stopped, "")).await;
+        // What waits to be written is; then nobody can ask any more.
+        drop((self.recorder, self.desk, self.identities));
+        let _ = tokio::time::timeout(RECORD_WITHIN, self.recording).await;
+    }
+}
+
+/// The audit log of the state directory.
+fn audit_log(of: &Config) -> Result<AuditLog, Trouble> {
+    let dir = of.state.join("audit");
+    std::fs::create_dir_all(&dir).map_err(|e| Trouble::Host(format!("{}: {e}", dir.display())))?;
+    AuditLog::open(&dir, &of.audit_origin).map_err(|error| match error {
+        AuditError::Locked(_) => Trouble::Busy(error.to_string()),
+        _ => Trouble::Host(crate::chain::chain(&error)),
+    })
+}
+
+fn listeners(of: &Config, tls: &Option<Arc<Tls>>) -> Result<Vec<Listener>, Trouble> {
+    let mut listeners = Vec::new();
+    let failed = |field: &str, error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Trouble::Busy(format!("{field}: somebody else listens there")),
+        _ => Trouble::Host(format!("{field}: {error}")),
+    };
+    if let Some(path) = &of.listen.unix {
+        let bound = listen::unix(path).and_then(tokio::net::UnixListener::from_std);
+        listeners.push(Listener::Unix(bound.map_err(|e| failed("listen.unix", e))?));
+    }
+    if let (Some(address), Some(tls)) = (of.listen.tcp, tls) {
+        let bound = std::net::TcpListener::bind(address)
+            .and_then(|bound| bound.set_nonblocking(true).map(|()| bound))
+            .and_then(tokio::net::TcpListener::from_std);
+        listeners.push(Listener::Tcp(bound.map_err(|e| failed("listen.tcp", e))?, tls.clone()));
+    }
+    for passed in listen::of_systemd(&of.listen.systemd).map_err(Trouble::Config)? {
+        listeners.push(match (passed, tls) {
+            (listen::Passed::Unix(listener), _) => Listener::Unix(
+                tokio::net::UnixListener::from_std(listener).map_err(|e| failed("listen.systemd", e))?,
+            ),
+            (listen::Passed::Tcp(listener), Some(tls)) => Listener::Tcp(
+                tokio::net::TcpListener::from_std(listener).map_err(|e| failed("listen.systemd", e))?,
+                tls.clone(),
+            ),
+            (listen::Passed::Tcp(_), None) => {
+                let text = "listen.systemd: a socket of the unit is TCP, and there is no [tls]";
+                return Err(Trouble::Config(text.to_owned()));
+            }
+        });
+    }
+    Ok(listeners)
+}
+
+async fn sweep(contents: Arc<ProjectContents>) {
+    let mut clock = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        clock.tick().await;
+        let contents = contents.clone();
+        let _ = tokio::task::spawn_blocking(move || contents.sweep()).await;
+    }
+}
