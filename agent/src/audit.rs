@@ -7,11 +7,13 @@
 
 mod event;
 mod key;
+mod refusals;
 mod store;
 mod verify;
 
 pub use event::{Action, AuditEvent, Decision, EventError};
 pub use key::LogKey;
+pub use refusals::Refusals;
 use store::Store;
 pub use verify::{LogRefused, LogVerified, verify_log};
 

@@ -6,7 +6,7 @@ mod jobs;
 
 use ampoule_agent::job::ledger::{Ledger, LedgerError, OpenError, Options, Retention};
 use ampoule_agent::job::state::{Change, Effect};
-use ampoule_agent::job::{Caller, CancelWish, State, Wanted};
+use ampoule_agent::job::{Caller, CancelWish, JobsError, State, Wanted};
 use ampoule_spec::{Code, Name, Outcome, UnixNanos};
 use jobs::{end, job_id, submission};
 use std::path::Path;
@@ -80,7 +80,10 @@ async fn key_gives_the_same_job_and_no_other_request() {
     assert!(second.attached && second.life == first.life);
     again.request = submission(2).request;
     match ledger.submit(again, now()).await {
-        Err(LedgerError::OtherRequest { job }) => assert_eq!(job, job_id(1)),
+        Err(error @ LedgerError::OtherRequest { .. }) => {
+            assert!(error.to_string().contains(job_id(1).as_str()), "{error}");
+            assert_eq!(JobsError::from(error).code, Code::JobKeyReused);
+        }
         other => panic!("{other:?}"),
     }
     // Somebody else's key is another key.

@@ -1,12 +1,15 @@
-//! The ledger on a disk that is full, a real one: it stops the intake and not the end of jobs. Mounts a tmpfs, so it needs root.
+//! The ledger and the audit log on a disk that is full, a real one: it stops the intake, and neither the end of jobs nor what is written
+//! down about calls. Mounts a tmpfs, so it needs root.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::expect_used)]
 
 #[path = "common/jobs.rs"]
 mod jobs;
 
+use ampoule_agent::audit::{Action, AuditEvent, AuditLog, Decision, verify_log};
 use ampoule_agent::job::ledger::{Ledger, LedgerError, Options};
 use ampoule_agent::job::state::Change;
 use ampoule_agent::job::{CancelWish, JobsError, State, Submission};
+use ampoule_evidence::tlog::NoteKey;
 use ampoule_spec::{Code, Name, UnixNanos};
 use jobs::{end, job_id, submission};
 use std::fs::File;
@@ -118,4 +121,40 @@ async fn full_disk_without_a_reserve_would_lose_ends() {
         }
     }
     assert!(lost > 0, "they fit without a reserve, so the reserve proves nothing");
+}
+
+#[tokio::test]
+#[ignore = "mounts a tmpfs: needs root"]
+async fn full_disk_is_written_down_about_in_the_audit_log() {
+    let disk = Small::mount("2m");
+    let log = AuditLog::open(disk.path(), "audit.host.example").unwrap();
+    disk.fill();
+    let event = AuditEvent {
+        at: UnixNanos(1),
+        actor: "uid:7".to_owned(),
+        action: Action::Denied,
+        project: None,
+        job: None,
+        decision: Decision::Denied,
+        reason: "the disk is full".to_owned(),
+        detail: [].into(),
+    };
+    for number in 0..20 {
+        assert_eq!(log.append(&event).await.unwrap(), number);
+    }
+    // When that is used up, too, calls fail, and the log is whole.
+    disk.fill();
+    let detail = [("large".to_owned(), "x".repeat(60_000))].into();
+    let large = AuditEvent { detail, ..event.clone() };
+    let mut size = 20;
+    while log.append(&large).await.is_ok() {
+        size += 1;
+        disk.fill();
+        assert!(size < 100, "it is never full");
+    }
+    let key = NoteKey::parse(log.public_key()).unwrap();
+    assert_eq!(verify_log(disk.path(), &key, None).unwrap().checkpoint.size, size);
+    std::fs::remove_file(disk.path().join("filler")).unwrap();
+    assert_eq!(log.append(&event).await.unwrap(), size);
+    assert_eq!(verify_log(disk.path(), &key, None).unwrap().checkpoint.size, size + 1);
 }

@@ -5,6 +5,7 @@ use super::{AuditError, LogKey, fatal};
 use ampoule_evidence::tlog::{
     Checkpoint, Edge, NOTE_BYTES_MAX, NoteKey, Tile, TileKind, encode_entry, leaf_hash,
 };
+use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -14,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// The newest checkpoint.
 pub(super) const CHECKPOINT: &str = "checkpoint";
 const CHECKPOINT_NEXT: &str = "checkpoint.new";
+/// What is set aside for a full disk.
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 1 << 20;
 const KEY: &str = "key.pem";
 /// The public key, for whoever verifies.
 const PUBLIC_KEY: &str = "key.pub";
@@ -64,6 +68,7 @@ impl Store {
         let mut store = Self { dir: dir.to_owned(), key, edge, entries: Vec::new(), note: String::new() };
         store.note = String::from_utf8(note).map_err(|_| mismatch("its checkpoint is not UTF-8"))?;
         store.read_last_entries().map_err(|reason| mismatch(&reason))?;
+        store.set_aside();
         Ok(store)
     }
 
@@ -81,6 +86,7 @@ impl Store {
             .write(&public, format!("{}\n", store.key.public()).as_bytes())
             .map_err(|source| AuditError::File { path: public, doing: "written", source })?;
         store.sign(&Edge::default())?;
+        store.set_aside();
         Ok(store)
     }
 
@@ -138,15 +144,38 @@ impl Store {
             }
             second.push((tile, hashes.concat()));
         }
-        for (tile, bytes) in first.iter().chain(&second) {
+        first.append(&mut second);
+        match self.write_tree(&first, &edge) {
+            Err(AuditError::File { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                // What was set aside is for this: calls are written down while the disk is full.
+                let _ = std::fs::remove_file(self.dir.join(RESERVE));
+                self.write_tree(&first, &edge)?;
+            }
+            other => other?,
+        }
+        (self.edge, self.entries) = (edge, entries);
+        self.drop_partial(before.difference(&now));
+        Ok(())
+    }
+
+    fn write_tree(&mut self, files: &Files, edge: &Edge) -> Result<(), AuditError> {
+        for (tile, bytes) in files {
             let path = self.dir.join(tile.path());
             let written = self.write(&path, bytes);
             written.map_err(|source| AuditError::File { path, doing: "written", source })?;
         }
-        self.sign(&edge)?;
-        (self.edge, self.entries) = (edge, entries);
-        self.drop_partial(before.difference(&now));
-        Ok(())
+        self.sign(edge)
+    }
+
+    /// Sets room aside, if there is any: what it is for is a disk that fills.
+    fn set_aside(&self) {
+        let file =
+            File::options().create(true).write(true).truncate(true).mode(0o600).open(self.dir.join(RESERVE));
+        let allocated =
+            file.and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?));
+        if let Err(error) = allocated {
+            tracing::warn!(%error, "no room can be set aside for the audit log; on a full disk it stops with all calls");
+        }
     }
 
     /// Signs the checkpoint of a tree whose files are durable, and puts it in its place.
