@@ -80,7 +80,11 @@ impl<'a> GitIntake<'a> {
     fn take(&mut self, epoch: u64, runner: &Runner, importing: &mut dyn FnMut()) -> Result<InputSource> {
         let (commit, submodules) = (self.plan.commit, self.plan.submodules);
         let content = Content::Git { commit, submodules, epoch };
-        let found = runner.find(content.clone())?;
+        // What was not shown is imported again, from its repository.
+        let found = match self.with.unshown.contains(&content) {
+            true => None,
+            false => runner.find(content.clone())?,
+        };
         if found.is_none() {
             importing();
         }

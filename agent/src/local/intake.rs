@@ -13,6 +13,7 @@ use crate::sources::Policy;
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{InputSource, JobId, Sha256};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ pub(crate) struct Intake {
     pub(crate) watch: Watch,
     /// What ends it.
     pub(crate) cancel: Cancel,
+    /// What is fetched although the store has it: whoever asks for it has not shown to have it, and gets it only from where
+    /// it says that it is.
+    pub(crate) unshown: BTreeSet<Content>,
 }
 
 /// What a job is made of, all of it in the store.
@@ -59,6 +63,7 @@ pub(super) fn take_in(
         commits: options.state.join("git"),
         watch: options.watch.clone(),
         cancel: cancel.clone(),
+        unshown: BTreeSet::new(),
     };
     let mut taking = Taking::new(&plan.inputs, &with);
     taking.check(&plan.image, &plan.inputs)?;
@@ -230,7 +235,7 @@ fn take_input(
                 true => Content::Archive { sha256: *sha256, epoch },
                 false => Content::File { sha256: Some(*sha256), executable: false, epoch },
             };
-            if runner.find(content.clone())?.is_none() {
+            if with.unshown.contains(&content) || runner.find(content.clone())?.is_none() {
                 importing();
                 runner.import(content, downloads.fetch(url, mirrors, sha256)?.into())?;
             }

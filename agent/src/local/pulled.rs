@@ -33,7 +33,9 @@ impl Pull<'_> {
     /// Takes the image into the store, unless it is there, and gives the digest of its manifest. Nobody is asked for
     /// what the store has: not for a layer, and for nothing at all if the pinned digest is a manifest's.
     pub(super) fn take(&self, say: &mut dyn FnMut(Note)) -> Result<Sha256> {
-        if self.has(Content::OciManifest { sha256: *self.pinned })? {
+        let pinned = Content::OciManifest { sha256: *self.pinned };
+        // The registry then has to give the manifest at least.
+        if !self.with.unshown.contains(&pinned) && self.has(pinned)? {
             return Ok(*self.pinned);
         }
         let auth = self.with.registry_auth.as_deref().map(AuthFile::read).transpose()?;

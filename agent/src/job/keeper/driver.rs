@@ -302,6 +302,7 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentCla
             told.progress.send_replace(Some(shown(progress)));
         }),
         cancel: reins.cancel.clone(),
+        unshown: super::intake::unshown(&spec, &life.job.project, &*inner.options.shown),
     };
     let mut runner = inner.launcher.connect().map_err(crate::local::LocalError::from)?;
     runner.watch(&with.watch);

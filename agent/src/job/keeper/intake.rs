@@ -9,6 +9,7 @@ use crate::registry::Reference;
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, Failure, Image, Input, InputSource, JobSpec, Name};
+use std::collections::BTreeSet;
 
 /// Why a job's inputs are not there.
 #[derive(Debug)]
@@ -53,6 +54,33 @@ pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the agent fetches for a job and its project has not shown: that the store has it, from whomever, does not count.
+pub(super) fn unshown(spec: &JobSpec, project: &Name, shown: &dyn Shown) -> BTreeSet<Content> {
+    fetched(spec).filter(|content| !shown.has(project, content)).collect()
+}
+
+/// What the agent fetches for a job, as the store names it.
+fn fetched(spec: &JobSpec) -> impl Iterator<Item = Content> + '_ {
+    let image = match &spec.image {
+        Image::Oci { manifest, reference } if Reference::parse(reference).is_ok() => {
+            Some(Content::OciManifest { sha256: *manifest })
+        }
+        _ => None,
+    };
+    let epoch = spec.source_date_epoch;
+    let inputs = spec.inputs.iter().filter_map(move |input| match &input.source {
+        InputSource::Http { sha256, unpack: true, .. } => Some(Content::Archive { sha256: *sha256, epoch }),
+        InputSource::Http { sha256, unpack: false, .. } => {
+            Some(Content::File { sha256: Some(*sha256), executable: false, epoch })
+        }
+        InputSource::Git { url: Some(_), commit, submodules, .. } => {
+            Some(Content::Git { commit: *commit, submodules: *submodules, epoch })
+        }
+        _ => None,
+    });
+    image.into_iter().chain(inputs)
+}
+
 /// One job's intake.
 pub(super) struct Preparation<'a> {
     pub(super) spec: &'a JobSpec,
@@ -88,7 +116,8 @@ impl Preparation<'_> {
                 return Err(other_digest(&format!("input {}", plan.name), &source.sha256().to_string()));
             }
         }
-        self.record(&fetched);
+        // What was fetched for a project is its own from now on.
+        self::fetched(self.spec).for_each(|content| self.shown.record(self.project, &content));
         Ok(taking.claims())
     }
 
@@ -121,30 +150,11 @@ impl Preparation<'_> {
         let message = format!("{what} is not there; upload it and submit the job under a new key");
         Err(NotReady::Failed(failure(Code::InputMissing, message)))
     }
-
-    /// What was fetched for a project is its own from now on.
-    fn record(&self, fetched: &[InputPlan]) {
-        for plan in fetched {
-            if let SourcePlan::Http { sha256, unpack, .. } = &plan.source {
-                self.shown.record(self.project, &http(*sha256, *unpack, self.spec.source_date_epoch));
-            }
-        }
-        if let Image::Oci { manifest, .. } = &self.spec.image {
-            self.shown.record(self.project, &Content::OciManifest { sha256: *manifest });
-        }
-    }
 }
 
 fn other_digest(what: &str, found: &str) -> NotReady {
     let message = format!("{what}: what was fetched has the digest {found}, not the one that the job names");
     NotReady::Failed(failure(Code::InputDigestMismatch, message))
-}
-
-fn http(sha256: ampoule_spec::Sha256, unpack: bool, epoch: u64) -> Content {
-    match unpack {
-        true => Content::Archive { sha256, epoch },
-        false => Content::File { sha256: Some(sha256), executable: false, epoch },
-    }
 }
 
 /// What the agent fetches itself.
@@ -183,5 +193,47 @@ fn uploaded(input: &Input, epoch: u64) -> Option<Content> {
             Some(Content::Git { commit: *commit, submodules: *submodules, epoch })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// One project has shown one archive.
+    #[derive(Debug)]
+    struct One(Content);
+
+    impl Shown for One {
+        fn has(&self, project: &Name, content: &Content) -> bool {
+            project.as_str() == "a" && *content == self.0
+        }
+
+        fn record(&self, _: &Name, _: &Content) {}
+    }
+
+    #[test]
+    fn what_a_project_has_not_shown_is_fetched_although_the_store_has_it() {
+        let spec: JobSpec = serde_json::from_value(json!({
+            "ampoule": 1, "id": "01890a5d-ac96-774b-bcce-b302099a8057", "attempt": 1, "name": "j", "profile": "hermetic",
+            "image": {"kind": "oci", "manifest": "1".repeat(64), "reference": "docker://h.example/r"},
+            "source_date_epoch": 7, "steps": [],
+            "inputs": [
+                {"name": "web", "mount": "/build/w", "source":
+                    {"kind": "http", "url": "https://h.example/a", "sha256": "2".repeat(64), "unpack": true}},
+                {"name": "git", "mount": "/build/g", "source": {"kind": "git", "url": "https://h.example/g",
+                    "commit": "3".repeat(40), "tree": "4".repeat(64)}},
+                {"name": "up", "mount": "/build/u", "source": {"kind": "tar", "sha256": "5".repeat(64)}},
+            ],
+        }))
+        .unwrap();
+        let all: BTreeSet<_> = fetched(&spec).collect();
+        assert_eq!(all.len(), 3);
+        let shown = One(Content::Archive { sha256: spec.inputs[0].source.sha256(), epoch: 7 });
+        let unshown = |name: &str| super::unshown(&spec, &Name::parse(name).unwrap(), &shown);
+        assert_eq!(unshown("b"), all);
+        assert_eq!(all.difference(&unshown("a")).collect::<Vec<_>>(), [&shown.0]);
+        assert!(super::unshown(&spec, &Name::parse("b").unwrap(), &super::super::ShownToAll).is_empty());
     }
 }
