@@ -333,6 +333,12 @@ impl<'a> Call<'a> {
         Ok(Live { lab: self.lab, child, begun, stdout, stderr, out })
     }
 
+    /// Says where it puts what it makes.
+    pub(crate) fn out(mut self, out: PathBuf) -> Self {
+        self.out = out;
+        self
+    }
+
     /// Runs it to its end.
     pub(crate) fn end(self) -> Result<Ran> {
         self.start()?.end()

@@ -5,6 +5,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed: what they lack is null")]
 
+mod ampouled;
 mod check;
 mod faulty;
 mod harness;

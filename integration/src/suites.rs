@@ -36,6 +36,7 @@ mod step;
 mod store;
 mod stranger;
 mod stuck;
+mod submit;
 mod teardown;
 mod tools;
 mod units;
@@ -83,6 +84,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "isolation", tests: isolation::TESTS },
     Suite { name: "attacks", tests: attacks::TESTS },
     Suite { name: "evidence", tests: evidence::TESTS },
+    Suite { name: "submit", tests: submit::TESTS },
     Suite { name: "upstream", tests: upstream::TESTS },
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },

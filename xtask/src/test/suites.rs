@@ -172,7 +172,10 @@ fn schema(machine: &Machine) -> Option<Suite> {
 
 fn build_integration(machine: &Machine) -> Option<Suite> {
     machine.has_integration.then_some(())?;
-    let args = ["build", "--locked", "-p", "ampoule-integration", "-p", "ampoule", "-p", "ampoule-runner"];
+    let mut args = vec!["build", "--locked"];
+    args.extend(
+        ["ampoule-integration", "ampoule", "ampoule-runner", "ampoule-agent"].iter().flat_map(|p| ["-p", p]),
+    );
     suite("build", Counting::Status, Ok(cargo(machine, &args)))
 }
 

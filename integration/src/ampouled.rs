@@ -1,0 +1,118 @@
+//! `ampouled` over a launcher that listens, both in a test's directory.
+
+use crate::check::Ran;
+use crate::lab::{Call, Lab, Live};
+use crate::listener::Listener;
+use crate::procs;
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(30);
+/// Root may do everything, nobody else anything.
+const POLICY: &str =
+    "package ampoule.authz\ndefault allow := false\nallow if input.caller.subject == \"uid:0\"\n";
+
+/// A running daemon and its launcher.
+pub(crate) struct Ampouled<'l> {
+    lab: &'l Lab<'l>,
+    listener: Option<Listener<'l>>,
+    child: Child,
+    number: AtomicU32,
+}
+
+impl<'l> Ampouled<'l> {
+    /// Starts both.
+    pub(crate) fn start(lab: &'l Lab<'l>) -> Result<Self> {
+        let listener = Listener::start(lab, &[])?;
+        lab.write("policy/authz.rego", POLICY)?;
+        if !lab.sources().exists() {
+            lab.write("sources.toml", "sources = 1\n[project.default]\npublic = true\n")?;
+        }
+        let path = |name: &str| lab.path(name).display().to_string();
+        let config = format!(
+            "dev = true\nstate = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n",
+            path("daemon"),
+            path("policy"),
+            lab.sources().display(),
+            path("agent.sock"),
+            listener.socket.display(),
+            lab.state().display(),
+        );
+        lab.write("agent.toml", config)?;
+        let child = Self::spawn(lab)?;
+        let daemon = Self { lab, listener: Some(listener), child, number: AtomicU32::new(0) };
+        daemon.answers()?;
+        Ok(daemon)
+    }
+
+    fn spawn(lab: &Lab) -> Result<Child> {
+        let log = File::options().create(true).append(true).open(lab.path("agent.log"))?;
+        let mut command = Command::new(lab.program("ampouled"));
+        command.arg("--config").arg(lab.path("agent.toml")).env_clear().env("TMPDIR", lab.path("tmp"));
+        Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
+    }
+
+    fn answers(&self) -> Result<()> {
+        let said = || fs::read_to_string(self.lab.path("agent.log")).unwrap_or_default();
+        let answers = || self.ampoule("list").end().is_ok_and(|ran| ran.status == Some(0));
+        procs::eventually(SOON, "the daemon answers", answers).map_err(|e| e.context(said()))
+    }
+
+    /// A command that asks it.
+    pub(crate) fn ampoule(&self, command: &str) -> Call<'l> {
+        let server = format!("unix://{}", self.lab.path("agent.sock").display());
+        self.lab.ampoule().arg(command).arg("--server").arg(server)
+    }
+
+    /// `ampoule submit --wait` under a key, with a new output directory.
+    pub(crate) fn submit(&self, job: &Path, key: &str) -> Call<'l> {
+        let number = self.number.fetch_add(1, Ordering::SeqCst);
+        let out = self.lab.path(&format!("fetched-{number}"));
+        let call = self.ampoule("submit").arg(job).args(["--wait", "--idempotency-key", key]);
+        call.arg("--out").arg(&out).out(out)
+    }
+
+    /// Its public key, as the operator has it.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.lab.path("daemon/keys/development.pub")
+    }
+
+    /// What has ended, to be verified with the daemon's key.
+    pub(crate) fn ended(&self, live: Live<'_>) -> Result<Ran> {
+        let mut ran = live.end()?;
+        ran.key = self.key();
+        Ok(ran)
+    }
+
+    /// Kills it with SIGKILL, and starts another one after a while.
+    pub(crate) fn kill_and_start(&mut self, after: Duration) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        std::thread::sleep(after);
+        self.child = Self::spawn(self.lab)?;
+        self.answers()
+    }
+
+    /// Ends both. What jobs have left stays for its retention.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.lab.leaves_jobs();
+        procs::signal(self.child.id().cast_signed(), Signal::TERM)?;
+        procs::eventually(SOON, "the daemon ends", || matches!(self.child.try_wait(), Ok(Some(_))))?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the daemon ended with {status}");
+        self.listener.take().map_or(Ok(()), Listener::stop)
+    }
+}
+
+impl Drop for Ampouled<'_> {
+    /// A test that failed leaves nothing either.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
