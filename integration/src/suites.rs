@@ -30,6 +30,7 @@ mod push;
 mod registry;
 mod root;
 mod run;
+mod service;
 mod soak;
 mod sources;
 mod step;
@@ -88,6 +89,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "upstream", tests: upstream::TESTS },
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
+    Suite { name: "service", tests: service::TESTS },
     Suite { name: "units", tests: units::TESTS },
     Suite { name: "exits", tests: exits::TESTS },
     Suite { name: "stranger", tests: stranger::TESTS },

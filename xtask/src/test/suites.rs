@@ -172,10 +172,12 @@ fn schema(machine: &Machine) -> Option<Suite> {
 
 fn build_integration(machine: &Machine) -> Option<Suite> {
     machine.has_integration.then_some(())?;
-    let mut args = vec!["build", "--locked"];
-    args.extend(
-        ["ampoule-integration", "ampoule", "ampoule-runner", "ampoule-agent"].iter().flat_map(|p| ["-p", p]),
-    );
+    let programs = ["ampoule-integration", "ampoule", "ampoule-runner", "ampoule-agent"];
+    // The agent's examples are programs that tests kill.
+    let args: Vec<&str> = ["build", "--locked", "--bins", "--examples"]
+        .into_iter()
+        .chain(programs.iter().flat_map(|name| ["-p", name]))
+        .collect();
     suite("build", Counting::Status, Ok(cargo(machine, &args)))
 }
 

@@ -9,6 +9,8 @@ use std::process::Command;
 
 /// The programs, each named like its package.
 pub(super) const PROGRAMS: [&str; 3] = ["ampoule", "ampoule-runner", "ampoule-integration"];
+/// The programs of the package `ampoule-agent`.
+const OF_AGENT: [&str; 2] = ["ampouled", "examples/keeper"];
 /// What tests read (`Lab::repository`).
 const REPOSITORY: [&str; 7] = [
     "docs",
@@ -25,10 +27,10 @@ const SIZE: &str = "512M";
 /// Makes the disk in a folder; returns its file.
 pub(super) fn make(root: &Path, built: &Built, place: &Path, environment: &str) -> Result<PathBuf> {
     let tree = place.join("disk");
-    for folder in ["bin", "faulty", "units", "repository/integration", "repository/xtask/src"] {
+    for folder in ["bin/examples", "faulty", "units", "repository/integration", "repository/xtask/src"] {
         fs::create_dir_all(tree.join(folder))?;
     }
-    for name in PROGRAMS {
+    for name in PROGRAMS.into_iter().chain(OF_AGENT) {
         copy_program(&built.programs.join(name), &tree.join("bin").join(name))?;
     }
     copy_program(&built.faulty, &tree.join("faulty/ampoule-runner"))?;

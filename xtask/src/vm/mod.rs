@@ -155,7 +155,11 @@ fn build(root: &Path) -> Result<Built> {
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
     let target = metadata.target_directory.into_std_path_buf();
     let mut cargo = shell::cargo(root);
-    shell::run(cargo.args(["build", "--locked"]).args(disk::PROGRAMS.iter().flat_map(|name| ["-p", name])))?;
+    shell::run(
+        cargo
+            .args(["build", "--locked", "--bins", "--examples", "-p", "ampoule-agent"])
+            .args(disk::PROGRAMS.iter().flat_map(|name| ["-p", name])),
+    )?;
     shell::run(&mut shell::build_faulty(root, &target))?;
     Ok(Built { programs: target.join("debug"), faulty: target.join(shell::FAULTY) })
 }
