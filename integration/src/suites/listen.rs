@@ -156,12 +156,11 @@ fn reads(lab: &Lab) -> Result<()> {
     client.finished(&id)?;
     let (state, dir) = (lab.state(), job_dir(lab, &id));
     let (no, perm) = (Some(Errno::ACCESS), Some(Errno::PERM));
-    for name in ["events", "spec.json", "report.json", "outputs/out", "outputs/dir", "outputs"] {
+    for name in ["events", "spec.json", "report.json"] {
         let expected = [None, no, no, perm];
         equal(name, &tries(AGENT, GROUP, &dir.join(name))?, &expected)?;
         equal(name, &tries(OTHER, OTHER, &dir.join(name))?, &[no, no, no, no])?;
     }
-    equal("executable", &(fs::metadata(dir.join("outputs/out"))?.permissions().mode() & 0o7777), &0o750)?;
     for closed in [dir.clone(), state.join("jobs"), state.clone()] {
         equal("directory on the way", &tries(AGENT, GROUP, &closed)?, &[no, no, no, perm])?;
         // Else it could hold the lock by which a job is known to live.
