@@ -132,7 +132,7 @@ async fn limits_of_uploads_hold_before_bytes_are_taken() {
         project_bytes: 6000,
         uploads: 3,
         bytes: 9000,
-        silence: Duration::from_millis(300),
+        silence: Duration::from_secs(3),
         ..ContentLimits::default()
     };
     let served = serve(dir.path(), &Memory::default(), limits).await;
@@ -150,13 +150,8 @@ async fn limits_of_uploads_hold_before_bytes_are_taken() {
     assert_eq!(served.offset("a", &file).await, (false, 0));
     // What is announced counts, whether it came or not.
     let first = served.begin(vec![header("a", &file, 4000, 0), data(b"abc")]).await;
-    let again = loop {
-        let again = served.send(vec![header("a", &file, 4000, 0)]).await;
-        // Until the first one has begun, this one has.
-        if again.as_ref().unwrap_err().code() == Grpc::ResourceExhausted {
-            break again;
-        }
-    };
+    served.until("a", &file, 3).await;
+    let again = served.send(vec![header("a", &file, 4000, 0)]).await;
     let text = refused(again, Grpc::ResourceExhausted, Code::AdmissionBusy);
     assert!(text.contains("by somebody else"), "{text}");
     let busy = served.send(vec![header("a", &large, 2001, 0)]).await;
