@@ -22,12 +22,36 @@ pub(crate) struct Ampouled<'l> {
     lab: &'l Lab<'l>,
     listener: Option<Listener<'l>>,
     child: Child,
+    key: PathBuf,
     number: AtomicU32,
 }
 
 impl<'l> Ampouled<'l> {
-    /// Starts both.
+    /// Starts both, for trying things out: the daemon signs with a key that it makes.
     pub(crate) fn start(lab: &'l Lab<'l>) -> Result<Self> {
+        Self::start_with(lab, "dev = true\n", lab.path("daemon/keys/development.pub"))
+    }
+
+    /// Starts both as an operator would: with a key of the operator's.
+    pub(crate) fn start_signing(lab: &'l Lab<'l>) -> Result<Self> {
+        let (private, public) = (lab.path("provenance.key"), lab.path("provenance.pub"));
+        let made =
+            lab.call("openssl").args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+        made.arg("-out").arg(&private).end()?.exits(0)?;
+        fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        lab.call("openssl")
+            .args(["pkey", "-pubout", "-in"])
+            .arg(&private)
+            .arg("-out")
+            .arg(&public)
+            .end()?
+            .exits(0)?;
+        let head =
+            format!("authority = \"https://builds.test.example\"\nsigning.key = \"{}\"\n", private.display());
+        Self::start_with(lab, &head, public)
+    }
+
+    fn start_with(lab: &'l Lab<'l>, head: &str, key: PathBuf) -> Result<Self> {
         let listener = Listener::start(lab, &[])?;
         lab.write("policy/authz.rego", POLICY)?;
         if !lab.sources().exists() {
@@ -35,7 +59,7 @@ impl<'l> Ampouled<'l> {
         }
         let path = |name: &str| lab.path(name).display().to_string();
         let config = format!(
-            "dev = true\nstate = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n",
+            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n",
             path("daemon"),
             path("policy"),
             lab.sources().display(),
@@ -45,7 +69,7 @@ impl<'l> Ampouled<'l> {
         );
         lab.write("agent.toml", config)?;
         let child = Self::spawn(lab)?;
-        let daemon = Self { lab, listener: Some(listener), child, number: AtomicU32::new(0) };
+        let daemon = Self { lab, listener: Some(listener), child, key, number: AtomicU32::new(0) };
         daemon.answers()?;
         Ok(daemon)
     }
@@ -79,7 +103,12 @@ impl<'l> Ampouled<'l> {
 
     /// Its public key, as the operator has it.
     pub(crate) fn key(&self) -> PathBuf {
-        self.lab.path("daemon/keys/development.pub")
+        self.key.clone()
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.lab.path("agent.sock")
     }
 
     /// What has ended, to be verified with the daemon's key.

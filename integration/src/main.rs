@@ -25,7 +25,7 @@ mod suites;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: ampoule-integration [SUITE[/TEST]...] [--list]\n\
-    environment: AMPOULE_BIN_DIR (ampoule and ampoule-runner), AMPOULE_REPOSITORY, AMPOULE_PYTHON,\n\
+    environment: AMPOULE_BIN_DIR (ampoule and ampoule-runner), AMPOULE_REPOSITORY, AMPOULE_PYTHON, AMPOULE_CLIENTS_PYTHON,\n\
     AMPOULE_PATIENCE (a factor, where the processor is emulated), CI=true (a skip is a failure)";
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@ mod attacks;
 mod by_name;
 mod cancel;
 mod cgroups;
+mod ci;
 mod crash;
 mod daemon;
 mod directories;
@@ -27,6 +28,7 @@ mod poison;
 mod pool;
 mod progress;
 mod push;
+mod python;
 mod registry;
 mod root;
 mod run;
@@ -53,6 +55,8 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "teardown", tests: teardown::TESTS },
     Suite { name: "crash", tests: crash::TESTS },
     Suite { name: "daemon", tests: daemon::TESTS },
+    Suite { name: "ci", tests: ci::TESTS },
+    Suite { name: "python", tests: python::TESTS },
     Suite { name: "imports", tests: imports::TESTS },
     Suite { name: "stuck", tests: stuck::TESTS },
     Suite { name: "soak", tests: soak::TESTS },

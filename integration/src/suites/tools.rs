@@ -52,20 +52,44 @@ fn documented(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Packages, and where the interpreter that has them is unless the environment names another.
+pub(super) struct Packages {
+    variable: &'static str,
+    place: &'static str,
+    check: &'static str,
+}
+
+/// What verifies evidence: `xtask/requirements.txt`.
+const VERIFIERS: Packages = Packages {
+    variable: "AMPOULE_PYTHON",
+    place: "target/venv/bin/python",
+    check: "import securesystemslib, in_toto_attestation, jsonschema",
+};
+
+/// Clients and CI systems: `integration/requirements.txt`.
+pub(super) const CLIENTS: Packages = Packages {
+    variable: "AMPOULE_CLIENTS_PYTHON",
+    place: "target/venv-clients/bin/python",
+    check: "import grpc_tools.protoc, grpc_reflection, grpc_status, cryptography, buildbot, buildbot_worker",
+};
+
 /// An interpreter that has the packages.
-fn python(lab: &Lab) -> Result<PathBuf> {
-    let path = match std::env::var_os("AMPOULE_PYTHON") {
+pub(super) fn interpreter(lab: &Lab, packages: &Packages) -> Result<PathBuf> {
+    let path = match std::env::var_os(packages.variable) {
         Some(path) => PathBuf::from(path),
-        None => lab.repository("target/venv/bin/python"),
+        None => lab.repository(packages.place),
     };
-    let check = "import securesystemslib, in_toto_attestation, jsonschema";
     let mut command = Command::new(&path);
-    command.args(["-c", check]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["-c", packages.check]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     match command.status() {
         Ok(status) if status.success() => Ok(path),
         Ok(_) => skip(format!("{} lacks the packages", path.display())),
         Err(error) => skip(format!("{}: {error}", path.display())),
     }
+}
+
+fn python(lab: &Lab) -> Result<PathBuf> {
+    interpreter(lab, &VERIFIERS)
 }
 
 /// Runs one of `integration/python/`.

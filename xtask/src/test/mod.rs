@@ -84,24 +84,27 @@ fn prepare(root: &Path) -> Result<Machine> {
     for package in &missing {
         eprintln!("missing: {package}; install it as root (apt-get install {package})");
     }
+    // The integration tests find it there, and say themselves what they cannot do without it.
+    if let Err(error) = python(root, "venv-clients", "integration/requirements.txt") {
+        eprintln!("missing: clients and CI systems of integration/requirements.txt: {error:#}");
+    }
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
     let integration = metadata.packages.iter().find(|p| p.name == "ampoule-integration");
     Ok(Machine {
         root: root.to_path_buf(),
         programs: metadata.target_directory.join("debug").into_std_path_buf(),
         is_root: shell::is_root(),
-        python: python(root).map_err(|error| format!("{error:#}")),
+        python: python(root, "venv", "xtask/requirements.txt").map_err(|error| format!("{error:#}")),
         missing,
         has_integration: integration.is_some_and(|p| p.targets.iter().any(cargo_metadata::Target::is_bin)),
         integration: Vec::new(),
     })
 }
 
-/// Makes `target/venv` with exactly the packages of `xtask/requirements.txt`, by hash.
-fn python(root: &Path) -> Result<PathBuf> {
-    let requirements = root.join("xtask/requirements.txt");
-    let wanted = fs::read(&requirements).context("xtask/requirements.txt")?;
-    let venv = root.join("target/venv");
+/// Makes a folder of `target/` with exactly the packages of a list of requirements, by hash.
+fn python(root: &Path, folder: &str, requirements: &str) -> Result<PathBuf> {
+    let wanted = fs::read(root.join(requirements)).context(requirements.to_owned())?;
+    let venv = root.join("target").join(folder);
     let python = venv.join("bin/python");
     let stamp = venv.join("requirements.txt");
     if python.exists() && fs::read(&stamp).is_ok_and(|have| have == wanted) {
@@ -111,19 +114,9 @@ fn python(root: &Path) -> Result<PathBuf> {
     let system = Path::new("/usr/bin/python3");
     let base = if system.exists() { system } else { Path::new("python3") };
     shell::run(Command::new(base).args(["-m", "venv", "--clear"]).arg(&venv))?;
-    shell::run(
-        Command::new(&python)
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--require-hashes",
-                "-r",
-            ])
-            .arg(&requirements),
-    )?;
+    let install =
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"];
+    shell::run(Command::new(&python).args(install).arg(root.join(requirements)))?;
     fs::write(&stamp, wanted)?;
     Ok(python)
 }
