@@ -90,12 +90,12 @@ struct Content {
     attestation: Document,
 }
 
-/// Exports what a run has released in its output directory.
+/// Exports what a run has released in its output directory: the outputs of these names, or all if there is none.
 ///
 /// # Errors
 /// [`ExportError`]. What had arrived before stays there, unnamed, and is not sent again.
-pub fn export(out: &Path, to: &Destination, access: &Access) -> Result<Exported> {
-    let released = Released::read(out)?;
+pub fn export(out: &Path, only: &[String], to: &Destination, access: &Access) -> Result<Exported> {
+    let released = Released::read(out, only)?;
     let content = content(&released)?;
     let mut exported = Exported {
         manifest: content.outputs.sha256,

@@ -56,6 +56,14 @@ pub fn read_capped(from: impl Read, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The code of a local file that cannot be read or written.
+pub fn code_of(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::FileFull,
+        _ => Code::FileUnusable,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,7 @@ mod snapshot;
 
 pub use fetch::{GitFetch, GitPlace, resolve_ref};
 pub use limits::GitLimits;
+pub use local::resolve_here;
 pub use snapshot::Snapshot;
 
 use ampoule_spec::{GitId, GitSigner, Sha256};

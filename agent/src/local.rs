@@ -28,6 +28,7 @@ pub use runner::{Measurement, Runner, RunnerError, find_runner};
 pub use store::{Verified, age_seconds, size};
 pub use watch::{Progress, Watch, Work};
 
+use crate::files::code_of;
 use crate::inputs::InputError;
 use crate::jobfile::{JobFileError, JobPlan};
 use crate::signing::SigningError;
@@ -155,6 +156,8 @@ pub enum LocalError {
     /// A file of the run's own.
     #[error("{what} {path} cannot be used: {reason}")]
     File {
+        /// `file.unusable` or `file.full`.
+        code: Code,
         /// What it is for.
         what: &'static str,
         /// Which.
@@ -171,6 +174,8 @@ pub enum LocalError {
     /// The job has run, and its outputs and evidence are not where they were wanted.
     #[error("--out {out} cannot be used: {reason}; outputs and evidence are in {kept}")]
     Elsewhere {
+        /// As of [`LocalError::File`].
+        code: Code,
         /// Where they were wanted.
         out: PathBuf,
         /// Why they are not there.
@@ -204,12 +209,18 @@ impl Completed {
 }
 
 impl LocalError {
+    /// A file that a system call failed for.
+    pub(crate) fn file(what: &'static str, path: &Path, error: &std::io::Error) -> Self {
+        Self::File { code: code_of(error), what, path: path.to_owned(), reason: error.to_string() }
+    }
+
     /// The bounded code.
     pub fn code(&self) -> Code {
         match self {
             Self::Job(error) => error.code(),
             Self::Input(error) => error.code(),
-            Self::Signing(_) | Self::File { .. } | Self::Elsewhere { .. } => Code::FileUnusable,
+            Self::Signing(error) => error.code(),
+            Self::File { code, .. } | Self::Elsewhere { code, .. } => *code,
             Self::Runner(error) => error.code(),
             Self::Cancelled => Code::JobCancelled,
             Self::Exposed { .. } => Code::InputRefused,
@@ -282,6 +293,7 @@ pub fn run(
     for recovered in runner.recovered().to_vec() {
         evidence::sign_recovered(&mut runner, options, &signing, &recovered, say);
     }
+    runner.demand(plan.profile.clone(), plan.user, plan.limits.clone())?;
     let TakenIn { spec: spec_bytes, id, claims } = intake::take_in(plan, &mut runner, options, cancel, say)?;
     if cancel.is_cancelled() {
         return Err(LocalError::Cancelled);
@@ -301,10 +313,10 @@ pub fn run(
     let from = release::From { job_dir: &job_dir, open: &open };
     let released = match release::release(&evidence, &from, &out, &signing, &options.watch) {
         // Somebody else has taken it meanwhile, or it is full: what the job made is not lost for that.
-        Err(LocalError::File { reason, .. }) if options.out.is_some() => {
+        Err(LocalError::File { code, reason, .. }) if options.out.is_some() => {
             release::release(&evidence, &from, &kept, &signing, &options.watch)?;
             forget(runner.into_inner(), options, &id);
-            return Err(LocalError::Elsewhere { out, reason, kept });
+            return Err(LocalError::Elsewhere { code, out, reason, kept });
         }
         released => released?,
     };
@@ -380,16 +392,18 @@ fn forget(runner: Runner, options: &Options, id: &JobId) {
 /// [`LocalError::File`] if it cannot be made.
 pub fn make_state(state: &Path) -> Result<(), LocalError> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    let unusable = |reason: String| LocalError::File {
+    let failed = |code: Code, reason: String| LocalError::File {
+        code,
         what: "the state directory",
         path: state.to_owned(),
         reason: format!("{reason}; name another with --state"),
     };
+    let unusable = |reason: String| failed(Code::FileUnusable, reason);
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
     // From the outside in: nothing is written below a directory that is not ours.
     for dir in [state.to_owned(), state.join("keys"), state.join("runs"), state.join("records")] {
-        builder.create(&dir).map_err(|e| unusable(e.to_string()))?;
+        builder.create(&dir).map_err(|e| failed(code_of(&e), e.to_string()))?;
         let meta = std::fs::symlink_metadata(&dir).map_err(|e| unusable(e.to_string()))?;
         let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
         if !meta.is_dir() {

@@ -9,6 +9,7 @@ mod paths;
 mod resolve;
 mod write;
 
+use crate::files::code_of;
 use crate::inputs::InputError;
 use crate::jobfile::{JobFile, JobFileError, PathDigest, parse, shown};
 use crate::registry::AuthFile;
@@ -51,6 +52,8 @@ pub enum PinError {
     /// The file cannot be replaced.
     #[error("{path}: {reason}")]
     File {
+        /// `file.unusable` or `file.full`.
+        code: Code,
         /// The file.
         path: PathBuf,
         /// Why not, and what to do.
@@ -64,7 +67,7 @@ impl PinError {
         match self {
             Self::Job(error) => error.code(),
             Self::Source { source, .. } => source.code(),
-            Self::File { .. } => Code::FileUnusable,
+            Self::File { code, .. } => *code,
         }
     }
 }
@@ -171,8 +174,7 @@ impl PinFile {
             return Ok(done);
         }
         parse(text.as_bytes(), &self.name)?;
-        write::replace(&self.path, self.text.as_bytes(), text.as_bytes())
-            .map_err(|e| self.cannot(e.to_string()))?;
+        write::replace(&self.path, self.text.as_bytes(), text.as_bytes()).map_err(|e| self.cannot(&e))?;
         Ok(done)
     }
 
@@ -198,8 +200,8 @@ impl PinFile {
         self.path.parent().unwrap_or(Path::new(""))
     }
 
-    fn cannot(&self, reason: String) -> PinError {
-        PinError::File { path: self.path.clone(), reason }
+    fn cannot(&self, error: &std::io::Error) -> PinError {
+        PinError::File { code: code_of(error), path: self.path.clone(), reason: error.to_string() }
     }
 }
 

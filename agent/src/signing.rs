@@ -59,6 +59,16 @@ pub enum SigningError {
     },
 }
 
+impl SigningError {
+    /// The bounded code.
+    pub fn code(&self) -> ampoule_spec::Code {
+        match self {
+            Self::File { source, .. } => crate::files::code_of(source),
+            _ => ampoule_spec::Code::FileUnusable,
+        }
+    }
+}
+
 /// A private key in this process's memory.
 pub struct FileSigner {
     pair: EcdsaKeyPair,

@@ -11,7 +11,7 @@
 #[path = "common/git_server.rs"]
 mod git_server;
 
-use ampoule_agent::git::{AllowedSigners, GitFetch, GitLimits, GitPlace, resolve_ref};
+use ampoule_agent::git::{AllowedSigners, GitFetch, GitLimits, GitPlace, resolve_here, resolve_ref};
 use ampoule_agent::inputs::{Guard, GuardOptions};
 use ampoule_agent::sources::{Policy, SourcesFile};
 use ampoule_spec::{Code, GitId, GitSigner};
@@ -251,16 +251,36 @@ fn references_resolve_to_commits() {
         let found = runtime.block_on(resolve_ref(&guard(&url), &url, name));
         found.map(|id| id.to_string()).map_err(|e| e.code())
     };
+    let here = |name: &str| resolve_here(&repository, name).map(|id| id.to_string()).map_err(|e| e.code());
     assert_ne!(first, second);
-    assert_eq!(resolve("main"), Ok(second.clone()));
-    assert_eq!(resolve("HEAD"), Ok(second.clone()));
-    assert_eq!(resolve("v1"), Ok(first.clone()));
-    assert_eq!(resolve("light"), Ok(first.clone()));
-    assert_eq!(resolve("refs/heads/both"), Ok(first));
-    assert_eq!(resolve("refs/tags/both"), Ok(second));
-    assert_eq!(resolve("both"), Err(Code::InputRefused));
-    assert_eq!(resolve("mai"), Err(Code::InputMissing));
-    assert_eq!(resolve(""), Err(Code::InputMissing));
+    for packed in [false, true] {
+        if packed {
+            git(&repository, &["pack-refs", "--all"]);
+        }
+        for (name, expected) in [
+            ("main", Ok(&second)),
+            ("HEAD", Ok(&second)),
+            ("v1", Ok(&first)),
+            ("light", Ok(&first)),
+            ("refs/heads/both", Ok(&first)),
+            ("refs/tags/both", Ok(&second)),
+            ("both", Err(Code::InputRefused)),
+            ("mai", Err(Code::InputMissing)),
+            ("", Err(Code::InputMissing)),
+        ] {
+            assert_eq!(resolve(name), expected.cloned(), "{name}");
+            assert_eq!(here(name), expected.cloned(), "{name} here");
+        }
+    }
+    // No name leads out of the references, and a worktree has a HEAD of its own.
+    std::fs::write(repository.join(".git/stray"), &first).unwrap();
+    assert_eq!(here("refs/../stray"), Err(Code::InputMissing));
+    assert_eq!(here("../../stray"), Err(Code::InputMissing));
+    let worktree = temp.path().join("w");
+    git(&repository, &["worktree", "add", "--detach", worktree.to_str().unwrap(), &first]);
+    assert_eq!(resolve_here(&worktree, "HEAD").unwrap().to_string(), first);
+    assert_eq!(resolve_here(&worktree, "main").unwrap().to_string(), second);
+    assert_eq!(resolve_here(temp.path(), "main").unwrap_err().code(), Code::InputRefused);
 }
 
 #[test]

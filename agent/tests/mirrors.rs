@@ -158,3 +158,19 @@ fn operators_mirror_is_asked_first_and_instead_of_what_is_not_listed() {
     assert_eq!(fetch(&both, &outside.at("pub/a"), &[]).outcome.unwrap().final_url, inside.at("a"));
     assert_eq!((outside.connections(), inside.connections()), (0, 2));
 }
+
+#[test]
+fn digest_is_that_of_the_first_place_that_has_it() {
+    let (none, other) = (Server::start("404 Not Found", b""), Server::start("200 OK", BODY));
+    let fetcher = fetcher(&[&none, &other], "");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = |url: &str, mirrors: &[String]| runtime.block_on(fetcher.digest(url, mirrors));
+    let (sha256, fetched) = ask(&none.at("a"), &[none.at("b"), other.at("c")]).unwrap();
+    assert_eq!(sha256.as_bytes().as_slice(), digest(&SHA256, BODY).as_ref());
+    assert_eq!(fetched.final_url, other.at("c"));
+    assert_eq!((none.connections(), other.connections()), (2, 1));
+    // The URL's own failure is what is said.
+    let error = ask(&none.at("a"), &[none.at("b")]).unwrap_err();
+    assert_eq!(error.code(), Code::InputMissing);
+    assert!(error.to_string().contains("/a"), "{error}");
+}

@@ -296,6 +296,9 @@ pub(crate) struct PushArgs {
     /// Where to: docker://HOST/REPO[:TAG], or oci:DIR[:TAG] with a new directory.
     #[arg(value_name = "DESTINATION")]
     pub(crate) to: String,
+    /// Bring this output alone. May be given several times; without it, all that provenance names.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) output: Vec<String>,
     /// Credentials for registries: a config.json or auth.json, which nobody else can read.
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_auth: Option<PathBuf>,

@@ -3,6 +3,7 @@
 use crate::show;
 use ampoule_agent::chain::chain;
 use ampoule_agent::client::ClientError;
+use ampoule_agent::files::code_of;
 use ampoule_agent::inputs::InputError;
 use ampoule_agent::jobfile::JobFileError;
 use ampoule_agent::local::{LocalError, RunnerError};
@@ -26,7 +27,7 @@ impl Failed {
 
     /// A file that a command was given and cannot use.
     pub(crate) fn file(path: &Path, error: &std::io::Error) -> Self {
-        Self::new(Code::FileUnusable, format!("{}: {error}", path.display()))
+        Self::new(code_of(error), format!("{}: {error}", path.display()))
     }
 
     /// An error with its causes.

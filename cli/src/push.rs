@@ -13,8 +13,9 @@ pub(crate) fn push(args: &PushArgs) -> Result<u8, Failed> {
     let to = Destination::parse(&args.to)
         .map_err(|reason| Failed::new(Code::Usage, format!("{:?}: {reason}", args.to)))?;
     let auth = args.registry_auth.as_deref().map(AuthFile::read).transpose()?;
-    let exported = export(&args.out, &to, &Access::new(sources::policy(&args.sources)?, auth))
-        .map_err(|error| Failed::of(error.code(), &error))?;
+    let access = Access::new(sources::policy(&args.sources)?, auth);
+    let exported =
+        export(&args.out, &args.output, &to, &access).map_err(|error| Failed::of(error.code(), &error))?;
     print(args, &exported);
     Ok(0)
 }

@@ -38,6 +38,8 @@ fn stat_lines(stat: &StoreStat) -> Vec<String> {
     lines.push(format!("{:<14} {:>8} objects  {:>16} bytes", "kept", stat.kept, stat.kept_bytes));
     lines.push(format!("{:<14} {:>8} objects", "in use", stat.in_use));
     lines.push(format!("{:<14} {:>8}", "quarantined", stat.quarantined));
+    let (swept, staging) = (stat.swept, stat.staging);
+    lines.push(format!("{:<14} {swept:>8} left by who died, removed now; {staging} under way", "staging"));
     if stat.unreadable > 0 {
         lines.push(format!("{:<14} {:>8} objects; see ampoule store verify", "unreadable", stat.unreadable));
     }

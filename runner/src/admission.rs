@@ -9,8 +9,8 @@ use ampoule_sandbox::rootfs::{InputMount, MountPlan, RootPlan};
 use ampoule_sandbox::uid_block::{self, Claim};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
-    Code, Damage, Image, Input, InputSource, Isolation, JobSpec, Limits, Name, Network, Profile, ReadPolicy,
-    SPEC_BYTES_MAX, Sha256, SlotId, StepUser, UnixNanos,
+    Code, Damage, Image, Input, InputSource, Isolation, JobSpec, Limits, LimitsRequest, Name, Network,
+    Profile, ReadPolicy, SPEC_BYTES_MAX, Sha256, SlotId, StepUser, UnixNanos,
 };
 use ampoule_store::{Needed, Store};
 use sha2::{Digest, Sha256 as Hasher};
@@ -60,16 +60,37 @@ pub(crate) fn admit(
     let job: JobSpec =
         serde_json::from_slice(spec).map_err(|e| refuse(Code::JobInvalid, format!("the spec: {e}")))?;
     job.validate().map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
-    let profile = usable(&job.profile, profiles)?;
-    let limits = job
-        .limits
-        .resolve(&profile.profile.limits, &profile.profile.ceiling)
-        .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
-    demand_files(&limits)?;
-    demand_user(job.user)?;
+    let (profile, limits) = judge(&job.profile, job.user, &job.limits, profiles)?;
     let (mounts, used) = look_up(&job, store, holdings, profile.profile.read_back)?;
     let spec_sha256 = Sha256::new(Hasher::digest(spec).into());
     Ok(Admitted { at: crate::clock::now(), job, spec_sha256, profile, limits, mounts, used })
+}
+
+/// What profile, user and limits of a job say, whatever it is made of.
+fn judge(
+    profile: &Name,
+    user: StepUser,
+    limits: &LimitsRequest,
+    profiles: &mut Profiles,
+) -> Result<(Rc<Loaded>, Limits), Refusal> {
+    let profile = usable(profile, profiles)?;
+    let limits = limits
+        .resolve(&profile.profile.limits, &profile.profile.ceiling)
+        .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
+    demand_files(&limits)?;
+    demand_user(user)?;
+    Ok((profile, limits))
+}
+
+/// Refuses now what would be refused when everything is imported.
+pub(crate) fn possible(
+    profile: &Name,
+    user: StepUser,
+    limits: &LimitsRequest,
+    profiles: &mut Profiles,
+) -> Result<(), Refusal> {
+    let (loaded, _) = judge(profile, user, limits, profiles)?;
+    demand(&loaded.profile).map(drop)
 }
 
 /// A hard limit of ours that is lower than the job's cannot be raised for it.

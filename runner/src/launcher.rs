@@ -47,6 +47,8 @@ pub(crate) struct Agent {
 struct Launcher {
     state: State,
     store: Store,
+    /// What imports and collections that died had left in it.
+    swept: u64,
     profiles: Profiles,
     channel: Channel,
     /// As the session of a listener: jobs are not the connection's.
@@ -66,10 +68,11 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
     let state = open_state(&options)?;
     let store = Store::open(&state.store, import::owner(), ampoule_store::Limits::default())
         .map_err(|e| admission::chain(&e))?;
-    store.sweep_staging().map_err(|e| admission::chain(&e))?;
+    let swept = store.sweep_staging().map_err(|e| admission::chain(&e))?.removed;
     let mut launcher = Launcher {
         state,
         store,
+        swept,
         profiles: Profiles::new(options.profiles),
         channel,
         agent: options.agent,
@@ -247,6 +250,10 @@ impl Launcher {
                 Ok(Some(Reply::Imported(imported)))
             }
             Request::Open(content) => self.open(&content),
+            Request::Demand { profile, user, limits } => {
+                admission::possible(&profile, user, &limits, &mut self.profiles)?;
+                Ok(Some(Reply::Possible))
+            }
             Request::Run { lifetime } => {
                 let spec =
                     descriptors.next().ok_or_else(|| refuse(Code::JobInvalid, "no spec came with it"))?;
@@ -266,7 +273,7 @@ impl Launcher {
             Request::Doctor { profile } => self.doctor(&profile).map(Some),
             Request::Jobs { after, only } => self.jobs(after.as_ref(), only).map(Some),
             Request::Forget { job } => self.forget(&job).map(Some),
-            Request::StoreStat => store_requests::stat(&self.state, &self.store).map(Some),
+            Request::StoreStat => store_requests::stat(&self.state, &self.store, self.swept).map(Some),
             Request::StoreList { after, named } => {
                 store_requests::list(&self.store, after, named.as_deref()).map(Some)
             }

@@ -5,7 +5,7 @@ use crate::jobdir::State;
 use crate::kept;
 use ampoule_sandbox::fault;
 use ampoule_spec::wire::Reply;
-use ampoule_spec::{Blake3, Code, Collect, ReadPolicy};
+use ampoule_spec::{Blake3, Code, Collect, ReadPolicy, StoreStat};
 use ampoule_store::{Budget, Checked, Limits, Store, StoreError};
 
 /// So many objects in one message: each with eight names of contents has less than 1.5 KiB.
@@ -17,9 +17,11 @@ fn failed(error: &StoreError) -> Refusal {
     refuse(error.code(), chain(error))
 }
 
-pub(crate) fn stat(state: &State, store: &Store) -> Result<Reply, Refusal> {
+/// `swept` is what the launcher removed when it began.
+pub(crate) fn stat(state: &State, store: &Store, swept: u64) -> Result<Reply, Refusal> {
     let kept = kept::needed(state, store, false)?;
-    store.stat(&kept).map(Reply::StoreStat).map_err(|e| failed(&e))
+    let stat = store.stat(&kept).map_err(|e| failed(&e))?;
+    Ok(Reply::StoreStat(StoreStat { swept, ..stat }))
 }
 
 pub(crate) fn list(store: &Store, after: Option<Blake3>, named: Option<&str>) -> Result<Reply, Refusal> {

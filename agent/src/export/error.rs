@@ -1,5 +1,6 @@
 //! Why an export did not happen.
 
+use crate::files::code_of;
 use crate::inputs::InputError;
 use ampoule_spec::Code;
 
@@ -51,12 +52,12 @@ impl ExportError {
     pub fn code(&self) -> Code {
         match self {
             Self::NotReleased { .. } | Self::Changed { .. } | Self::Refused { .. } => Code::ExportRefused,
-            Self::File { .. } => Code::FileUnusable,
+            Self::File { source, .. } => code_of(source),
             // The registry's answers have codes of their own where something is brought out.
             Self::Registry(error) => match error.code() {
                 Code::InputUnreachable => Code::ExportUnreachable,
                 Code::InputSourceDenied => Code::ExportDenied,
-                Code::FileUnusable => Code::FileUnusable,
+                code @ (Code::FileUnusable | Code::FileFull) => code,
                 _ => Code::ExportRefused,
             },
         }

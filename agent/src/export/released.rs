@@ -30,7 +30,7 @@ pub(super) struct Artifact {
 pub(super) struct Released {
     /// Never empty, in the order of the statement.
     pub(super) artifacts: Vec<Artifact>,
-    /// The only artifact, if it is an OCI layout.
+    /// The only one of them, if it is an OCI layout.
     pub(super) image: Option<PathBuf>,
     pub(super) bundle: Vec<u8>,
 }
@@ -55,11 +55,12 @@ struct Subject {
 }
 
 impl Released {
-    /// Reads an output directory: its provenance, and every artifact that this names.
+    /// Reads an output directory: its provenance, and the artifacts of these names, of all that it names if there is none.
     ///
     /// # Errors
-    /// [`ExportError::NotReleased`] without provenance; [`ExportError::Changed`] if an artifact is not what it names.
-    pub(super) fn read(out: &Path) -> Result<Self> {
+    /// [`ExportError::NotReleased`] without provenance; [`ExportError::Changed`] if an artifact is not what it names;
+    /// [`ExportError::Refused`] for a name that it does not have.
+    pub(super) fn read(out: &Path, only: &[String]) -> Result<Self> {
         let evidence = out.join("evidence");
         let path = evidence.join("result.json");
         if !path.is_file() {
@@ -84,6 +85,7 @@ impl Released {
         let bundle = read_limited(&path, limit)?;
         let subjects =
             subjects(&bundle).map_err(|reason| changed(format!("{}: {reason}", path.display())))?;
+        let subjects = chosen(subjects, only)?;
         let outputs = out.join("outputs");
         let artifacts = subjects.into_iter().map(|(name, sha256)| read_artifact(&outputs, &name, sha256));
         let artifacts: Vec<Artifact> = artifacts.collect::<Result<_>>()?;
@@ -112,6 +114,17 @@ fn subjects(bundle: &[u8]) -> std::result::Result<Vec<(OutputName, Sha256)>, Str
         Ok((name, Sha256::parse(hex).map_err(|e| e.to_string())?))
     };
     statement.subject.into_iter().map(read).collect()
+}
+
+/// The subjects of these names; all of them if there is none.
+fn chosen(subjects: Vec<(OutputName, Sha256)>, only: &[String]) -> Result<Vec<(OutputName, Sha256)>> {
+    if let Some(unknown) = only.iter().find(|name| !subjects.iter().any(|(n, _)| n.as_str() == **name)) {
+        let names: Vec<&str> = subjects.iter().map(|(name, _)| name.as_str()).collect();
+        let reason = format!("provenance names no output {unknown:?}; it names {}", names.join(", "));
+        return Err(ExportError::refused(reason));
+    }
+    let wanted = |name: &OutputName| only.is_empty() || only.iter().any(|n| n == name.as_str());
+    Ok(subjects.into_iter().filter(|(name, _)| wanted(name)).collect())
 }
 
 fn read_artifact(outputs: &Path, name: &OutputName, sha256: Sha256) -> Result<Artifact> {

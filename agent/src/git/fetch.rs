@@ -107,13 +107,22 @@ pub async fn resolve_ref(guard: &Guard, url: &str, reference: &str) -> Result<Gi
 async fn find_ref(guard: &Guard, url: &str, reference: &str) -> Result<GitId> {
     let http = Http::new(guard);
     let remote = Remote::open(&http, url).await?;
-    let names = match reference {
+    let names = names_of(reference);
+    let refs = remote.refs(&names).await?;
+    let found = refs.iter().filter(|r| names.contains(&r.name)).map(|r| r.peeled.unwrap_or(r.id));
+    only(format!("{url} {}", shown(reference.as_bytes())), found)
+}
+
+/// The full names that a reference may have.
+pub(super) fn names_of(reference: &str) -> Vec<String> {
+    match reference {
         full if full == "HEAD" || full.starts_with("refs/") => vec![full.to_owned()],
         short => vec![format!("refs/tags/{short}"), format!("refs/heads/{short}")],
-    };
-    let refs = remote.refs(&names).await?;
-    let mut found = refs.iter().filter(|r| names.contains(&r.name)).map(|r| r.peeled.unwrap_or(r.id));
-    let what = format!("{url} {}", shown(reference.as_bytes()));
+    }
+}
+
+/// The one commit that all of them are.
+pub(super) fn only(what: String, mut found: impl Iterator<Item = GitId>) -> Result<GitId> {
     match (found.next(), found.next()) {
         (None, _) => {
             Err(InputError::Missing { what, reason: "there is no branch or tag of this name".to_owned() })

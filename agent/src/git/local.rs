@@ -5,9 +5,11 @@
 //! with another repository (`objects/info/alternates`) are not followed (CVE-2022-39253).
 
 use super::fault::Fault;
+use super::fetch::{names_of, only};
 use super::limits::GitLimits;
-use super::object::{Kind, id_of};
+use super::object::{self, Kind, id_of};
 use super::pack::{Index, PackFile};
+use crate::inputs::InputError;
 use ampoule_spec::GitId;
 use flate2::read::ZlibDecoder;
 use std::fs::File;
@@ -22,6 +24,8 @@ type Result<T> = std::result::Result<T, Fault>;
 const PACKS_MAX: usize = 10_000;
 /// The most bytes of its references.
 const REFS_BYTES_MAX: u64 = 64 << 20;
+/// So many references or tags are followed from one to the next.
+const REFS_DEEP_MAX: usize = 8;
 /// The header and fan-out table of an index of version 2.
 const FANOUT: u64 = 8;
 const IDS: u64 = FANOUT + 4 * 256;
@@ -98,19 +102,50 @@ impl Repository {
 
     /// What a tag names: the tag object, if it is an annotated one.
     pub(super) fn tag(&self, name: &str) -> Result<Option<GitId>> {
-        let reference = format!("refs/tags/{name}");
-        let text = |file: Option<File>| -> Result<String> {
-            let mut text = String::new();
-            let Some(file) = file else { return Ok(text) };
-            let read = file.take(REFS_BYTES_MAX).read_to_string(&mut text);
-            read.map(|_| text).map_err(|e| Fault::Refused(format!("its references cannot be read: {e}")))
-        };
-        if let Ok(id) = GitId::parse(text(open(&self.dir.join(&reference))?)?.trim_end()) {
-            return Ok(Some(id));
+        self.reference(&format!("refs/tags/{name}"))
+    }
+
+    /// What a reference names by its full name. One that names another is followed.
+    fn reference(&self, name: &str) -> Result<Option<GitId>> {
+        let mut name = name.to_owned();
+        for _ in 0..REFS_DEEP_MAX {
+            if !is_reference(&name) {
+                return Ok(None);
+            }
+            let loose = text(open(&self.dir.join(&name))?)?;
+            if let Ok(id) = GitId::parse(loose.trim_end()) {
+                return Ok(Some(id));
+            }
+            let Some(other) = loose.trim_end().strip_prefix("ref: ") else {
+                let packed = text(open(&self.dir.join("packed-refs"))?)?;
+                let line = packed.lines().find_map(|line| line.strip_suffix(&name)?.strip_suffix(' '));
+                return Ok(line.and_then(|id| GitId::parse(id).ok()));
+            };
+            name = other.to_owned();
         }
-        let packed = text(open(&self.dir.join("packed-refs"))?)?;
-        let line = packed.lines().find_map(|line| line.strip_suffix(&reference)?.strip_suffix(' '));
-        Ok(line.and_then(|id| GitId::parse(id).ok()))
+        Ok(None)
+    }
+
+    /// What is checked out in a directory: a worktree has a `HEAD` of its own.
+    fn head(&self, path: &Path) -> Result<Option<GitId>> {
+        let own = pointer(&path.join(".git"), "gitdir: ", path)?;
+        let head = text(open(&own.unwrap_or_else(|| self.dir.clone()).join("HEAD"))?)?;
+        match head.trim_end().strip_prefix("ref: ") {
+            Some(name) => self.reference(name),
+            None => Ok(GitId::parse(head.trim_end()).ok()),
+        }
+    }
+
+    /// The commit that something is, or that a tag leads to.
+    fn commit_behind(&self, mut id: GitId) -> Result<GitId> {
+        for _ in 0..REFS_DEEP_MAX {
+            match self.read(&id)? {
+                (Kind::Commit, _) => return Ok(id),
+                (Kind::Tag, bytes) => id = object::tag(&bytes)?.object,
+                (kind, _) => return Err(Fault::Refused(format!("it names a {}", kind.as_str()))),
+            }
+        }
+        Err(Fault::Refused("it is a tag of tags of tags".to_owned()))
     }
 
     pub(super) fn read(&self, id: &GitId) -> Result<(Kind, Rc<[u8]>)> {
@@ -202,6 +237,39 @@ impl Index for PackIndex {
         }
         Ok(None)
     }
+}
+
+/// What a branch or tag of a repository here names now, as [`resolve_ref`](super::resolve_ref) of one elsewhere.
+///
+/// # Errors
+/// As of that.
+pub fn resolve_here(path: &Path, reference: &str) -> std::result::Result<GitId, InputError> {
+    let what = format!("{} {}", path.display(), object::shown(reference.as_bytes()));
+    let found = || -> Result<Vec<GitId>> {
+        let repository = Repository::open(path, GitLimits::default())?;
+        let mut found = Vec::new();
+        for name in names_of(reference) {
+            let id = if name == "HEAD" { repository.head(path)? } else { repository.reference(&name)? };
+            if let Some(id) = id {
+                found.push(repository.commit_behind(id)?);
+            }
+        }
+        Ok(found)
+    };
+    only(what.clone(), found().map_err(|fault| fault.of(&what, true))?.into_iter())
+}
+
+/// Whether this is the full name of a reference, and no other path within the repository.
+fn is_reference(name: &str) -> bool {
+    let odd = |part: &str| matches!(part, "" | "." | "..") || part.chars().any(char::is_control);
+    name.starts_with("refs/") && !name.split('/').any(odd)
+}
+
+fn text(file: Option<File>) -> Result<String> {
+    let mut text = String::new();
+    let Some(file) = file else { return Ok(text) };
+    let read = file.take(REFS_BYTES_MAX).read_to_string(&mut text);
+    read.map(|_| text).map_err(|e| Fault::Refused(format!("its references cannot be read: {e}")))
 }
 
 /// A regular file, if it is there. A FIFO in its place does not make anybody wait.

@@ -2,6 +2,7 @@
 
 use super::error::InputError;
 use super::fetch::{Fetched, Fetcher, scratch};
+use super::mirrors::passes_over;
 use super::url::without_query;
 use crate::sources::Purpose;
 use ampoule_spec::Sha256;
@@ -9,22 +10,28 @@ use reqwest::Url;
 use std::fs::OpenOptions;
 
 impl Fetcher {
-    /// Downloads from the first of the URL's [places](Self::places) and keeps the digest alone. The job's mirrors are not
-    /// asked: the URL is what is to be pinned.
+    /// Downloads from the first of the URL's [places](Self::places) that has it, and keeps the digest alone. Whoever asks
+    /// believes that place.
     ///
     /// # Errors
     /// Those of [`places`](Self::places) and of a download; `input.source_denied` for an `http` URL that the operator does
     /// not list, because anybody on the way could choose the bytes that are pinned.
-    pub async fn digest(&self, url: &str) -> Result<(Sha256, Fetched), InputError> {
-        let place = self.places(url, &[])?.into_iter().next().ok_or_else(|| InputError::Missing {
+    pub async fn digest(&self, url: &str, mirrors: &[String]) -> Result<(Sha256, Fetched), InputError> {
+        let mut first = None;
+        for place in self.places(url, mirrors)? {
+            if place.scheme() == "http" && self.guard().check(Purpose::Http, &place)?.is_none() {
+                return Err(InputError::unpinnable(&place));
+            }
+            let nowhere = OpenOptions::new().write(true).open("/dev/null").map_err(scratch)?;
+            match self.take(place, &nowhere).await {
+                Err(error) if passes_over(&error) => drop(first.get_or_insert(error)),
+                other => return other,
+            }
+        }
+        Err(first.unwrap_or_else(|| InputError::Missing {
             what: url.to_owned(),
             reason: "no place has it".to_owned(),
-        })?;
-        if place.scheme() == "http" && self.guard().check(Purpose::Http, &place)?.is_none() {
-            return Err(InputError::unpinnable(&place));
-        }
-        let nowhere = OpenOptions::new().write(true).open("/dev/null").map_err(scratch)?;
-        self.take(place, &nowhere).await
+        }))
     }
 }
 

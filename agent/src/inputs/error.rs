@@ -125,7 +125,8 @@ impl InputError {
             Self::Nowhere { code, .. } => *code,
             Self::Unsigned { .. } => Code::InputUnsigned,
             Self::DigestMismatch { .. } | Self::OtherObjects { .. } => Code::InputDigestMismatch,
-            Self::File { .. } | Self::Client { .. } => Code::FileUnusable,
+            Self::File { source, .. } => crate::files::code_of(source),
+            Self::Client { .. } => Code::FileUnusable,
         }
     }
 }

@@ -107,7 +107,7 @@ impl Fetcher {
 }
 
 /// Whether the next place may be asked.
-fn passes_over(error: &InputError) -> bool {
+pub(super) fn passes_over(error: &InputError) -> bool {
     matches!(
         error,
         InputError::Missing { .. }

@@ -34,11 +34,6 @@ pub(crate) struct Signing {
 
 /// Opens the key and writes the public one into the directory of keys, never beside what it vouches for.
 pub(crate) fn open(key: &SigningKey, authority: &Authority, keys: &Path) -> Result<Signing, LocalError> {
-    let unusable = |path: &Path, error: std::io::Error| LocalError::File {
-        what: "the key directory",
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
     let (signer, development_key, name) = match key {
         SigningKey::Development => {
             let signer = FileSigner::load_or_create(&keys.join("development.pem"))?;
@@ -54,7 +49,7 @@ pub(crate) fn open(key: &SigningKey, authority: &Authority, keys: &Path) -> Resu
     let name = if name.is_empty() { format!("{}.pub", file_name(&fingerprint)) } else { name };
     let public_key_file = keys.join(&name);
     let written = Place::open(keys).and_then(|keys| keys.replace(&name, pem.as_bytes()));
-    written.map_err(|e| unusable(&public_key_file, e))?;
+    written.map_err(|e| LocalError::file("the key directory", &public_key_file, &e))?;
     let issuer = Issuer { authority: authority.clone(), development_key };
     Ok(Signing { signer, issuer, public_key: pem, public_key_file })
 }

@@ -70,11 +70,8 @@ pub(super) fn run_job(
     cancel: &Cancel,
     say: &mut dyn FnMut(Note),
 ) -> Result<(), LocalError> {
-    let file_error = |error: std::io::Error| LocalError::File {
-        what: "a temporary file",
-        path: std::env::temp_dir(),
-        reason: error.to_string(),
-    };
+    let file_error =
+        |error: std::io::Error| LocalError::file("a temporary file", &std::env::temp_dir(), &error);
     let mut spec_file = crate::inputs::scratch_file(&std::env::temp_dir()).map_err(file_error)?;
     spec_file.write_all(spec).and_then(|()| spec_file.rewind()).map_err(file_error)?;
     let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| file_error(e.into()))?;

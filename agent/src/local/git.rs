@@ -142,11 +142,8 @@ impl<'a> GitIntake<'a> {
 
     fn import(&mut self, content: Content, runner: &Runner) -> Result<Imported> {
         let (cancel, limits, watch) = (&self.with.cancel, self.limits, &self.with.watch);
-        let failed = |error: std::io::Error| LocalError::File {
-            what: "the stream of",
-            path: PathBuf::from("a git input"),
-            reason: error.to_string(),
-        };
+        let failed =
+            |error: std::io::Error| LocalError::file("the stream of", Path::new("a git input"), &error);
         let snapshot = self.snapshot()?;
         let proof = serde_json::to_vec(&snapshot.proof()).map_err(|e| failed(e.into()))?;
         let (read, write) =

@@ -208,7 +208,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 }
 
 pub(super) fn unusable(path: &Path, error: std::io::Error) -> LocalError {
-    LocalError::File { what: "the file", path: path.to_owned(), reason: error.to_string() }
+    LocalError::file("the file", path, &error)
 }
 
 fn take_input(

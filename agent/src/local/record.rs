@@ -3,7 +3,7 @@
 use super::evidence::Signing;
 use super::place::Place;
 use super::release::{
-    Evidence, Released, aside, builder_of, content_of, file_error, parent, provenance_of, read_limited,
+    Evidence, Released, aside, builder_of, content_of, parent, provenance_of, read_limited,
     write_evidence, write_result,
 };
 use super::{LocalError, ReleasedOutput};
@@ -42,7 +42,7 @@ struct ResultRead {
 pub(crate) fn record(evidence: &Evidence, dir: &Path, signing: &Signing) -> Result<(), LocalError> {
     let (sealed, refused) = provenance_of(evidence, signing)?;
     let run = signing.attest_run(evidence, sealed.as_ref().map(|s| s.statement_sha256))?;
-    let failed = |e: io::Error| file_error("the record", dir, &e);
+    let failed = |e: io::Error| LocalError::file("the record", dir, &e);
     let released = Released {
         provenance: sealed.is_some(),
         builder: builder_of(evidence, signing),
@@ -77,7 +77,7 @@ pub(crate) fn recorded(dir: &Path) -> Result<Option<Recorded>, LocalError> {
     }
     let spec = read_limited(&dir.join("spec.json"), SPEC_BYTES_MAX)?;
     let report = read_limited(&dir.join("report.json"), REPORT_BYTES_MAX)?;
-    let wrong = |reason: String| file_error("the record", dir, &io::Error::other(reason));
+    let wrong = |reason: String| LocalError::file("the record", dir, &io::Error::other(reason));
     let record = JobRecord::read(&spec, &report).map_err(|e| wrong(e.to_string()))?;
     let result = read_limited(&dir.join("result.json"), RESULT_BYTES_MAX)?;
     let result: ResultRead = serde_json::from_slice(&result).map_err(|e| wrong(e.to_string()))?;
@@ -107,7 +107,7 @@ pub(crate) fn recorded_output(
     let spec = read_limited(&dir.join("spec.json"), SPEC_BYTES_MAX)?;
     let report = read_limited(&dir.join("report.json"), REPORT_BYTES_MAX)?;
     let record = JobRecord::read(&spec, &report)
-        .map_err(|e| file_error("the record", dir, &io::Error::other(e.to_string())))?;
+        .map_err(|e| LocalError::file("the record", dir, &io::Error::other(e.to_string())))?;
     let epoch = record.spec().source_date_epoch;
     let output = record.report().outputs.iter().find(|output| output.name.as_str() == name);
     Ok(output.map(|output| (content_of(output, epoch), output.form, epoch)))

@@ -5,7 +5,7 @@ use super::place::Place;
 use super::record::released_outputs;
 use super::watch::{Watch, Work};
 use super::{LocalError, ReleasedOutput};
-use crate::files::read_file;
+use crate::files::{code_of, read_file};
 use ampoule_evidence::{
     AgentClaims, CleanRun, JobRecord, ProvenanceRefused, Sealed, Unstarted, provenance, seal,
 };
@@ -91,7 +91,7 @@ impl Evidence {
     /// Writes a signed record of a job whose outputs are not released: what a crash kept its own run from. A
     /// record that is there already is the same one, and stays.
     pub(super) fn write_record(&self, job_dir: &Path, dir: &Path, run: &Sealed) -> Result<(), LocalError> {
-        let failed = |e: io::Error| file_error("the record", dir, &e);
+        let failed = |e: io::Error| LocalError::file("the record", dir, &e);
         if dir.join("run.intoto.jsonl").exists() {
             return Ok(());
         }
@@ -110,21 +110,20 @@ impl Evidence {
     }
 }
 
-pub(super) fn file_error(what: &'static str, path: &Path, error: &io::Error) -> LocalError {
-    LocalError::File { what, path: path.to_owned(), reason: error.to_string() }
-}
-
 pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, LocalError> {
-    read_file(path, limit).map_err(|e| file_error("the job's record", path, &e))
+    read_file(path, limit).map_err(|e| LocalError::file("the job's record", path, &e))
 }
 
 /// Refuses an output directory that cannot be filled when the job has run: one that holds something, because nothing
 /// of a caller's is ever replaced, or one that no directory of ours can take the name of.
 pub(crate) fn check_out(out: &Path) -> Result<(), LocalError> {
-    let refused = |reason: String| LocalError::File { what: "--out", path: out.to_owned(), reason };
+    let told =
+        |code: Code, reason: String| LocalError::File { code, what: "--out", path: out.to_owned(), reason };
+    let refused = |reason: String| told(Code::FileUnusable, reason);
     name_of(out).map_err(|e| refused(e.to_string()))?;
     let parent = parent(out);
-    let place = Place::open(&parent).map_err(|e| refused(format!("{}: {e}", parent.display())))?;
+    let unmade = |e: io::Error| told(code_of(&e), format!("{}: {e}", parent.display()));
+    let place = Place::open(&parent).map_err(unmade)?;
     match fs::symlink_metadata(out) {
         Ok(meta) if !meta.is_dir() => return Err(refused("it is no directory; name a new one".to_owned())),
         Ok(_) => {
@@ -140,7 +139,7 @@ pub(crate) fn check_out(out: &Path) -> Result<(), LocalError> {
         Err(error) => return Err(refused(error.to_string())),
     }
     let aside = aside(&uuid::Uuid::now_v7().to_string());
-    let made = place.make(&aside).map_err(|e| refused(format!("{}: {e}", parent.display())))?;
+    let made = place.make(&aside).map_err(unmade)?;
     place.discard(&aside, &made);
     Ok(())
 }
@@ -200,7 +199,7 @@ pub(super) fn release(
     let report = evidence.record.report();
     let (sealed, refused) = provenance_of(evidence, signing)?;
     let run = signing.attest_run(evidence, sealed.as_ref().map(|s| s.statement_sha256))?;
-    let failed = |e: io::Error| file_error("the output directory", out, &e);
+    let failed = |e: io::Error| LocalError::file("the output directory", out, &e);
     let mut released = Released {
         provenance: sealed.is_some(),
         builder: builder_of(evidence, signing),
@@ -301,7 +300,7 @@ fn copy_output(
     if output.form == OutputForm::Tree {
         let dir = into.make(name)?.into_descriptor();
         let unpacked = copy_tree(&source, dir, epoch, output.entries.unwrap_or(0), passed)
-            .map_err(|error| io::Error::other(format!("output {name}: {error}")))?;
+            .map_err(|error| io::Error::new(error.kind(), format!("output {name}: {error}")))?;
         let same = (unpacked.tree, unpacked.bytes, Some(unpacked.entries))
             == (output.sha256, output.bytes, output.entries);
         return if same { Ok(()) } else { other() };
@@ -330,9 +329,8 @@ fn copy_tree(
     epoch: u64,
     entries: u64,
     passed: &mut dyn FnMut(u64),
-) -> Result<Packed, String> {
-    let (read, write) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
+) -> io::Result<Packed> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let limits = Limits { bytes_max: u64::MAX, ..Limits::default() };
     std::thread::scope(|scope| {
         let packing = scope.spawn(|| {
@@ -342,10 +340,10 @@ fn copy_tree(
         let unpacked = unpack(File::from(read), into, epoch, entries, passed);
         match (packing.join(), unpacked) {
             // One that was not read to its end cannot be written either: why not is the reason.
-            (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(error.to_string()),
-            (Ok(Err(error)), _) => Err(error.to_string()),
+            (Ok(Ok(_) | Err(PackError::Write(_))), Err(error)) => Err(io::Error::new(error.kind(), error)),
+            (Ok(Err(error)), _) => Err(io::Error::other(error)),
             (Ok(Ok(_)), Ok(unpacked)) => Ok(unpacked),
-            (Err(_), _) => Err("it cannot be read".to_owned()),
+            (Err(_), _) => Err(io::Error::other("it cannot be read")),
         }
     })
 }

@@ -4,7 +4,7 @@ use super::watch::{Watch, Work};
 use crate::inputs::scratch_file;
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::wire::{Content, Imported, ListedJob, Quarantined, Recovered, Reply, Request};
-use ampoule_spec::{Code, Isolation, JobId, Name};
+use ampoule_spec::{Code, Isolation, JobId, LimitsRequest, Name, StepUser};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -339,10 +339,21 @@ impl Runner {
             file.rewind().map(|()| file)
         });
         let file = file.map_err(|e| RunnerError::Refused {
-            code: Code::FileUnusable,
+            code: crate::files::code_of(&e),
             message: format!("a file below {} cannot be written: {e}", std::env::temp_dir().display()),
         })?;
         self.import_beside(content, source, Some(file.as_fd()))
+    }
+
+    /// Asks whether a job could be admitted, before anything is taken in for it.
+    ///
+    /// # Errors
+    /// [`RunnerError`]: the refusal that the job would get.
+    pub fn demand(&self, profile: Name, user: StepUser, limits: LimitsRequest) -> Result<(), RunnerError> {
+        match self.ask(&Request::Demand { profile, user, limits }, &[])? {
+            Reply::Possible => Ok(()),
+            _ => Err(RunnerError::OutOfTurn),
+        }
     }
 
     /// Measures what this host can isolate for a profile.

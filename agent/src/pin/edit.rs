@@ -16,21 +16,37 @@ pub struct Unpinned {
 pub(super) enum Kind {
     /// The image.
     Image,
-    /// `http` of an input: its place in the list, and the URL.
-    Http(usize, String),
+    /// `http` of an input: its place in the list, the URL, and its mirrors.
+    Http(usize, String, Vec<String>),
     /// `tar` of an input: its place in the list, and the path.
     Tar(usize, String),
     /// `git` of an input.
     Git {
         /// Its place in the list.
         at: usize,
-        /// The repository; none: it lies here.
-        url: Option<String>,
+        /// The repository.
+        place: Repository,
         /// The key that names what can change.
         key: &'static str,
         /// What it names.
         name: String,
     },
+}
+
+/// Where a repository lies, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Repository {
+    /// `url`.
+    Url(String),
+    /// `path`.
+    Path(String),
+}
+
+impl Repository {
+    fn shown(&self) -> &str {
+        let (Self::Url(text) | Self::Path(text)) = self;
+        text
+    }
 }
 
 /// Keys of `git` that name what can change. A tag stays beside the commit, because its signature is looked at; the others
@@ -95,11 +111,12 @@ impl Document {
             let field = |kind: &str| format!("input[{at}].{kind}");
             if let Some(url) = missing("http", "url") {
                 let what = url.split(['?', '#']).next().unwrap_or_default().to_owned();
-                found.push(Unpinned { field: field("http"), what, kind: Kind::Http(at, url) });
+                let kind = Kind::Http(at, url, mirrors(input));
+                found.push(Unpinned { field: field("http"), what, kind });
             }
-            if let Some((url, key, name)) = moving(input) {
-                let what = format!("{} {name}", url.as_deref().unwrap_or("a repository here"));
-                found.push(Unpinned { field: field("git"), what, kind: Kind::Git { at, url, key, name } });
+            if let Some((place, key, name)) = moving(input) {
+                let what = format!("{} {name}", place.shown());
+                found.push(Unpinned { field: field("git"), what, kind: Kind::Git { at, place, key, name } });
             }
             if let Some(path) = missing("tar", "path") {
                 found.push(Unpinned { field: field("tar"), what: path.clone(), kind: Kind::Tar(at, path) });
@@ -119,7 +136,7 @@ impl Document {
                     *value.decor_mut() = decor;
                 }
             }
-            Kind::Http(at, _) => self.add(*at, "http", "sha256", digits),
+            Kind::Http(at, ..) => self.add(*at, "http", "sha256", digits),
             Kind::Tar(at, _) => self.add(*at, "tar", "sha256", digits),
             Kind::Git { at, key, .. } => {
                 self.add(*at, "git", "commit", digits);
@@ -206,17 +223,25 @@ impl Document {
     }
 }
 
+/// The other URLs of a download.
+fn mirrors(input: &dyn TableLike) -> Vec<String> {
+    let source = input.get("http").and_then(Item::as_table_like);
+    let mirrors = source.and_then(|source| source.get("mirrors")?.as_array());
+    mirrors.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// What a git input names that can change: repository, key and name.
-fn moving(input: &dyn TableLike) -> Option<(Option<String>, &'static str, String)> {
+fn moving(input: &dyn TableLike) -> Option<(Repository, &'static str, String)> {
     let source = input.get("git")?.as_table_like()?;
     if source.contains_key("commit") {
         return None;
     }
-    let url = source.get("url").and_then(Item::as_str).map(str::to_owned);
+    let text = |key: &str| source.get(key).and_then(Item::as_str).map(str::to_owned);
+    let place = text("url").map(Repository::Url).or_else(|| text("path").map(Repository::Path))?;
     let mut named = MOVING.iter().filter_map(|key| Some((*key, source.get(key)?.as_str()?)));
     let (key, name) = named.next()?;
     // Two of them may differ: which one is meant is for people.
-    named.next().is_none().then(|| (url, key, name.to_owned()))
+    named.next().is_none().then(|| (place, key, name.to_owned()))
 }
 
 /// Adds the digest behind the last key. What stood between that and the brace stands there still.

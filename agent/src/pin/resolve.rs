@@ -1,8 +1,8 @@
 //! From a name to a digest: each kind of source has its own way.
 
-use super::edit::{Kind, Unpinned};
+use super::edit::{Kind, Repository, Unpinned};
 use crate::block::with_runtime;
-use crate::git::resolve_ref;
+use crate::git::{resolve_here, resolve_ref};
 use crate::inputs::{FetchOptions, Fetcher, Guard, GuardOptions, InputError, OciLayout};
 use crate::registry::{Access, AuthFile, Reference, SCHEME, resolve_tag};
 use crate::sources::{Policy, Purpose};
@@ -37,28 +37,31 @@ impl Resolver {
     pub(super) fn resolve(&self, unpinned: &Unpinned) -> Result<Found, InputError> {
         match &unpinned.kind {
             Kind::Image => self.image(unpinned.what()),
-            Kind::Http(_, url) => self.download(url),
-            Kind::Git { url, name, .. } => self.commit(url.as_deref(), unpinned.what(), name),
+            Kind::Http(_, url, mirrors) => self.download(url, mirrors),
+            Kind::Git { place, name, .. } => self.commit(place, unpinned.what(), name),
             Kind::Tar(_, path) => self.file(Path::new(path)),
         }
     }
 
-    fn download(&self, url: &str) -> Result<Found, InputError> {
-        let (sha256, fetched) = wait(self.fetcher.digest(url))?;
+    fn download(&self, url: &str, mirrors: &[String]) -> Result<Found, InputError> {
+        let (sha256, fetched) = wait(self.fetcher.digest(url, mirrors))?;
         Ok((sha256.to_string(), Some(fetched.final_url)))
     }
 
-    fn commit(&self, url: Option<&str>, what: &str, name: &str) -> Result<Found, InputError> {
-        let here =
-            url.is_none_or(|url| url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:")));
-        let Some(url) = url.filter(|_| !here) else {
-            return Err(InputError::Refused {
-                what: what.to_owned(),
-                reason: "the names of a repository here are not asked for; run `git rev-parse NAME^{commit}` in it and write commit = \"ID\"; the file is as it was".to_owned(),
-            });
+    fn commit(&self, place: &Repository, what: &str, name: &str) -> Result<Found, InputError> {
+        let url = match place {
+            Repository::Path(path) => {
+                return Ok((resolve_here(&self.base.join(path), name)?.to_string(), None));
+            }
+            Repository::Url(url) => url,
         };
         let parsed = crate::jobfile::git_url(url);
         let parsed = parsed.map_err(|reason| InputError::Url { url: what.to_owned(), reason })?;
+        if parsed.scheme() == "file"
+            && let Ok(path) = parsed.to_file_path()
+        {
+            return Ok((resolve_here(&path, name)?.to_string(), None));
+        }
         if parsed.scheme() == "http" && self.guard.check(Purpose::Git, &parsed)?.is_none() {
             return Err(InputError::unpinnable(&parsed));
         }
@@ -73,7 +76,7 @@ impl Resolver {
             what: path.display().to_string(),
             reason: "not the path of a file".to_owned(),
         })?;
-        Ok((self.download(url.as_str())?.0, None))
+        Ok((self.download(url.as_str(), &[])?.0, None))
     }
 
     fn image(&self, image: &str) -> Result<Found, InputError> {

@@ -224,9 +224,11 @@ fn digest(lab: &Lab) -> Result<()> {
 }
 
 fn hermetic_user(lab: &Lab) -> Result<()> {
-    let job = lab.job(&sh("a", "true"))?;
+    lab.write("src/a", "one")?;
+    let job = lab.job(&(super::input("src", "path = 'src'", "/build/src", false) + &sh("a", "true")))?;
     let ran = lab.run(&job).args(["--profile", "hermetic"]).end()?.exits(69)?;
     let ran = ran.says(&["sandbox.unsupported", "root", "--profile dev"])?;
+    ensure!(!ran.stderr.contains("importing"), "it was refused after the import: {}", ran.stderr);
     ensure!(!ran.out.exists() && !ran.was_admitted(), "{}", ran.stderr);
     lab.ampoule()
         .args(["doctor", "--profile", "hermetic", "--state"])
@@ -259,8 +261,11 @@ fn fetching(lab: &Lab) -> Result<()> {
         "profile fetch needs the egress proxy, which this version does not have; use hermetic with pinned inputs",
     ];
     let head = "ampoule = 1\nname = \"test\"\nprofile = \"fetch\"\nimage = \"host\"\n";
-    let job = lab.write("fetch.toml", head.to_owned() + &sh("a", "true"))?;
+    lab.write("src/a", "one")?;
+    let body = super::input("src", "path = 'src'", "/build/src", false) + &sh("a", "true");
+    let job = lab.write("fetch.toml", head.to_owned() + &body)?;
     let ran = lab.run(&job).end()?.exits(69)?.says(&says)?;
+    ensure!(!ran.stderr.contains("importing"), "it was refused after the import: {}", ran.stderr);
     ensure!(!ran.out.exists() && !ran.was_admitted(), "{}", ran.stderr);
     let doctor = lab.ampoule().args(["doctor", "--profile", "fetch", "--state"]).arg(lab.state());
     doctor.end()?.exits(69)?.says(&says).map(drop)

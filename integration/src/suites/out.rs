@@ -14,6 +14,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("out_that_cannot_be_filled_is_refused_before_the_job", out_unusable),
     Test::both("out_that_was_there_keeps_its_mode", out_like_before),
     Test::both("out_on_another_file_system_works", other_file_system),
+    Test::root("disk_that_is_full_is_a_reason_to_try_again", full),
 ];
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
@@ -131,4 +132,46 @@ fn other_file_system(lab: &Lab) -> Result<()> {
         .end()?;
     (ran.out, ran.key) = (lab.path("o"), state.join("keys/development.pub"));
     ran.ended(&SUCCEEDED).map(drop)
+}
+
+/// Keys, `--out` for a file and for a directory of an output, and evidence below the state directory, each on a file system
+/// of its own that is full.
+fn full(lab: &Lab) -> Result<()> {
+    let big = "mkdir /build/d; head -c 1000000 /dev/urandom > /build/d/f; cp /build/d/f /build/x";
+    let (file, tree) = (output("x", "/build/x"), output("d", "/build/d"));
+    let jobs = [&file, &tree].map(|what| lab.job(&(sh("a", big) + what)));
+    let [file, tree] = jobs;
+    let (file, tree) = (file?, tree?);
+    let place = lab.path("full");
+    fs::create_dir(&place)?;
+    let call = |mounted: &Path, job: &Path, out: Option<&Path>, room: u32| -> Result<Ran> {
+        let out = out.map(|out| format!("--out '{}'", out.display())).unwrap_or_default();
+        let script = format!(
+            "mount -t tmpfs -o mode=700,size={room}k tmpfs '{mounted}'
+             [ {room} -gt 4 ] || head -c 4096 /dev/zero > '{mounted}/filler'
+             exec '{ampoule}' run '{job}' --state '{state}' --sources '{sources}' {out}",
+            mounted = mounted.display(),
+            ampoule = lab.program("ampoule").display(),
+            job = job.display(),
+            state = lab.state().display(),
+            sources = lab.sources().display(),
+        );
+        lab.call("unshare").args(["--mount", "--propagation", "private", "sh", "-euc", &script]).end()
+    };
+    for job in [&file, &tree] {
+        let ran = call(&place, job, Some(&place.join("out")), 512)?.exits(75)?;
+        let ran = ran.says(&["file.full", "--out", "outputs and evidence are in"])?;
+        let kept = ran.stderr.trim_end().rsplit_once(" are in ").context("no place")?.1;
+        let kept = Path::new(kept.rsplit_once(" [").context("no code")?.0);
+        ensure!(kept.join("evidence/result.json").exists(), "nothing is in {}", kept.display());
+    }
+    // Not even a name has room.
+    call(&place, &file, Some(&place.join("out")), 4)?.exits(75)?.says(&["file.full", "--out"])?;
+    call(&lab.state().join("runs"), &file, None, 512)?
+        .exits(75)?
+        .says(&["file.full", "the output directory"])?;
+    call(&lab.state().join("keys"), &file, None, 4)?.exits(75)?.says(&["file.full", "key"])?;
+    // The job whose evidence had no room is signed by the next run.
+    lab.run(&file).end()?.ended(&SUCCEEDED)?;
+    equal("records", &fs::read_dir(lab.state().join("records"))?.count(), &1)
 }

@@ -2,7 +2,7 @@
 
 use super::images::root;
 use super::{exec, input, output, sh};
-use crate::check::{Ending, Ran, equal, read, sha256, verify};
+use crate::check::{Ending, Ran, anything_holds, equal, read, sha256, verify};
 use crate::harness::Test;
 use crate::image::oci_layout;
 use crate::lab::{Lab, tree};
@@ -17,6 +17,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("pushing_again_sends_nothing_and_keeps_other_referrers", again),
     Test::both("push_with_a_token_is_for_this_repository_alone", token),
     Test::both("outputs_are_exported_to_a_layout_that_others_read", layout),
+    Test::both("only_chosen_outputs_leave", chosen),
     Test::both("output_that_is_an_image_is_pushed_as_that_image_and_runs", image),
     Test::both("tree_is_pushed_as_an_archive_that_unpacks_to_it", directory),
     Test::both("nothing_is_pushed_without_provenance_or_after_a_change", not_released),
@@ -244,4 +245,27 @@ fn refused(lab: &Lab) -> Result<()> {
     fs::write(lab.sources(), text.replace(&registry.host(), "localhost:1"))?;
     let gone = without("docker://localhost:1/out").end()?.exits(75)?;
     gone.says(&["export.unreachable", "cannot be reached"]).map(drop)
+}
+
+fn chosen(lab: &Lab) -> Result<()> {
+    let image =
+        "mkdir -p d; echo '{\"imageLayoutVersion\":\"1.0.0\"}' > d/oci-layout; echo x > a; echo y > b";
+    let body =
+        sh("make", image) + &output("a", "/build/a") + &output("b", "/build/b") + &output("d", "/build/d");
+    let ran = lab.run_job(&body)?.ended(&SUCCEEDED)?;
+    let push = |to: &str, names: &[&str]| {
+        let names = names.iter().flat_map(|name| ["--output", name]);
+        lab.ampoule().arg("push").arg(&ran.out).arg(to).arg("--json").args(names).end()
+    };
+    let all = said(&push("oci:all", &[])?.exits(0)?)?;
+    equal("all", &all["outputs"], &serde_json::json!(["a", "b", "d"]))?;
+    let two = said(&push("oci:two", &["b", "a"])?.exits(0)?)?;
+    equal("two", &two["outputs"], &serde_json::json!(["a", "b"]))?;
+    let one = said(&push("oci:one", &["b"])?.exits(0)?)?;
+    equal("one", &one["outputs"], &serde_json::json!(["b"]))?;
+    ensure!(anything_holds(&lab.path("two"), b"x\n")?.is_some(), "a is not there");
+    ensure!(anything_holds(&lab.path("one"), b"x\n")?.is_none(), "a left too");
+    push("oci:none", &["c"])?.exits(64)?.says(&["export.refused", "no output \"c\"; it names a, b, d"])?;
+    ensure!(!lab.path("none").exists(), "something was exported");
+    Ok(())
 }

@@ -412,7 +412,7 @@ fn commands(lab: &Lab) -> Result<()> {
 fn killed_collection(lab: &Lab) -> Result<()> {
     let faulty = Faulty::install(lab)?;
     let mut number = 1;
-    let mut died = 0;
+    let (mut died, mut most) = (0, 0);
     loop {
         ensure!(number < 200, "there is no end of points");
         let job = two_inputs(lab)?;
@@ -426,12 +426,16 @@ fn killed_collection(lab: &Lab) -> Result<()> {
         }
         died += 1;
         ensure!(ran.status != Some(0), "it said that all is well, and died at point {number}");
+        let lying = fs::read_dir(lab.state().join("store/staging"))?.count();
+        let stat = said(&store(lab, &["stat", "--json"]).end()?.exits(0)?)?;
+        equal("swept", &stat["swept"], &Value::from(lying))?;
+        most = most.max(lying);
         let left = said(&store(lab, &["verify", "--json"]).end()?.exits(0)?)?;
         equal("damaged", &left["damaged"], &Value::from(0)).with_context(|| format!("point {number}"))?;
         lab.run(&job).end()?.ended(&SUCCEEDED).with_context(|| format!("point {number}"))?;
         number += procs::stride();
     }
-    ensure!(died >= 5, "only {died} points");
+    ensure!(died >= 5 && most > 0, "only {died} points, of which none left anything");
     equal("left", &said(&store(lab, &["stat", "--json"]).end()?)?["objects"], &Value::from(0))
 }
 

@@ -115,6 +115,8 @@ codes! {
     Usage = "usage", Usage, "INVALID_ARGUMENT", Tenant;
     /// A local file that the command needs cannot be read or written.
     FileUnusable = "file.unusable", Usage, "FAILED_PRECONDITION", Tenant;
+    /// The file system has no room for a local file that the command writes.
+    FileFull = "file.full", TryAgain, "RESOURCE_EXHAUSTED", Operator;
     /// Policy denied the job.
     AdmissionDenied = "admission.denied", Denied, "PERMISSION_DENIED", Tenant;
     /// The host has no free place for the job now.

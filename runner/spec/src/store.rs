@@ -129,6 +129,10 @@ pub struct StoreStat {
     pub kept_bytes: u64,
     /// Objects and index entries in quarantine.
     pub quarantined: u64,
+    /// What imports and collections that died had left in staging: removed when the launcher began.
+    pub swept: u64,
+    /// What imports and collections have in staging that are under way.
+    pub staging: u64,
     /// Objects whose own description cannot be read; `store verify` says more.
     pub unreadable: u64,
     /// Bytes that are free on the file system for this user.

@@ -4,8 +4,8 @@
 //! archives travel as descriptors, so no message needs more than [`MESSAGE_BYTES_MAX`].
 
 use crate::{
-    Blake3, Code, Collect, Collected, GitId, Isolation, JobId, Name, Sha256, SlotId, StoreStat, StoredObject,
-    UnixNanos,
+    Blake3, Code, Collect, Collected, GitId, Isolation, JobId, LimitsRequest, Name, Sha256, SlotId, StepUser,
+    StoreStat, StoredObject, UnixNanos,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,15 @@ pub enum Request {
     /// Open a file or directory of the store by its digest, for reading. Times, and whether a file may be executed, may be
     /// others than those that are named.
     Open(Content),
+    /// Could a job with these demands be admitted here, as far as that is known before there is anything of it?
+    Demand {
+        /// Its profile.
+        profile: Name,
+        /// Who its steps are.
+        user: StepUser,
+        /// What it asks to use.
+        limits: LimitsRequest,
+    },
     /// Run a job. Descriptors: the spec; then, if `lifetime`, a pipe: [`CANCEL`] in it cancels the job, its end of
     /// file aborts it. Without one, and if the launcher [listens](Reply::Hello::listening), the job is nobody's: it goes
     /// on when the connection ends, and is cancelled by its [`CONTROL_SOCKET`].
@@ -164,6 +173,8 @@ pub enum Reply {
         /// Whether it is there.
         found: bool,
     },
+    /// To [`Request::Demand`]: nothing is in the way. Else the answer is the refusal that the job would get.
+    Possible,
     /// The job is durable.
     Admitted {
         /// The job.
@@ -288,6 +299,7 @@ mod tests {
             Reply::Found { imported: Some(imported.clone()) },
             Reply::Imported(imported),
             Reply::Opened { found: true },
+            Reply::Possible,
             Reply::Admitted { job: job.clone() },
             Reply::Jobs {
                 jobs: vec![ListedJob { id: job.clone(), alive: true, reported: false }],

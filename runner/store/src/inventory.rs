@@ -148,6 +148,7 @@ impl Store {
             free_bytes: room.free,
             reserve_bytes: room.reserve,
             quarantined: self.quarantined()?,
+            staging: names(&self.staging, "staging")?.len() as u64,
             ..StoreStat::default()
         };
         let mut kinds: BTreeMap<&str, KindCount> = BTreeMap::new();

@@ -43,6 +43,7 @@ mod store;
 mod stream;
 mod tar;
 mod target;
+mod tree_digest;
 pub mod unpack;
 mod uses;
 mod walk;

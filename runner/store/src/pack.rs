@@ -21,6 +21,8 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
+pub use crate::tree_digest::tree_digest;
+
 /// Why a directory was not packed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,8 +110,7 @@ struct Packer<'a> {
     packed: Packed,
 }
 
-/// Writes the directory as a tar archive and returns its tree digest. To get the digest alone, write to
-/// [`io::sink`].
+/// Writes the directory as a tar archive and returns its tree digest. For the digest alone there is [`tree_digest`].
 ///
 /// `exclude` is asked for each path below the directory (components joined by `/`); an excluded directory is not
 /// entered. Links are kept as they are and never followed.
@@ -136,36 +137,6 @@ pub fn pack_filtered(
     limits: &Limits,
 ) -> Result<Packed, PackError> {
     pack_for(Purpose::Input, dir, &mut ToArchive { out, epoch: 0, open: 0 }, exclude, limits)
-}
-
-/// The tree digest of a directory, as [`pack_filtered`] gives it, and nothing else. `stop` is asked now and then.
-///
-/// # Errors
-/// [`PackError`]; [`PackError::Stopped`] if `stop` said so.
-pub fn tree_digest(
-    dir: BorrowedFd<'_>,
-    exclude: &(dyn Fn(&[u8], bool) -> bool + Sync),
-    stop: &(dyn Fn() -> bool + Sync),
-    limits: &Limits,
-) -> Result<Packed, PackError> {
-    let excluded = |path: &[u8], is_dir: bool| exclude(path, is_dir);
-    match pack_filtered(dir, &mut Until(stop), &excluded, limits) {
-        Err(PackError::Write(_)) => Err(PackError::Stopped),
-        other => other,
-    }
-}
-
-/// Takes everything until it is to stop.
-struct Until<'a>(&'a (dyn Fn() -> bool + Sync));
-
-impl Write for Until<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.0)() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Writes a directory that a job leaves as a tar archive. Nobody may change the directory meanwhile.
@@ -207,7 +178,7 @@ fn pack_for(
     Ok(packer.packed)
 }
 
-fn failed(path: &[u8]) -> impl FnOnce(Errno) -> PackError {
+pub(crate) fn failed(path: &[u8]) -> impl FnOnce(Errno) -> PackError {
     let path = shown(path);
     move |errno| match errno {
         // Only `beneath` answers so.
@@ -352,7 +323,7 @@ impl Packer<'_> {
 }
 
 /// Whether a file is still the one that was announced.
-fn same(before: &Stat, after: &Stat) -> bool {
+pub(crate) fn same(before: &Stat, after: &Stat) -> bool {
     let key = |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec, s.st_mode);
     key(before) == key(after)
 }

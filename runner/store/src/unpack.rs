@@ -17,25 +17,43 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use sha2::Digest as _;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 
 /// Up to so many entries each is made durable by itself; more by one sync of the whole file system.
 const SYNCED_ALONE_MAX: u64 = 16;
 
 /// Why a tree was not unpacked.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct UnpackError(String);
+#[error("{text}")]
+pub struct UnpackError {
+    text: String,
+    kind: io::ErrorKind,
+}
+
+impl UnpackError {
+    /// What kind of system call's failure it is; [`io::ErrorKind::Other`] for what is wrong with the archive.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.kind
+    }
+
+    fn archive(text: String) -> Self {
+        Self { text, kind: io::ErrorKind::Other }
+    }
+}
 
 impl From<WorkError> for UnpackError {
     fn from(error: WorkError) -> Self {
-        Self(error.to_string())
+        let kind = match &error {
+            WorkError::Store { errno, .. } => errno.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        Self { text: error.to_string(), kind }
     }
 }
 
 impl From<Refusal> for UnpackError {
     fn from(refusal: Refusal) -> Self {
-        Self(refusal.to_string())
+        Self::archive(refusal.to_string())
     }
 }
 
@@ -102,7 +120,7 @@ pub fn unpack(
 }
 
 fn odd(path: &[u8]) -> UnpackError {
-    UnpackError(format!("{}: not what the runner packs", shown(path)))
+    UnpackError::archive(format!("{}: not what the runner packs", shown(path)))
 }
 
 impl Unpacker {
@@ -165,7 +183,10 @@ impl Unpacker {
                 break;
             }
             sha256.update(part);
-            file.write_all(part).map_err(|error| UnpackError(format!("{}: {error}", shown(path.bytes()))))?;
+            file.write_all(part).map_err(|error| UnpackError {
+                text: format!("{}: {error}", shown(path.bytes())),
+                kind: error.kind(),
+            })?;
             passed(count as u64);
         }
         own_bits(&file, mode & 0o700).map_err(failed("set the mode"))?;

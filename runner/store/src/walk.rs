@@ -2,7 +2,7 @@
 
 use crate::limits::DEPTH_MAX;
 use rustix::fd::OwnedFd;
-use rustix::fs::Dir;
+use rustix::fs::{Dir, FileType};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -32,19 +32,20 @@ struct Frame {
     dir: Arc<OwnedFd>,
     name: Vec<u8>,
     /// Names not given yet, the smallest last.
-    names: Vec<Vec<u8>>,
+    names: Vec<(Vec<u8>, FileType)>,
 }
 
 /// A walk. The caller decides what is a directory and how it is opened.
 pub(crate) struct Walk {
     frames: Vec<Frame>,
     entries_left: u64,
+    kind: FileType,
 }
 
 impl Walk {
     /// Begins in a directory; more than `entries_max` names end the walk before they are kept.
     pub(crate) fn new(root: OwnedFd, entries_max: u64) -> Result<Self, WalkError> {
-        let mut walk = Self { frames: Vec::new(), entries_left: entries_max };
+        let mut walk = Self { frames: Vec::new(), entries_left: entries_max, kind: FileType::Unknown };
         walk.enter(Vec::new(), root)?;
         Ok(walk)
     }
@@ -62,19 +63,25 @@ impl Walk {
                 continue;
             }
             self.entries_left = self.entries_left.checked_sub(1).ok_or(WalkError::TooMany)?;
-            names.push(name.to_vec());
+            names.push((name.to_vec(), entry.file_type()));
         }
-        names.sort_unstable_by(|a, b| b.cmp(a));
+        names.sort_unstable_by(|a, b| b.0.cmp(&a.0));
         self.frames.push(Frame { dir: Arc::new(dir), name, names });
         Ok(())
     }
 
     /// The next step; nothing after the root was left.
     pub(crate) fn next_step(&mut self) -> Option<Step> {
-        if let Some(name) = self.frames.last_mut()?.names.pop() {
+        if let Some((name, kind)) = self.frames.last_mut()?.names.pop() {
+            self.kind = kind;
             return Some(Step::Name(name));
         }
         self.frames.pop().map(|frame| Step::Leave(frame.name))
+    }
+
+    /// What the last [`Step::Name`] was when its directory was listed; unknown where the file system does not say.
+    pub(crate) fn kind(&self) -> FileType {
+        self.kind
     }
 
     /// The current directory.
