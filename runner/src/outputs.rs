@@ -83,12 +83,12 @@ impl Taken {
         self.keep(store, |name| listed.iter().any(|report| report.name == *name));
         let mut leases = Vec::new();
         for (name, object) in std::mem::take(&mut self.objects) {
-            let failed = |code, reason: String| {
+            let failed = |Refused { code, reason, .. }| {
                 let message = format!("output {name} cannot be taken into the store: {reason}");
                 Failure { code, message, step: None, teardown: None }
             };
-            fault::point("outputs: publish").map_err(|e| failed(Code::Internal, e.to_string()))?;
-            let lease = store.publish_output(object).map_err(|e| failed(e.code(), chain(&e)))?;
+            fault::point("outputs: publish").map_err(|e| failed(internal(std::io::Error::other(e))))?;
+            let lease = store.publish_output(object).map_err(|e| failed(of_store(&e)))?;
             leases.push(lease);
         }
         Ok(leases)
@@ -144,7 +144,7 @@ fn refused(reason: impl Into<String>) -> Refused {
 }
 
 fn of_store(error: &StoreError) -> Refused {
-    Refused { code: error.code(), reason: chain(error), stopped: None }
+    with_remedy(error.code(), chain(error))
 }
 
 fn take(
@@ -232,8 +232,19 @@ fn copy(
     Ok((Content::File { sha256: Some(sunk.sha256), executable, epoch }, copied))
 }
 
+/// What failed on our side.
 fn internal(error: std::io::Error) -> Refused {
-    Refused { code: Code::Internal, reason: format!("it cannot be copied: {error}"), stopped: None }
+    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let code = if is_full { Code::StoreFull } else { Code::Internal };
+    with_remedy(code, format!("it cannot be copied: {error}"))
+}
+
+/// A disk that is full is no fault of the job's; it is said what helps.
+fn with_remedy(code: Code, mut reason: String) -> Refused {
+    if code == Code::StoreFull {
+        reason += "; remove what is not needed (ampoule store gc --max-size SIZE), or give the state directory more room";
+    }
+    Refused { code, reason, stopped: None }
 }
 
 /// Opens what lies at an output's path, below the sandbox's root, without following anything; only a file or

@@ -3,8 +3,8 @@
 use super::evidence::Signing;
 use super::place::Place;
 use super::release::{
-    Evidence, Released, aside, builder_of, content_of, parent, provenance_of, read_limited,
-    write_evidence, write_result,
+    Evidence, Released, aside, builder_of, content_of, parent, provenance_of, read_limited, write_evidence,
+    write_result,
 };
 use super::{LocalError, ReleasedOutput};
 use ampoule_evidence::{ATTESTATION_BYTES_MAX, JobRecord};

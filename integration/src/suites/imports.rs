@@ -225,10 +225,10 @@ fn killed_at_times(lab: &Lab) -> Result<()> {
 }
 
 /// A tmpfs for a state directory; gone when this is.
-struct Small(PathBuf);
+pub(super) struct Small(PathBuf);
 
 impl Small {
-    fn mount(path: &Path, options: &str) -> Result<Self> {
+    pub(super) fn mount(path: &Path, options: &str) -> Result<Self> {
         fs::create_dir_all(path)?;
         let options = std::ffi::CString::new(options)?;
         rustix::mount::mount(

@@ -1,10 +1,14 @@
 //! Outputs: plain files, and never a byte of the host's. (Directories are beside this file.)
 
+use super::imports::Small;
+use super::store::{go_on, verifies};
 use super::{output, probe, sh, with_probe};
 use crate::check::{Ending, anything_holds, equal};
 use crate::harness::Test;
 use crate::lab::{Lab, tree};
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 pub(super) const TESTS: &[Test] = &[
@@ -16,6 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("always_outputs_are_taken_out_of_a_failed_job", always),
     Test::both("first_output_that_fails_leaves_none_behind", partial),
     Test::both("output_of_many_megabytes_is_whole", large),
+    Test::root("disk_that_fills_while_outputs_become_objects_leaves_no_part_of_one", filling),
 ];
 
 const REFUSED: Ending = Ending("failed", "output.refused", 1);
@@ -136,4 +141,51 @@ fn large(lab: &Lab) -> Result<()> {
     let digest = crate::check::sha256(&ran.output("big")?);
     ensure!(ran.log_text("0-a.stdout")?.starts_with(&digest), "the output is not what the step wrote");
     ran.verifies_output("big")
+}
+
+/// The state directory on disks that have less and less room when the outputs are taken out: the job says why it failed or
+/// has all of them, and the store has whole objects alone.
+fn filling(lab: &Lab) -> Result<()> {
+    // A file, and a tree of 64 files: a mebibyte, and some for names and records.
+    let script = "mkdir /build/d; for n in $(seq 64); do head -c 8192 /dev/urandom > /build/d/$n; done
+                  head -c 524288 /dev/urandom > /build/x; sync";
+    let mut ended = BTreeMap::<i32, u32>::new();
+    for room in (0..16_u64).map(|level| level * 100_000) {
+        let small = Small::mount(&lab.state(), "size=96m,mode=0700")?;
+        let marker = lab.marker();
+        let body = sh("a", &format!("{script}; sleep {marker} || true")) + &output("d", "/build/d");
+        let mut live = lab.run(&lab.job(&(body + &output("x", "/build/x")))?).start()?;
+        live.until_runs(&format!("sleep {marker}"))?;
+        let free = rustix::fs::statvfs(lab.state())?;
+        let filler = fs::File::create(lab.state().join("filler"))?;
+        let taken = (free.f_bavail * free.f_frsize).saturating_sub(room);
+        rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, taken)?;
+        go_on(&marker)?;
+        let ran = live.end()?;
+        fs::remove_file(lab.state().join("filler"))?;
+        let code = ran.status.context("it was killed")?;
+        *ended.entry(code).or_default() += 1;
+        match code {
+            0 => {
+                equal("files", &tree(&ran.out.join("outputs/d"))?.len(), &64)?;
+                ran.verifies_output("x")?;
+            }
+            75 => drop(ran.says(&["store.full", "ampoule store gc"])?),
+            _ => anyhow::bail!("with room for {room} bytes: {code}, {}", ran.stderr),
+        }
+        // What the next run finds is swept, so that nothing but whole objects is there.
+        lab.run_job(&(sh("a", "echo x > /build/x") + &output("x", "/build/x")))?.ended(&Ending(
+            "succeeded",
+            "",
+            0,
+        ))?;
+        verifies(lab)?;
+        drop(small);
+    }
+    println!("outputs: exits of jobs on disks that fill: {ended:?}");
+    ensure!(
+        ended.values().all(|count| *count >= 4) && ended.len() == 2,
+        "not both were met often: {ended:?}"
+    );
+    Ok(())
 }

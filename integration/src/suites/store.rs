@@ -122,7 +122,7 @@ fn waiting<'l>(lab: &'l Lab<'l>, job: &Path, marker: &str) -> Result<crate::lab:
 }
 
 /// Ends the step's `sleep`, so that the job goes on.
-fn go_on(marker: &str) -> Result<()> {
+pub(super) fn go_on(marker: &str) -> Result<()> {
     for process in procs::with_args(&format!("sleep {marker}")) {
         if process.comm == "sleep" {
             procs::signal(process.pid, Signal::TERM)?;

@@ -57,6 +57,7 @@ impl Outcome {
             | Code::SandboxSetupFailed
             | Code::SandboxUnsupported
             | Code::InputChanged
+            | Code::StoreFull
             | Code::Internal => Self::Aborted,
             _ => Self::Failed,
         }
