@@ -1,8 +1,8 @@
 //! Every promise of SPECIFICATION.md names the test that proves it, or says `pending`.
 //!
 //! A promise is a list item or a table row. A test is named in backquotes, as `crate::path::test_name`
-//! (a function of that name in that crate) or as `suite/test` (a test of ampoule-integration). Other pages may name tests
-//! too: one that they name exists.
+//! (a function of that name in that crate) or as `suite/test` (a test of ampoule-integration, or a function of a shell
+//! script below `integration/vm/suite/`). Other pages may name tests too: one that they name exists.
 
 use super::{Finding, Tree};
 
@@ -45,7 +45,10 @@ fn missing(file: &str, line: usize, name: &str) -> Finding {
 fn is_ours(tree: &Tree, name: &str) -> bool {
     is_test_name(name)
         && match name.split_once('/') {
-            Some((suite, _)) => tree.has(&format!("integration/src/suites/{suite}.rs")),
+            Some((suite, _)) => {
+                tree.has(&format!("integration/src/suites/{suite}.rs"))
+                    || scripts(tree, suite).next().is_some()
+            }
             None => {
                 let is_sentence = name.rsplit("::").next().is_some_and(|last| last.matches('_').count() >= 3);
                 is_sentence && name.split("::").next().is_some_and(|krate| folder_of(tree, krate).is_some())
@@ -106,13 +109,19 @@ fn is_test_name(text: &str) -> bool {
 
 fn exists(tree: &Tree, name: &str) -> bool {
     match name.split_once('/') {
-        Some((suite, test)) => tree.with_extension("rs").any(|(file, text)| {
-            let of_suite = file.starts_with("integration/")
-                && file.split('/').any(|part| part == suite || part == format!("{suite}.rs"));
-            file.starts_with("integration/") && text.contains(&format!("\"{name}\""))
-                || of_suite
-                    && (text.contains(&format!("fn {test}(")) || text.contains(&format!("\"{test}\"")))
-        }),
+        Some((suite, test)) => {
+            let call = format!("{test}() {{");
+            let in_script = |text: &str| text.lines().any(|line| line.starts_with(&call));
+            scripts(tree, suite).any(in_script)
+                || tree.with_extension("rs").any(|(file, text)| {
+                    let of_suite = file.starts_with("integration/")
+                        && file.split('/').any(|part| part == suite || part == format!("{suite}.rs"));
+                    file.starts_with("integration/") && text.contains(&format!("\"{name}\""))
+                        || of_suite
+                            && (text.contains(&format!("fn {test}("))
+                                || text.contains(&format!("\"{test}\"")))
+                })
+        }
         None => {
             let (krate, test) = (name.split("::").next(), name.split("::").last());
             let (Some(krate), Some(test)) = (krate, test) else { return false };
@@ -121,6 +130,12 @@ fn exists(tree: &Tree, name: &str) -> bool {
             tree.with_extension("rs").any(|(file, text)| file.starts_with(&folder) && text.contains(&call))
         }
     }
+}
+
+/// What a suite is that runs in the virtual machine alone.
+fn scripts<'t>(tree: &'t Tree, suite: &str) -> impl Iterator<Item = &'t str> {
+    let folder = format!("integration/vm/{suite}/");
+    tree.with_extension("sh").filter(move |(file, _)| file.starts_with(&folder)).map(|(_, text)| text)
 }
 
 /// The folder of the crate of this name, with a slash at its end.
@@ -144,6 +159,7 @@ mod tests {
             ("runner/spec/src/a.rs", "#[test]\nfn thing_works() {}\n"),
             ("integration/src/isolation.rs", "case(\"no-network\");\nfn no_files() {}\n"),
             ("integration/src/main.rs", "case(\"crash/kill-9\");\n"),
+            ("integration/vm/package/life.sh", "LIFE=\"job_lives\"\njob_lives() { true; }\n"),
         ]);
         check(&tree).into_iter().map(|f| format!("{}: {}", f.line, f.message)).collect()
     }
@@ -168,6 +184,7 @@ mod tests {
         assert_eq!(messages("| p | t |\n|---|---|\n| safe | soon |\n").len(), 1);
         assert_eq!(messages("1. Safe: `ampoule_spec::a::thing_broken`.").len(), 1);
         assert_eq!(messages("- Safe: `isolation/nothing`.").len(), 1);
+        assert_eq!(messages("- Safe: `package/job_dies`, `package/job_lives`.").len(), 1);
         assert_eq!(messages("- Safe: `nocrate::thing_works`, pending.").len(), 1);
         assert_eq!(check(&Tree::of(&[])).len(), 1);
     }
@@ -175,7 +192,7 @@ mod tests {
     #[test]
     fn spec_promises_with_a_test_or_pending_are_green() {
         let text = "Prose without a test.\n\n- Safe: `ampoule_spec::a::thing_works`.\n- Safe, on\n  two lines: \
-            `isolation/no-network`, `isolation/no_files`, `crash/kill-9`.\n- Later (pending).\n\n\
+            `isolation/no-network`, `isolation/no_files`, `crash/kill-9`, `package/job_lives`.\n- Later (pending).\n\n\
             | promise | test |\n|---|---|\n| safe | `ampoule-spec::thing_works` |\n";
         assert_eq!(messages(text), Vec::<String>::new());
     }

@@ -1,6 +1,7 @@
 //! The second disk: what is new in each run. Programs, units, the script, and what the tests read of the repository.
 
-use super::{Built, Service, image};
+use super::built::{Built, Suites};
+use super::{Service, image};
 use crate::shell;
 use anyhow::{Context, Result};
 use std::fs;
@@ -27,28 +28,41 @@ const SIZE: &str = "512M";
 /// Makes the disk in a folder; returns its file.
 pub(super) fn make(root: &Path, built: &Built, place: &Path, environment: &str) -> Result<PathBuf> {
     let tree = place.join("disk");
-    for folder in ["bin/examples", "faulty", "units", "repository/integration", "repository/xtask/src"] {
-        fs::create_dir_all(tree.join(folder))?;
-    }
-    for name in PROGRAMS.into_iter().chain(OF_AGENT) {
-        copy_program(&built.programs.join(name), &tree.join("bin").join(name))?;
-    }
-    copy_program(&built.faulty, &tree.join("faulty/ampoule-runner"))?;
+    fs::create_dir_all(tree.join("units"))?;
     let guest = root.join("integration/vm");
     fs::copy(guest.join("guest.sh"), tree.join("guest.sh")).context("integration/vm/guest.sh")?;
     for service in Service::ALL {
         let unit = format!("suites-{}.service", service.name());
         fs::copy(guest.join(&unit), tree.join("units").join(&unit)).with_context(|| unit.clone())?;
     }
-    for folder in REPOSITORY {
-        let from = root.join(folder);
-        shell::run(Command::new("cp").arg("-r").arg(from).arg(tree.join("repository").join(folder)))?;
+    if let Some(suites) = &built.suites {
+        copy_suites(root, suites, &tree)?;
+    }
+    if let Some([older, newer]) = &built.packages {
+        shell::run(Command::new("cp").arg("-r").arg(guest.join("package")).arg(&tree))?;
+        fs::copy(older, tree.join("package/older.deb")).with_context(|| older.display().to_string())?;
+        fs::copy(newer, tree.join("package/newer.deb")).with_context(|| newer.display().to_string())?;
     }
     fs::write(tree.join("environment"), environment)?;
     let file = place.join("second.ext4");
     shell::run(&mut image::file_system(&tree, &file, SIZE))?;
     fs::remove_dir_all(&tree)?;
     Ok(file)
+}
+
+fn copy_suites(root: &Path, suites: &Suites, tree: &Path) -> Result<()> {
+    for folder in ["bin/examples", "faulty", "repository/integration", "repository/xtask/src"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    for name in PROGRAMS.into_iter().chain(OF_AGENT) {
+        copy_program(&suites.programs.join(name), &tree.join("bin").join(name))?;
+    }
+    copy_program(&suites.faulty, &tree.join("faulty/ampoule-runner"))?;
+    for folder in REPOSITORY {
+        let from = root.join(folder);
+        shell::run(Command::new("cp").arg("-r").arg(from).arg(tree.join("repository").join(folder)))?;
+    }
+    Ok(())
 }
 
 /// Without what a debugger wants: the guest hashes the runner, and an emulated processor takes long for it.

@@ -12,7 +12,7 @@ use std::process::Command;
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// What the guest has beyond Debian's essential packages: the machine itself, and what the tests and their jobs run.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 14] = [
     "linux-image-cloud-amd64",
     "initramfs-tools",
     "systemd-sysv",
@@ -24,6 +24,10 @@ const PACKAGES: [&str; 11] = [
     "procps",
     "openssl",
     "strace",
+    // What an operator has beside our package: somebody else's client, and the files of a small image.
+    "curl",
+    "busybox-static",
+    "ca-certificates",
 ];
 /// The unit of the base image, and where it goes.
 const UNIT: (&str, &str) = ("integration/vm/second-disk.service", "etc/systemd/system/second-disk.service");

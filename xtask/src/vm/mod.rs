@@ -3,7 +3,11 @@
 //!
 //! The machine is Debian's kernel and systemd, made from packages by the host's own apt. It has no network and
 //! its disk forgets: nothing of a run is in the next one. Everything is kept below `target/vm/`.
+//!
+//! `--service daemon` is another thing: our own package is installed there, used, upgraded and purged
+//! (`integration/vm/package/`).
 
+mod built;
 mod disk;
 mod image;
 mod machine;
@@ -14,6 +18,7 @@ pub(crate) use image::mirror;
 use crate::shell::{self, Needed};
 use crate::test::count::Counts;
 use anyhow::{Result, ensure};
+use built::Built;
 use clap::{Args, ValueEnum};
 use machine::Machine;
 use std::fs;
@@ -48,6 +53,9 @@ pub(crate) struct Options {
     /// After how many minutes a machine is ended.
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=1440))]
     minutes: u64,
+    /// For `--service daemon`: the package to install, and the one that takes its place. Without them both are built here.
+    #[arg(long, num_args = 2, value_names = ["OLDER", "NEWER"])]
+    packages: Vec<PathBuf>,
     /// Names of suites, or SUITE/TEST; none means all.
     #[arg(value_parser = suite_name)]
     suites: Vec<String>,
@@ -71,6 +79,8 @@ pub(crate) enum Service {
     Delegated,
     /// As an ordinary user.
     User,
+    /// No suites: the package, installed as an operator would.
+    Daemon,
 }
 
 /// A way of QEMU to run the guest's instructions.
@@ -92,13 +102,14 @@ impl Release {
 }
 
 impl Service {
-    pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Delegated, Self::User];
+    pub(crate) const ALL: [Self; 4] = [Self::Plain, Self::Delegated, Self::User, Self::Daemon];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Delegated => "delegated",
             Self::User => "user",
+            Self::Daemon => "daemon",
         }
     }
 }
@@ -110,14 +121,6 @@ impl Accelerator {
             Self::Kvm => 1,
         }
     }
-}
-
-/// What was built for the guest.
-struct Built {
-    /// The folder of the programs.
-    programs: PathBuf,
-    /// The runner that does what a test asks for (`integration/src/faulty.rs`).
-    faulty: PathBuf,
 }
 
 /// A line of the table.
@@ -134,7 +137,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     ensure!(missing.is_empty(), "missing: {0}; install it (apt-get install {0})", missing.join(" "));
     let folder = root.join("target/vm");
     fs::create_dir_all(&folder)?;
-    let built = build(root)?;
+    let built = built::build(root, &folder, options)?;
     let mut rows = Vec::new();
     for release in &options.releases {
         rows.extend(run_machine(root, &built, &folder, *release, options)?);
@@ -149,19 +152,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     }
     println!("\n{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     Ok(total.failed == 0)
-}
-
-fn build(root: &Path) -> Result<Built> {
-    let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
-    let target = metadata.target_directory.into_std_path_buf();
-    let mut cargo = shell::cargo(root);
-    shell::run(
-        cargo
-            .args(["build", "--locked", "--bins", "--examples", "-p", "ampoule-agent"])
-            .args(disk::PROGRAMS.iter().flat_map(|name| ["-p", name])),
-    )?;
-    shell::run(&mut shell::build_faulty(root, &target))?;
-    Ok(Built { programs: target.join("debug"), faulty: target.join(shell::FAULTY) })
 }
 
 fn run_machine(
