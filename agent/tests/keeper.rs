@@ -13,6 +13,8 @@ use ampoule_agent::job::{
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
 use ampoule_evidence::{Authority, Kind, PublicKey, TrustedKey, Verified, VerifyRequest, verify};
+use ampoule_ipc::Channel;
+use ampoule_spec::wire::Reply;
 use ampoule_spec::{Code, Failure, GitSigner, JobId, Name, Outcome, UnixNanos};
 use futures_util::StreamExt;
 use jobs::{job_id, submission};
@@ -49,6 +51,7 @@ fn options(dir: &Path) -> Options {
         imports: 2,
         readers: 2,
         settle: Duration::from_millis(50),
+        drifted: false,
     }
 }
 
@@ -166,16 +169,16 @@ async fn job_that_waits_too_long_is_cancelled_and_a_drained_host_takes_none() {
     assert_eq!((end.outcome, late.cancel.as_ref().unwrap().by.as_str()), (Outcome::Cancelled, "ampouled"));
     assert!(end.failure.unwrap().message.contains("waited longer"));
     attested(&keeper, &late);
-    let (_, waiting) = keeper.drain(true, false).await;
+    let (_, waiting) = keeper.drain(true, false).await.unwrap();
     assert_eq!(waiting, 2);
     let refused = keeper.submit(submission(4)).await.unwrap_err();
     assert!(refused.code == Code::AdmissionBusy && refused.retry_after.is_some(), "{refused:?}");
     // What was submitted before is found all the same.
     assert!(keeper.submit(submission(3)).await.unwrap().attached);
-    keeper.drain(true, true).await;
+    keeper.drain(true, true).await.unwrap();
     let (drained, _) = finished(&keeper, &job_id(3)).await;
     assert!(drained.cancel.unwrap().reason.contains("drained"));
-    keeper.drain(false, false).await;
+    keeper.drain(false, false).await.unwrap();
     keeper.submit(submission(4)).await.unwrap();
 }
 
@@ -278,4 +281,147 @@ async fn watchers_are_counted_and_a_cursor_that_is_none_is_refused() {
     let none: Name = Name::parse("other").unwrap();
     let wanted = ampoule_agent::job::Wanted { project: Some(none), limit: 9, ..Default::default() };
     assert_eq!(keeper.list(&wanted, &|_| true).jobs.len(), 0);
+}
+
+/// Waits for something that comes by itself.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = tokio::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}: never");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Lets a call begin, and gives it up as soon as something holds that it has done: as at a caller's deadline.
+async fn give_up<T>(call: impl Future<Output = T>, holds: impl FnMut() -> bool) {
+    let mut call = Box::pin(call);
+    assert!(futures_util::poll!(call.as_mut()).is_pending(), "it is over before it can be given up");
+    until("the call is durable", holds).await;
+    drop(call);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn call_that_is_given_up_after_it_is_durable_has_its_effects() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    give_up(keeper.submit(submission(1)), || keeper.get(&job_id(1)).is_some()).await;
+    until("the job waits", || keeper.queue_position(&job_id(1)) == Some(0)).await;
+    assert!(keeper.submit(submission(1)).await.unwrap().attached);
+    assert_eq!(keeper.load(), (true, 0, 1));
+    let cancelled = || keeper.get(&job_id(1)).unwrap().cancel.is_some();
+    give_up(keeper.cancel(&job_id(1), &caller(), ""), cancelled).await;
+    let (job, _) = finished(&keeper, &job_id(1)).await;
+    assert_eq!(attested(&keeper, &job).0.outcome, Outcome::Cancelled);
+    assert_eq!(keeper.load(), (true, 0, 0));
+    // A drain that is given up after its first job has ended all the others too.
+    for number in 2..6 {
+        keeper.submit(submission(number)).await.unwrap();
+    }
+    let first = || keeper.get(&job_id(2)).unwrap().cancel.is_some();
+    give_up(keeper.drain(true, true), first).await;
+    for number in 2..6 {
+        finished(&keeper, &job_id(number)).await;
+    }
+    assert_eq!(keeper.load(), (false, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_ask_at_once_get_no_more_places_than_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    let calls = (0..40).map(|number| keeper.submit(submission(number)));
+    let answers = futures_util::future::join_all(calls).await;
+    let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert_eq!((taken.len(), refused.len(), keeper.load()), (8, 32, (true, 0, 8)));
+    for refused in refused {
+        let refused = refused.unwrap_err();
+        assert!(refused.code == Code::AdmissionBusy && refused.retry_after.is_some(), "{refused:?}");
+        assert!(!refused.message.contains("jobs wait"), "it tells how many others wait: {refused}");
+    }
+    // What was refused by the ledger has given its place back.
+    keeper.cancel(&job_id(0), &caller(), "").await.unwrap();
+    finished(&keeper, &job_id(0)).await;
+    let mut lower = submission(60);
+    (lower.spec.source_date_epoch, lower.spec.attempt) = (1, 0);
+    assert!(keeper.submit(lower).await.unwrap_err().message.contains("attempt 0 is refused"));
+    keeper.submit(submission(50)).await.unwrap();
+    assert_eq!(keeper.load(), (true, 0, 8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_and_drift_are_two_reasons_and_a_drain_outlives_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    keeper.drain(true, false).await.unwrap();
+    keeper.set_drifted(true);
+    keeper.set_drifted(false);
+    let refused = keeper.submit(submission(1)).await.unwrap_err();
+    assert!(refused.message.contains("drained"), "{refused}");
+    keeper.set_drifted(true);
+    keeper.drain(false, false).await.unwrap();
+    let refused = keeper.submit(submission(1)).await.unwrap_err();
+    assert!(refused.message.contains("baseline") && refused.retry_after.is_some(), "{refused}");
+    keeper.drain(true, false).await.unwrap();
+    keeper.close().await;
+    let keeper = open(dir.path());
+    let refused = keeper.submit(submission(1)).await.unwrap_err();
+    assert!(refused.message.contains("drained"), "{refused}");
+    assert_eq!(keeper.load(), (false, 0, 0));
+    keeper.drain(false, false).await.unwrap();
+    keeper.submit(submission(1)).await.unwrap();
+    keeper.close().await;
+    // Drift is told anew at each start.
+    let keeper = Keeper::open(Options { drifted: true, ..options(dir.path()) }).unwrap();
+    assert!(keeper.submit(submission(2)).await.unwrap_err().message.contains("baseline"));
+    assert_eq!(keeper.load(), (false, 0, 1));
+    keeper.set_drifted(false);
+    keeper.submit(submission(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_that_cannot_be_kept_is_an_error_and_stops_the_intake_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    // A directory in the place of the file: it can be neither opened for writing nor removed as one.
+    std::fs::create_dir(dir.path().join("agent/drained")).unwrap();
+    assert!(keeper.drain(true, false).await.unwrap_err().message.contains("over a restart"));
+    assert!(keeper.submit(submission(1)).await.is_err());
+    assert!(keeper.drain(false, false).await.unwrap_err().message.contains("still drained"));
+    assert!(keeper.submit(submission(1)).await.is_err());
+}
+
+/// A launcher that greets whoever comes, and does nothing for anybody.
+fn greet(socket: &Path) {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(socket).unwrap()).unwrap();
+    rustix::net::listen(&listener, 16).unwrap();
+    std::thread::spawn(move || {
+        while let Ok(accepted) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
+            let recovered = Vec::new();
+            let hello = Reply::Hello { version: "1".into(), privileged: true, recovered, listening: true };
+            let _ = Channel::new(accepted).send(&hello, &[]);
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_wait_are_not_started_on_a_host_that_has_drifted() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let keeper = open(dir.path());
+        keeper.submit(submission(1)).await.unwrap();
+        keeper.submit(Submission { queue_timeout_ms: Some(500), ..submission(2) }).await.unwrap();
+        keeper.close().await;
+    }
+    greet(&options(dir.path()).socket);
+    let keeper = Keeper::open(Options { drifted: true, ..options(dir.path()) }).unwrap();
+    until("the launcher is seen", || keeper.health().launcher).await;
+    // Both would have room. The second one ends by its time all the same, by the hand that starts jobs.
+    let (late, _) = finished(&keeper, &job_id(2)).await;
+    assert!(late.end.unwrap().failure.unwrap().message.contains("waited longer"));
+    assert!(keeper.health().launcher && keeper.get(&job_id(1)).unwrap().state == State::Queued);
+    keeper.set_drifted(false);
+    until("the job is started", || keeper.get(&job_id(1)).unwrap().state > State::Queued).await;
 }

@@ -78,6 +78,11 @@ impl Desk {
         false
     }
 
+    /// Whether the policy would allow it, for an answer that says more to some. A no is told to nobody: it was not asked for.
+    pub fn would_allow(&self, question: &Question<'_>) -> bool {
+        self.policy().decide(question) == Decision::Allowed
+    }
+
     /// Whether the caller may read each of many jobs. What it may not is told to nobody: it did not ask for it.
     pub fn reader<'a>(&'a self, caller: &'a Caller) -> impl Fn(&Job) -> bool + Sync + 'a {
         let policy = self.policy();

@@ -66,6 +66,10 @@ impl<J: Jobs, H: Host> HostService for HostRpc<J, H> {
         self.ask(&request, Action::Capabilities)?;
         let facts = self.host.facts().await;
         let (accepting, running, queued) = self.jobs.load();
+        // How much all projects have here is for whoever may drain the host, and for nobody else.
+        let known = Known::of(request.extensions())?;
+        let is_operator = self.desk.would_allow(&Question::host(&known.caller, Action::Drain));
+        let (running, queued) = if is_operator { (running, queued) } else { (0, 0) };
         let profiles = facts.profiles.into_iter();
         Ok(Response::new(wire::GetCapabilitiesResponse {
             agent_version: facts.agent_version,
@@ -88,7 +92,8 @@ impl<J: Jobs, H: Host> HostService for HostRpc<J, H> {
     ) -> Result<Response<wire::DrainResponse>, Status> {
         self.ask(&request, Action::Drain)?;
         let request = request.get_ref();
-        let (running, queued) = self.jobs.drain(request.drain, request.cancel_queued).await;
+        let (running, queued) =
+            self.jobs.drain(request.drain, request.cancel_queued).await.map_err(ApiError::from)?;
         Ok(Response::new(wire::DrainResponse { running, queued }))
     }
 }

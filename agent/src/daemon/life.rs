@@ -172,11 +172,8 @@ impl Daemon {
         // What is not known yet does not hold.
         self.vitals.set_launcher(false);
         self.vitals.set_accepting(false);
-        let mut may_take = self.look_at_host().await?;
-        let services = Services::open(&self.config, &self.vitals, self.accept_loss).await?;
-        if !may_take {
-            services.take_jobs(false).await;
-        }
+        let may_take = self.look_at_host().await?;
+        let services = Services::open(&self.config, &self.vitals, self.accept_loss, !may_take).await?;
         let keeper = services.keeper.clone();
         let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every, keeper)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), dev = self.config.dev, "ready");
@@ -188,11 +185,8 @@ impl Daemon {
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    let may = self.look_at_host_again().await;
-                    // Somebody else's drain is left alone: only a change is ours.
-                    if may != std::mem::replace(&mut may_take, may) {
-                        services.take_jobs(may).await;
-                    }
+                    let may_take = self.look_at_host_again().await;
+                    services.set_drifted(!may_take).await;
                 },
                 what = signals.next() => match what {
                     Told::Reload => self.reload(&services).await,

@@ -173,11 +173,12 @@ fn options(of: &Config, shown: Arc<OfProjects>, accept_loss: Option<u64>) -> Res
         imports: IMPORTS,
         readers: READERS,
         settle: SETTLE,
+        drifted: false,
     })
 }
 
 impl Services {
-    /// Opens everything, and listens. What was acknowledged before is taken up.
+    /// Opens everything, and listens. What was acknowledged before is taken up; with `drifted` no job is taken or started.
     ///
     /// # Errors
     /// [`Trouble`].
@@ -185,6 +186,7 @@ impl Services {
         of: &Config,
         vitals: &Arc<Vitals>,
         accept_loss: Option<u64>,
+        drifted: bool,
     ) -> Result<Self, Trouble> {
         let (recorder, recording) = Recorder::begin(audit_log(of)?, vitals.clone());
         let desk =
@@ -199,7 +201,8 @@ impl Services {
         let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
         let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
         let of_projects = Arc::new(OfProjects { contents: contents.clone(), profiles: of.profiles.clone() });
-        let keeper = Arc::new(Keeper::open(options(of, of_projects.clone(), accept_loss)?)?);
+        let keeper =
+            Arc::new(Keeper::open(Options { drifted, ..options(of, of_projects.clone(), accept_loss)? })?);
         let host = Arc::new(ThisHost::new(of, rules(of).capacity));
         let health = HealthReporter::new();
         let defect = |e: api::ApiError| Trouble::Defect(e.to_string());
@@ -263,9 +266,9 @@ impl Services {
         }
     }
 
-    /// Ends or resumes the intake because of the host.
-    pub(super) async fn take_jobs(&self, take: bool) {
-        let _ = self.keeper.drain(!take, false).await;
+    /// Ends or resumes the intake and the start of jobs because of the host. An operator's drain is another matter.
+    pub(super) async fn set_drifted(&self, drifted: bool) {
+        self.keeper.set_drifted(drifted);
         self.look().await;
     }
 

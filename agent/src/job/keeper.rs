@@ -3,21 +3,26 @@
 //! Guarantees: what [`Jobs::submit`] has acknowledged ends in one signed run attestation, whatever dies meanwhile; a change
 //! is durable before anybody hears of it; what a watcher has had it does not get again after its cursor, also across
 //! restarts. Nothing of a job is deleted that the ledger does not know.
+//! A call that is given up on the way has been done wholly or not at all.
 //! Not guaranteed: that a job that had not reached the runner when the agent or a session died is run; it ends `aborted` then.
 
 mod driver;
+mod enter;
 mod follow;
+mod holds;
 mod inner;
 mod intake;
 mod launcher;
 mod options;
 mod records;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod watching;
 
 pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources};
 
-use super::ledger::{Ledger, LedgerError, OpenError};
+use super::ledger::{Ledger, OpenError};
 use super::model::{Caller, CancelWish, IdempotencyKey, Job, State, Submission};
 use super::queue::{NotQueued, Queue};
 use super::service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched};
@@ -25,12 +30,12 @@ use super::state::Change;
 use crate::local::{LocalError, evidence};
 use ampoule_spec::{Code, JobId};
 use futures_util::Stream;
-use inner::{Inner, Trouble, now};
+use holds::Holds;
+use inner::{Inner, Trouble, now, whole};
 use launcher::Launcher;
 use records::Records;
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -96,7 +101,7 @@ impl Keeper {
             launcher: Arc::new(Launcher::new(options.socket.clone(), options.jobs.clone())),
             records,
             imports: Arc::new(Semaphore::new(options.imports.max(1))),
-            taking: AtomicBool::new(true),
+            holds: Holds::open(&options.state, options.drifted)?,
             ended: CancellationToken::new(),
             turn: Notify::new(),
             queue: Mutex::new(Queue::new(options.rules.clone())),
@@ -136,6 +141,14 @@ impl Keeper {
         Health { launcher, unknown: unknown.into_iter().collect(), stuck: stuck.into_iter().collect() }
     }
 
+    /// Says whether the host is another than it was when its operator looked at it. Until it is as it was no jobs are taken and
+    /// none are started; a drain is another matter.
+    pub fn set_drifted(&self, drifted: bool) {
+        if self.inner.holds.set_drifted(drifted) {
+            self.inner.turn.notify_one();
+        }
+    }
+
     /// The public key by which the evidence of this host verifies (PEM, SubjectPublicKeyInfo).
     pub fn public_key(&self) -> &str {
         self.inner.records.public_key()
@@ -161,31 +174,6 @@ impl Keeper {
         let not_yet =
             || error(Code::JobUnfinished, format!("job {id} is not finished; watch it until it is"));
         job.end.filter(|_| job.state == State::Finished).ok_or_else(not_yet)
-    }
-
-    async fn enter(&self, submission: Submission) -> Result<Submitted, JobsError> {
-        let found = self.inner.ledger.find(&submission.caller.subject, &submission.key);
-        if found.is_none() {
-            if !self.inner.taking.load(Ordering::Relaxed) {
-                let text = "no new jobs are taken: this host is being drained".to_owned();
-                return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
-            }
-            intake::check_wire(&submission.spec).map_err(|f| error(f.code, f.message))?;
-            let needs = self.inner.options.needs.of(&submission.spec);
-            self.inner.queue().may_enter(&submission.project, &needs)?;
-        }
-        let spec = submission.spec.clone();
-        let entered = self.inner.ledger.submit(submission, now()).await?;
-        if !entered.attached {
-            let entry = self.inner.entry(&entered.life, &spec);
-            self.inner.queue().enter(entry);
-            // Whoever ended it meanwhile did not find it in the queue.
-            if self.inner.ledger.get(&spec.id).is_none_or(|life| life.job.state != State::Queued) {
-                self.inner.queue().leave(&spec.id);
-            }
-            self.inner.turn.notify_one();
-        }
-        Ok(Submitted { job: entered.life.job.clone(), attached: entered.attached })
     }
 }
 
@@ -213,7 +201,7 @@ impl From<NotQueued> for JobsError {
 
 impl Jobs for Keeper {
     async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
-        self.enter(submission).await
+        self.inner.enter(submission).await
     }
 
     fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job> {
@@ -289,27 +277,12 @@ impl Jobs for Keeper {
         }
     }
 
-    async fn drain(&self, drain: bool, cancel_queued: bool) -> (u32, u32) {
-        self.inner.taking.store(!drain, Ordering::Relaxed);
-        if drain && cancel_queued {
-            let waiting = self.inner.ledger.unfinished();
-            for life in waiting.iter().filter(|life| life.job.state == State::Queued) {
-                let reason = "this host is being drained".to_owned();
-                let wish = CancelWish { by: inner::OURSELVES.to_owned(), reason, at: now() };
-                match self.inner.change(&life.job.id, Change::CancelWished { wish }).await {
-                    Ok(_) | Err(LedgerError::Illegal(_)) => {}
-                    Err(error) => {
-                        tracing::warn!(job = %life.job.id, %error, "a job that waits is not cancelled")
-                    }
-                }
-            }
-        }
-        let (_, running, waiting) = self.load();
-        (running, waiting)
+    async fn drain(&self, drain: bool, cancel_queued: bool) -> Result<(u32, u32), JobsError> {
+        whole(self.inner.clone().drain(drain, cancel_queued)).await
     }
 
     fn load(&self) -> (bool, u32, u32) {
         let queue = self.inner.queue();
-        (self.inner.taking.load(Ordering::Relaxed), queue.running(), queue.queued())
+        (self.inner.holds.refusal().is_none(), queue.running(), queue.queued())
     }
 }

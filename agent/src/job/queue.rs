@@ -124,10 +124,8 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotQueued {
     /// The host's queue is full.
-    #[error("the queue is full: {queued} jobs wait; ask again in {} s", retry_after.as_secs())]
+    #[error("the queue of this host is full; ask again in {} s", retry_after.as_secs())]
     Full {
-        /// How many wait.
-        queued: u32,
         /// When to ask again.
         retry_after: Duration,
     },
@@ -190,6 +188,8 @@ pub struct Queue {
     places: HashMap<JobId, (Name, Order)>,
     running: HashMap<JobId, (Name, Amount)>,
     used: Amount,
+    /// Places of jobs that are being written down, by project.
+    promised: BTreeMap<Name, u32>,
     deadlines: BTreeSet<(UnixNanos, JobId)>,
     last_start: Option<UnixNanos>,
     /// Nanoseconds between two starts, lately.
@@ -205,6 +205,7 @@ impl Queue {
             places: HashMap::new(),
             running: HashMap::new(),
             used: Amount::default(),
+            promised: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             last_start: None,
             pace: 5_000_000_000,
@@ -216,11 +217,33 @@ impl Queue {
         self.rules = rules;
     }
 
+    /// Promises a place to a job that is about to be written down: until [`Queue::redeem`] it counts as one that waits, so that two
+    /// who ask at once do not both get the last one.
+    ///
+    /// # Errors
+    /// [`NotQueued`], with a time where waiting helps.
+    pub fn promise(&mut self, project: &Name, needs: &Amount) -> Result<(), NotQueued> {
+        self.may_enter(project, needs)?;
+        let promised = self.promised.entry(project.clone()).or_default();
+        *promised = promised.saturating_add(1);
+        Ok(())
+    }
+
+    /// Gives a promised place back: the job is entered in the same moment, or does not come.
+    pub fn redeem(&mut self, project: &Name) {
+        if let Some(promised) = self.promised.get_mut(project) {
+            *promised = promised.saturating_sub(1);
+            if *promised == 0 {
+                self.promised.remove(project);
+            }
+        }
+    }
+
     /// Whether a job may wait here, now.
     ///
     /// # Errors
     /// [`NotQueued`], with a time where waiting helps.
-    pub fn may_enter(&self, project: &Name, needs: &Amount) -> Result<(), NotQueued> {
+    fn may_enter(&self, project: &Name, needs: &Amount) -> Result<(), NotQueued> {
         let limits = ["cpus", "memory", "disk"];
         let parts = needs.parts().into_iter().zip(self.rules.capacity.parts()).zip(limits);
         for ((asked, most), limit) in parts {
@@ -229,11 +252,12 @@ impl Queue {
             }
         }
         let retry_after = Duration::from_nanos(self.pace).clamp(RETRY.0, RETRY.1);
-        let queued = self.queued();
-        if queued >= self.rules.queued {
-            return Err(NotQueued::Full { queued, retry_after });
+        let promised = self.promised.values().fold(0, |sum: u32, one| sum.saturating_add(*one));
+        if self.queued().saturating_add(promised) >= self.rules.queued {
+            return Err(NotQueued::Full { retry_after });
         }
         let of_project = self.projects.get(project).map_or(0, |p| count(p.waiting.len()));
+        let of_project = of_project.saturating_add(self.promised.get(project).copied().unwrap_or_default());
         if of_project >= self.rules.quota(project).queued {
             return Err(NotQueued::Quota { project: project.clone(), queued: of_project, retry_after });
         }
@@ -396,18 +420,10 @@ impl Queue {
         waiting.filter(|job| !self.can_fit(job)).map(|job| job.entry.id.clone()).collect()
     }
 
-    /// How many jobs are ahead of one that waits. An estimate, as if all jobs were of one size and projects took turns.
+    /// How many jobs of its own project are ahead of one that waits. How much others wait for is theirs to know.
     pub fn position(&self, id: &JobId) -> Option<u32> {
         let (name, order) = self.places.get(id)?;
-        let of = self.projects.get(name)?;
-        let own = of.waiting.range(..order).count();
-        let since = of.waiting.get(order)?.entry.since;
-        let others = self.projects.iter().filter(|(other, _)| *other != name);
-        let ahead = others.map(|(_, of)| {
-            let older = of.waiting.values().nth(own).is_some_and(|job| job.entry.since < since);
-            of.waiting.len().min(own + usize::from(older))
-        });
-        Some(count(own + ahead.sum::<usize>()))
+        Some(count(self.projects.get(name)?.waiting.range(..order).count()))
     }
 
     /// How many jobs wait.

@@ -200,7 +200,7 @@ fn priority_and_age_decide_within_a_project_and_nowhere_else() {
     queue.enter(Entry { priority: 9, ..entry(3, 0, cpus(1_000)) });
     queue.enter(Entry { priority: 9, ..entry(2, 0, cpus(1_000)) });
     queue.enter(entry(0, 1, cpus(1_000)));
-    assert_eq!([1, 2, 3, 0].map(|n| queue.position(&id(n))), [Some(3), Some(1), Some(2), Some(0)]);
+    assert_eq!([1, 2, 3, 0].map(|n| queue.position(&id(n))), [Some(2), Some(0), Some(1), Some(0)]);
     let order: Vec<_> = (0..4)
         .map(|_| {
             let next = queue.next(UnixNanos(0)).unwrap();
@@ -231,8 +231,30 @@ fn full_queue_quota_and_host_are_refused_with_a_remedy() {
     assert!(queue.may_enter(&name(1), &cpus(1)).is_ok());
     queue.enter(entry(2, 1, cpus(1)));
     let refused = queue.may_enter(&name(1), &cpus(1)).unwrap_err();
-    assert_eq!(refused.to_string(), "the queue is full: 3 jobs wait; ask again in 5 s");
+    assert_eq!(refused.to_string(), "the queue of this host is full; ask again in 5 s");
     assert!(queue.next(UnixNanos(0)).is_some() && queue.may_enter(&name(1), &cpus(1)).is_ok());
+}
+
+#[test]
+fn place_that_is_promised_counts_until_it_is_redeemed() {
+    let mut rules = rules(1_000);
+    rules.queued = 3;
+    rules.quota.queued = 2;
+    let mut queue = Queue::new(rules);
+    queue.promise(&name(0), &cpus(1)).unwrap();
+    queue.enter(entry(0, 0, cpus(1)));
+    let refused = queue.promise(&name(0), &cpus(1)).unwrap_err();
+    assert!(matches!(refused, NotQueued::Quota { queued: 2, .. }), "{refused}");
+    queue.promise(&name(1), &cpus(1)).unwrap();
+    let refused = queue.promise(&name(2), &cpus(1)).unwrap_err();
+    assert!(matches!(refused, NotQueued::Full { .. }), "{refused}");
+    queue.redeem(&name(0));
+    queue.promise(&name(2), &cpus(1)).unwrap();
+    // Nothing that was not promised is given back.
+    for _ in 0..3 {
+        queue.redeem(&name(0));
+    }
+    assert!(queue.promise(&name(0), &cpus(1)).is_err());
 }
 
 #[test]

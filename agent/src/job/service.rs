@@ -101,7 +101,7 @@ pub trait Jobs: Send + Sync + 'static {
     /// A job as it is now.
     fn get(&self, id: &JobId) -> Option<Job>;
 
-    /// How many jobs are ahead of it; none if it does not wait.
+    /// How many jobs of its project are ahead of it; none if it does not wait. Of other projects it says nothing.
     fn queue_position(&self, id: &JobId) -> Option<u32>;
 
     /// Jobs, newest first, of those that `may_read` lets through.
@@ -143,9 +143,16 @@ pub trait Jobs: Send + Sync + 'static {
     /// [`JobsError`] if there is no such output, or it is not kept any more.
     fn open_output(&self, id: &JobId, output: &str) -> Result<(File, u64), JobsError>;
 
-    /// Stops or resumes the intake. Jobs that run and that wait.
-    fn drain(&self, drain: bool, cancel_queued: bool) -> impl Future<Output = (u32, u32)> + Send;
+    /// Stops or resumes the intake, durably. Jobs that run and that wait.
+    ///
+    /// # Errors
+    /// `internal` if that is not durable.
+    fn drain(
+        &self,
+        drain: bool,
+        cancel_queued: bool,
+    ) -> impl Future<Output = Result<(u32, u32), JobsError>> + Send;
 
-    /// Whether new jobs are taken; jobs that run; jobs that wait.
+    /// Whether new jobs are taken; jobs that run; jobs that wait. Those of all projects: for operators.
     fn load(&self) -> (bool, u32, u32);
 }

@@ -133,12 +133,12 @@ impl Jobs for Fake {
         Ok((file, 6))
     }
 
-    async fn drain(&self, _: bool, _: bool) -> (u32, u32) {
-        (0, 0)
+    async fn drain(&self, _: bool, _: bool) -> Result<(u32, u32), JobsError> {
+        Ok((3, 5))
     }
 
     fn load(&self) -> (bool, u32, u32) {
-        (true, 0, 0)
+        (true, 3, 5)
     }
 }
 

@@ -25,6 +25,8 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const CI: &str = "spiffe://test.example/ci";
 pub(crate) const IDLE: &str = "spiffe://test.example/idle";
+/// By token: who may ask what the host can do, and not drain it.
+pub(crate) const LOOKER: &str = "looker";
 
 /// A certificate authority.
 pub(crate) struct Ca(pub(crate) CertifiedIssuer<'static, KeyPair>);
@@ -238,9 +240,11 @@ fn policy(dir: &Path, peer_has_role: bool) {
         bindings.push(json!({ "subject": subject, "role": "tenant", "projects": ["mine", "panics"] }));
         bindings.push(json!({ "subject": subject, "role": "host", "projects": ["*"] }));
     }
+    let looks = format!("https://i.example#{LOOKER}");
+    bindings.push(json!({ "subject": looks, "role": "looker", "projects": ["*"] }));
     let tenant = ["submit", "read", "cancel", "evidence", "download", "upload", "describe"];
-    let data =
-        json!({ "roles": { "tenant": tenant, "host": ["capabilities", "drain"] }, "bindings": bindings });
+    let roles = json!({ "tenant": tenant, "host": ["capabilities", "drain"], "looker": ["capabilities"] });
+    let data = json!({ "roles": roles, "bindings": bindings });
     std::fs::write(dir.join("data.json"), data.to_string()).unwrap();
     let identities = format!(
         "format = 1\ncertificates = [\"{CI}\", \"{IDLE}\"]\n[[tokens]]\nissuer = \"https://i.example\"\naudience = \"ampouled\"\n\

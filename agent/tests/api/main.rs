@@ -4,6 +4,7 @@
 
 mod fake;
 mod fixture;
+mod host;
 mod hostile;
 mod matrix;
 mod raw;

@@ -88,7 +88,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("drain", "deadline", "`30s`", "\"2m\"", "how long calls in flight may take when the daemon ends; jobs go on without it"),
     key("host", "baseline", "none", "\"/etc/ampoule/baseline.json\"", "[what the host must stay](#host-drift), as `ampouled --record-baseline` writes it"),
     key("host", "every", "`10m`", "\"1h\"", "how often the host is compared with it"),
-    key("host", "refuse_on_drift", "false", "true", "whether drift ends the intake"),
+    key("host", "refuse_on_drift", "false", "true", "whether drift ends the intake, and jobs that wait go on waiting"),
 ];
 
 /// The names of a table's keys.

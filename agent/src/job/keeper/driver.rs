@@ -122,6 +122,11 @@ impl Driver {
         match prepared {
             Ok(claims) => {
                 self.inner.records.keep_claims(&self.id, &claims);
+                // The host may have become another while inputs were fetched.
+                tokio::select! {
+                    () = self.inner.holds.until_steady() => {}
+                    () = self.reins.wished.notified() => {}
+                }
                 self.asked_here = true;
                 self.inner.change(&self.id, Change::Asked { runner: self.id.clone() }).await.map(drop)
             }

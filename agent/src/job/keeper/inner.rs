@@ -1,16 +1,17 @@
 //! What drivers, watchers and callers share: the ledger, the queue, and one hand for a change and its effects.
 
 use super::driver::{Driver, Reins};
+use super::holds::Holds;
 use super::launcher::Launcher;
 use super::options::Options;
 use super::records::Records;
 use crate::job::ledger::{Ledger, LedgerError};
 use crate::job::model::{CancelWish, State};
 use crate::job::queue::{Entry, Queue};
+use crate::job::service::JobsError;
 use crate::job::state::{Change, Effect, Life};
-use ampoule_spec::{JobId, JobSpec, UnixNanos};
+use ampoule_spec::{Code, JobId, JobSpec, UnixNanos};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, Semaphore};
@@ -30,8 +31,8 @@ pub(super) struct Inner {
     pub(super) launcher: Arc<Launcher>,
     pub(super) records: Records,
     pub(super) imports: Arc<Semaphore>,
-    /// Whether new jobs are taken.
-    pub(super) taking: AtomicBool,
+    /// Why jobs are not taken or not started.
+    pub(super) holds: Holds,
     /// Ends every task; jobs go on without us.
     pub(super) ended: CancellationToken,
     /// The queue may have a job to start.
@@ -55,6 +56,17 @@ pub(super) struct Trouble {
 pub(super) fn now() -> UnixNanos {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixNanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Does something to its end, whoever stops waiting for it. A call's future is dropped at the caller's deadline or reset, wherever it
+/// is: what is durable must not be parted there from what follows from it.
+pub(super) async fn whole<T, E>(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<LedgerError> + Send + 'static,
+{
+    // It is not heard of any more when the runtime ends, or after a defect in it.
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(LedgerError::Closed.into()))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,7 +110,7 @@ impl Inner {
         locked(&self.drivers).get(id).and_then(|reins| reins.progress.borrow().clone())
     }
 
-    /// Writes a change down, and sees to its effects.
+    /// Writes a change down, and sees to its effects: both, also if nobody waits for it any more.
     ///
     /// # Errors
     /// [`LedgerError`]: nothing has changed then.
@@ -107,11 +119,15 @@ impl Inner {
         id: &JobId,
         change: Change,
     ) -> Result<Arc<Life>, LedgerError> {
-        let (life, effects) = self.ledger.change(id, change).await?;
-        for effect in effects {
-            self.see_to(&life, effect);
-        }
-        Ok(life)
+        let (inner, id) = (self.clone(), id.clone());
+        whole(async move {
+            let (life, effects) = inner.ledger.change(&id, change).await?;
+            for effect in effects {
+                inner.see_to(&life, effect);
+            }
+            Ok(life)
+        })
+        .await
     }
 
     fn see_to(self: &Arc<Self>, life: &Arc<Life>, effect: Effect) {
@@ -211,7 +227,7 @@ impl Inner {
                 let wish = CancelWish { by: OURSELVES.to_owned(), reason, at: now() };
                 self.settle(&id, Change::CancelWished { wish }).await;
             }
-            while self.launcher.is_up() {
+            while self.launcher.is_up() && !self.holds.has_drifted() {
                 let next = self.queue().next(now());
                 let Some(id) = next else { break };
                 if !self.settle(&id, Change::Began).await {
@@ -219,6 +235,39 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Stops or resumes the intake, and ends jobs that wait if that is wanted. Jobs that run and that wait.
+    ///
+    /// # Errors
+    /// [`JobsError`] if it is not durable.
+    pub(super) async fn drain(
+        self: Arc<Self>,
+        drain: bool,
+        cancel_queued: bool,
+    ) -> Result<(u32, u32), JobsError> {
+        self.holds.drain(drain).await.map_err(|e| {
+            let (now, kept) =
+                if drain { ("", "would not stay so over a restart") } else { ("still ", "goes on") };
+            let message =
+                format!("the host is {now}drained, which {kept}: the state directory: {e}; ask again");
+            JobsError { code: Code::Internal, message, retry_after: None }
+        })?;
+        if drain && cancel_queued {
+            let waiting = self.ledger.unfinished();
+            for life in waiting.iter().filter(|life| life.job.state == State::Queued) {
+                let reason = "this host is being drained".to_owned();
+                let wish = CancelWish { by: OURSELVES.to_owned(), reason, at: now() };
+                match self.change(&life.job.id, Change::CancelWished { wish }).await {
+                    Ok(_) | Err(LedgerError::Illegal(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(job = %life.job.id, %error, "a job that waits is not cancelled")
+                    }
+                }
+            }
+        }
+        let queue = self.queue();
+        Ok((queue.running(), queue.queued()))
     }
 
     /// Writes down a change of the queue's; whether it was.

@@ -120,4 +120,6 @@ pub struct Options {
     /// How long a launcher that is asked after a restart for a job that it does not have is given, before the job counts
     /// as never taken: a session of the agent that died may still be at it.
     pub settle: Duration,
+    /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`].
+    pub drifted: bool,
 }

@@ -1,0 +1,101 @@
+//! Why this host takes no jobs, or starts none: each reason is held by itself, and ends by itself.
+//!
+//! Guarantees: what an operator has drained stays drained over restarts, until an operator says otherwise; while the host
+//! has drifted, no job that waits is given to the runner.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+
+/// A file of the state directory. That it is there says that the host is drained; what is in it says nothing.
+const FILE: &str = "drained";
+
+#[derive(Debug)]
+pub(super) struct Holds {
+    state: PathBuf,
+    /// Held by whoever changes the file, so that it and `drained` say the same.
+    order: tokio::sync::Mutex<()>,
+    drained: AtomicBool,
+    drifted: watch::Sender<bool>,
+}
+
+impl Holds {
+    /// As it was left. Blocks for a moment.
+    ///
+    /// # Errors
+    /// If it cannot be seen whether the host is drained: then nobody may guess.
+    pub(super) fn open(state: &Path, drifted: bool) -> io::Result<Self> {
+        let drained = match std::fs::symlink_metadata(state.join(FILE)) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            state: state.to_owned(),
+            order: tokio::sync::Mutex::default(),
+            drained: drained.into(),
+            drifted: watch::Sender::new(drifted),
+        })
+    }
+
+    /// Drains the host, or ends that. Durable when it returns. The intake stops even if that cannot be made durable, and
+    /// goes on only after it was.
+    ///
+    /// # Errors
+    /// If it cannot be made durable.
+    pub(super) async fn drain(&self, drain: bool) -> io::Result<()> {
+        let _alone = self.order.lock().await;
+        if drain {
+            self.drained.store(true, Ordering::Relaxed);
+        }
+        let state = self.state.clone();
+        let kept = tokio::task::spawn_blocking(move || keep(&state, drain)).await;
+        kept.map_err(io::Error::other)??;
+        self.drained.store(drain, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Says whether the host has drifted; whether that is news.
+    pub(super) fn set_drifted(&self, drifted: bool) -> bool {
+        self.drifted.send_if_modified(|before| std::mem::replace(before, drifted) != drifted)
+    }
+
+    /// Why no new jobs are taken; none: they are.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        if self.drained.load(Ordering::Relaxed) {
+            Some("this host is being drained")
+        } else if self.has_drifted() {
+            Some("this host is not what its baseline says; its operator has to look at it")
+        } else {
+            None
+        }
+    }
+
+    /// Whether jobs that wait must go on waiting. A drained host is emptied by running them.
+    pub(super) fn has_drifted(&self) -> bool {
+        *self.drifted.borrow()
+    }
+
+    /// Waits until jobs may be started.
+    pub(super) async fn until_steady(&self) {
+        let mut drifted = self.drifted.subscribe();
+        // The sender is ours, so this ends without drift.
+        let _ = drifted.wait_for(|drifted| !drifted).await;
+    }
+}
+
+fn keep(state: &Path, drain: bool) -> io::Result<()> {
+    let path = state.join(FILE);
+    if drain {
+        File::options().write(true).create(true).truncate(false).mode(0o600).open(&path)?.sync_all()?;
+    } else {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    File::open(state)?.sync_all()
+}
