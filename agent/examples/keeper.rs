@@ -44,7 +44,11 @@ fn main() -> Result<(), Failed> {
         jobs: path("--jobs")?,
         key: SigningKey::Development,
         authority: Authority::parse("https://ampoule.example")?,
-        sources: Sources { all: Policy::built_in(), projects: BTreeMap::new(), registry_auth: None },
+        sources: Sources {
+            all: Policy::built_in(),
+            projects: BTreeMap::new(),
+            registry_auth: BTreeMap::new(),
+        },
         shown: Arc::new(ShownToAll),
         rules: Rules {
             capacity: Amount { cpu_millis: 1 << 30, memory_bytes: 1 << 50, disk_bytes: 1 << 50 },

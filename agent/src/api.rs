@@ -19,6 +19,7 @@ mod strict;
 mod submit;
 mod tls;
 
+pub(crate) use error::DEFECT;
 pub use error::{ApiError, grpc};
 pub use front::Parts;
 pub use known::{ContentGate, Known};

@@ -3,6 +3,7 @@
 //! Guarantees: a project has a content only when bytes with its digest came from it, or were fetched for it; what others
 //! have is not told, whatever the store has. An upload that was cut short goes on where it ended. No name in a request is
 //! opened: files are named by hashes, below one directory ([`name`]).
+//! What it has fetched from where is kept beside that ([`crate::visits`]).
 //! Not guaranteed: that the store keeps what it has; what was collected meanwhile is missing again.
 
 mod error;
@@ -25,6 +26,7 @@ pub use refs::{content, content_ref};
 pub use rpc::{Gate, Rpc, service};
 pub use spool::Upload;
 
+use crate::visits::{Source, Visit, Visits};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, JobSpec, Name};
 use import::Finished;
@@ -43,6 +45,7 @@ type Result<T> = std::result::Result<T, ContentError>;
 pub struct Contents<I> {
     importer: Arc<I>,
     known: Arc<Known>,
+    visits: Visits,
     spool: Spool,
     limits: ContentLimits,
     importing: Arc<Semaphore>,
@@ -69,6 +72,7 @@ impl<I: Importer> Contents<I> {
         Ok(Self {
             importer: Arc::new(importer),
             known: Arc::new(Known::open(&dir, limits.known_per_project)?),
+            visits: Visits::below(&dir, limits.known_per_project)?,
             spool: Spool::open(&dir, limits)?,
             limits,
             importing: Arc::new(Semaphore::new(limits.imports)),
@@ -117,6 +121,19 @@ impl<I: Importer> Contents<I> {
         self.known.record(project, content)
     }
 
+    /// When the project has fetched this from there, if it has. Blocks for a moment.
+    pub fn visit(&self, project: &Name, source: &Source) -> Option<Visit> {
+        self.visits.get(project, source)
+    }
+
+    /// Records that the project has fetched this from there. Blocks for a moment.
+    ///
+    /// # Errors
+    /// [`ContentError`] if it cannot be made durable.
+    pub fn record_visit(&self, project: &Name, source: &Source, visit: &Visit) -> Result<()> {
+        self.visits.put(project, source, visit).map_err(known::not_put)
+    }
+
     /// How many bytes of an upload that was cut short are there; none if the project has the content.
     ///
     /// # Errors
@@ -157,6 +174,7 @@ impl<I: Importer> Contents<I> {
     pub fn sweep(&self) {
         self.spool.sweep();
         self.known.sweep(self.limits.known_age);
+        self.visits.sweep(self.limits.known_age);
     }
 
     /// The limits.

@@ -23,6 +23,8 @@ pub mod jobfile;
 pub mod local;
 pub mod pin;
 pub mod registry;
+mod shelf;
 pub mod signing;
 pub mod sources;
 pub mod trusted;
+pub mod visits;

@@ -32,7 +32,11 @@ fn options(dir: &Path) -> Options {
         jobs: dir.join("jobs"),
         key: SigningKey::Development,
         authority: Authority::parse("https://ampoule.example").unwrap(),
-        sources: Sources { all: Policy::built_in(), projects: BTreeMap::new(), registry_auth: None },
+        sources: Sources {
+            all: Policy::built_in(),
+            projects: BTreeMap::new(),
+            registry_auth: BTreeMap::new(),
+        },
         shown: Arc::new(ShownToAll),
         rules: Rules {
             capacity: WHOLE,

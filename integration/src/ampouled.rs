@@ -1,11 +1,12 @@
 //! `ampouled` over a launcher that listens, both in a test's directory.
 
-use crate::check::Ran;
+use crate::check::{Ran, statement};
 use crate::lab::{Call, Lab, Live};
 use crate::listener::Listener;
 use crate::procs;
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,7 +30,7 @@ pub(crate) struct Ampouled<'l> {
 impl<'l> Ampouled<'l> {
     /// Starts both, for trying things out: the daemon signs with a key that it makes.
     pub(crate) fn start(lab: &'l Lab<'l>) -> Result<Self> {
-        Self::start_with(lab, "dev = true\n", lab.path("daemon/keys/development.pub"))
+        Self::start_with(lab, "")
     }
 
     /// Starts both as an operator would: with a key of the operator's.
@@ -48,10 +49,15 @@ impl<'l> Ampouled<'l> {
             .exits(0)?;
         let head =
             format!("authority = \"https://builds.test.example\"\nsigning.key = \"{}\"\n", private.display());
-        Self::start_with(lab, &head, public)
+        Self::start_as(lab, &head, "", public)
     }
 
-    fn start_with(lab: &'l Lab<'l>, head: &str, key: PathBuf) -> Result<Self> {
+    /// The same as [`Ampouled::start`], with these tables in the configuration.
+    pub(crate) fn start_with(lab: &'l Lab<'l>, tables: &str) -> Result<Self> {
+        Self::start_as(lab, "dev = true\n", tables, lab.path("daemon/keys/development.pub"))
+    }
+
+    fn start_as(lab: &'l Lab<'l>, head: &str, tables: &str, key: PathBuf) -> Result<Self> {
         let listener = Listener::start(lab, &[])?;
         lab.write("policy/authz.rego", POLICY)?;
         if !lab.sources().exists() {
@@ -59,7 +65,7 @@ impl<'l> Ampouled<'l> {
         }
         let path = |name: &str| lab.path(name).display().to_string();
         let config = format!(
-            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n",
+            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n{tables}",
             path("daemon"),
             path("policy"),
             lab.sources().display(),
@@ -99,6 +105,16 @@ impl<'l> Ampouled<'l> {
         let out = self.lab.path(&format!("fetched-{number}"));
         let call = self.ampoule("submit").arg(job).args(["--wait", "--idempotency-key", key]);
         call.arg("--out").arg(&out).out(out)
+    }
+
+    /// Submits a job by its spec, waits for its end, and gives its exit status and its run attestation.
+    pub(crate) fn runs_spec(&self, spec: &Path, project: &str, key: &str) -> Result<(Option<i32>, Value)> {
+        let submit = self.lab.call(self.lab.program("examples/submit_spec"));
+        let submitted = submit.arg(self.socket()).args([project, key]).arg(spec).end()?.exits(0)?;
+        let id = submitted.stdout_text().trim().to_owned();
+        let ran = self.ampoule("watch").arg(&id).end()?;
+        let record = self.lab.path("daemon/records").join(id).join("run.intoto.jsonl");
+        Ok((ran.status, statement(&record)?))
     }
 
     /// Its public key, as the operator has it.

@@ -20,6 +20,7 @@ mod limits;
 mod listen;
 mod listen_faults;
 mod logs;
+mod origins;
 mod out;
 mod outcomes;
 mod outputs;
@@ -90,6 +91,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "attacks", tests: attacks::TESTS },
     Suite { name: "evidence", tests: evidence::TESTS },
     Suite { name: "submit", tests: submit::TESTS },
+    Suite { name: "origins", tests: origins::TESTS },
     Suite { name: "upstream", tests: upstream::TESTS },
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },

@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, PreconditionViolation, StatusExt};
 /// The domain of our error codes.
 const DOMAIN: &str = "ampoule.v1";
 /// What is said of a defect: the rest is in the log alone, since it may hold paths of the host.
-const DEFECT: &str = "a defect of the daemon or its host; its log says more";
+pub(crate) const DEFECT: &str = "a defect of the daemon or its host; its log says more";
 
 /// Why a call was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -61,7 +61,7 @@ impl Requesting<'_> {
             commits: PathBuf::new(),
             watch: self.watch.clone(),
             cancel: self.cancel.clone(),
-            unshown: std::collections::BTreeSet::new(),
+            memory: std::sync::Arc::new(()),
         };
         let mut sources = Vec::new();
         for input in &plan.inputs {

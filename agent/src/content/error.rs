@@ -58,12 +58,33 @@ impl ContentError {
         Self { status: Some(tonic::Code::InvalidArgument), ..Self::new(code, message) }
     }
 
-    /// What the importer said.
+    /// What the importer said. What it says of the content is handed on; what it says of the host stays there.
     pub(super) fn import(error: ImportError) -> Self {
-        match error.code {
-            Code::InputDigestMismatch | Code::InputRefused => Self::bytes(error.code, error.message),
-            code if code.retryable() => Self::later(code, error.message, Duration::from_secs(10)),
-            code => Self::new(code, error.message),
+        let ImportError { code, message } = error;
+        match code {
+            Code::InputDigestMismatch | Code::InputRefused => return Self::bytes(code, message),
+            Code::InputMissing => return Self::new(code, message),
+            _ => tracing::warn!(%code, reason = message, "content is not taken in or looked for"),
+        }
+        let text = match code {
+            Code::StoreFull => "the host has no room for it now",
+            Code::AdmissionBusy => "the host cannot take content in or look for it now",
+            _ => "it was not taken in, and that is not its fault",
+        };
+        match code.retryable() {
+            true => Self::later(code, text, Duration::from_secs(10)),
+            false => Self::internal(message),
+        }
+    }
+
+    /// What a caller hears: of a defect no more than that there is one, since the text may hold paths of the host.
+    pub(super) fn heard(&self) -> &str {
+        match self.code {
+            Code::Internal | Code::FileUnusable => {
+                tracing::error!(reason = self.message, "a call about content failed by a defect");
+                crate::api::DEFECT
+            }
+            _ => &self.message,
         }
     }
 }
@@ -71,5 +92,27 @@ impl ContentError {
 impl From<FieldError> for ContentError {
     fn from(error: FieldError) -> Self {
         Self { field: Some(error.field.clone()), ..Self::new(error.code(), error.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn what_the_host_says_of_itself_stays_there() {
+        const PATH: &str = "/var/lib/ampoule/store";
+        for code in Code::ALL {
+            let of_content =
+                matches!(code, Code::InputDigestMismatch | Code::InputRefused | Code::InputMissing);
+            let said = ImportError { code: *code, message: format!("{PATH}: entry a/b") };
+            let status = Status::from(ContentError::import(said));
+            let heard = format!("{} {}", status.message(), String::from_utf8_lossy(status.details()));
+            assert_eq!(heard.contains(PATH), of_content, "{code}: {heard}");
+        }
+        let broken = std::io::Error::other(format!("{PATH}: no"));
+        let status = Status::from(ContentError::io("an upload", broken));
+        assert!(!status.message().contains('/'), "{status}");
     }
 }

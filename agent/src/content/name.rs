@@ -1,9 +1,8 @@
 //! Names of files that belong to something a tenant has named: digits of hashes, whatever the tenant wrote.
 
+use crate::shelf::hashed;
 use ampoule_spec::Name;
 use ampoule_spec::wire::Content;
-use aws_lc_rs::digest::{SHA256, digest};
-use std::fmt::Write;
 
 /// The name of a project's directory: 64 hexadecimal digits.
 pub fn of_project(project: &Name) -> String {
@@ -16,22 +15,10 @@ pub fn of_content(content: &Content) -> String {
     hashed(&serde_json::to_vec(content).unwrap_or_default())
 }
 
-fn hashed(bytes: &[u8]) -> String {
-    let mut name = String::with_capacity(64);
-    for byte in digest(&SHA256, bytes).as_ref() {
-        let _ = write!(name, "{byte:02x}");
-    }
-    name
-}
-
-/// Whether a name is one that these functions give.
-pub(super) fn is_ours(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shelf::is_ours;
     use ampoule_spec::Sha256;
     use proptest::prelude::*;
 

@@ -47,15 +47,16 @@ pub fn service<I: Importer, G: Gate>(contents: Arc<Contents<I>>, gate: G) -> Con
 impl From<ContentError> for Status {
     fn from(error: ContentError) -> Self {
         let code = error.status.unwrap_or_else(|| status(error.code.grpc()));
+        let text = error.heard().to_owned();
         let fault = [("fault".to_owned(), error.code.fault().as_str().to_owned())];
         let mut details = ErrorDetails::with_error_info(error.code.as_str(), "ampoule.v1", fault);
         if let Some(field) = &error.field {
-            details.add_bad_request_violation(field, &error.message);
+            details.add_bad_request_violation(field, &text);
         }
         if let Some(after) = error.retry_after {
             details.set_retry_info(Some(after));
         }
-        Status::with_error_details(code, error.message, details)
+        Status::with_error_details(code, text, details)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Uploads that are not finished: one file each, whose length is how far it is.
 
-use super::known::{below, names, now};
 use super::limits::ContentLimits;
 use super::{ContentError, Result, blocking, name};
+use crate::shelf::{below, names, now};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, Name};
 use ampoule_store::Room;

@@ -33,8 +33,8 @@ pub struct Config {
     pub sources: Option<PathBuf>,
     /// Who is known by certificate or token.
     pub identities: PathBuf,
-    /// Credentials for registries.
-    pub registry_auth: Option<PathBuf>,
+    /// Credentials for registries, of the projects that have some.
+    pub registry_auth: BTreeMap<Name, PathBuf>,
     /// Profiles that jobs may ask for; never empty.
     pub profiles: Vec<Name>,
     /// Where callers come in.

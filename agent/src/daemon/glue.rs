@@ -8,6 +8,7 @@ use crate::content::{ContentError, Contents, ImportError, Importer, content_ref}
 use crate::job::queue::Amount;
 use crate::job::{JobsError, Shown};
 use crate::local::{Runner, RunnerError};
+use crate::visits::{Source, Visit};
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{Code, JobSpec, Name};
 use std::fs::File;
@@ -77,6 +78,17 @@ impl Shown for OfProjects {
         if let Err(error) = self.contents.record(project, content) {
             // The job goes on; a later one may have to upload what was fetched for this one.
             tracing::warn!(%error, project = project.as_str(), "a content is not recorded");
+        }
+    }
+
+    fn visit(&self, project: &Name, source: &Source) -> Option<Visit> {
+        self.contents.visit(project, source)
+    }
+
+    fn record_visit(&self, project: &Name, source: &Source, visit: &Visit) {
+        if let Err(error) = self.contents.record_visit(project, source, visit) {
+            // A later job asks there again.
+            tracing::warn!(%error, project = project.as_str(), "where something was fetched is not recorded");
         }
     }
 }

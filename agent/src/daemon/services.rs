@@ -116,10 +116,14 @@ fn sources(of: &Config) -> Result<Sources, Trouble> {
         });
     };
     let file = SourcesFile::load(path).map_err(|e| Trouble::Config(e.to_string()))?;
-    let policies = file.policies();
-    // Who is not in the file has the rules of `default`, and none if there are none.
-    let all = file.policy(None).unwrap_or_else(|_| crate::sources::Policy::nothing());
-    Ok(Sources { all, projects: policies, registry_auth })
+    // Callers hear of it, and have no business with where it lies.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let policies = file.policies().into_iter().map(|(project, policy)| (project, policy.called(&name)));
+    let projects = policies.collect();
+    // Who is not in the file has the rules of `default`, without what would be shown there in the name of `default`; and
+    // none if there are none.
+    let all = file.policy(None).map(|policy| policy.called(&name).without_secrets());
+    Ok(Sources { all: all.unwrap_or_else(|_| crate::sources::Policy::nothing()), projects, registry_auth })
 }
 
 fn number(of: u64) -> u32 {

@@ -54,6 +54,8 @@ pub struct Fetched {
     pub bytes: u64,
     /// Where they came from in the end, without the query, which may hold a token.
     pub final_url: String,
+    /// Which of the [places](Fetcher::places) that were asked gave them.
+    pub place: usize,
 }
 
 /// How far a download is, for whoever looks at it meanwhile.
@@ -173,7 +175,7 @@ impl Fetcher {
         let settled = file.get_mut().flush().await.map_err(scratch);
         let (sha256, bytes) = received??;
         settled?;
-        Ok((sha256, Fetched { bytes, final_url: without_query(&url) }))
+        Ok((sha256, Fetched { bytes, final_url: without_query(&url), place: 0 }))
     }
 
     async fn receive(
@@ -264,7 +266,7 @@ fn copy_local(url: &Url, bytes_max: u64, mut into: File) -> Result<(Sha256, Fetc
         hash.update(chunk);
         into.write_all(chunk).map_err(scratch)?;
     }
-    Ok((finish(hash)?, Fetched { bytes, final_url: what }))
+    Ok((finish(hash)?, Fetched { bytes, final_url: what, place: 0 }))
 }
 
 fn finish(hash: Context) -> Result<Sha256, InputError> {

@@ -80,12 +80,12 @@ impl Fetcher {
         let alone = places.len() == 1;
         let mut reasons = Vec::new();
         let mut code = Code::InputMissing;
-        for place in places {
+        for (at, place) in places.into_iter().enumerate() {
             let shown = without_query(&place);
             let error = match self.fetch_parsed(place, expected, into).await {
                 Ok(fetched) => {
                     into.rewind().map_err(super::fetch::scratch)?;
-                    return Ok(fetched);
+                    return Ok(Fetched { place: at, ..fetched });
                 }
                 Err(error) => error,
             };

@@ -1,4 +1,4 @@
-//! Downloads of a run, and what is remembered of where they came from.
+//! Downloads of a run, and what is remembered of where everything that was fetched came from.
 
 use super::intake::{Intake, unusable};
 use super::watch::{Watch, Work};
@@ -9,16 +9,45 @@ use crate::inputs::{FetchOptions, Fetcher, InputError, PassedOver, scratch_file}
 use crate::jobfile::{ArtifactPlace, ImagePlan, InputPlan, SourcePlan, git_url};
 use crate::registry;
 use crate::sources::{Policy, Purpose};
-use ampoule_evidence::AgentClaims;
+use crate::visits::{Memory, Source, Visit};
+use ampoule_evidence::{AgentClaims, rfc3339};
 use ampoule_spec::{Name, Sha256};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, LocalError>;
 
-/// The claim that says where downloads came from.
+/// The claim that says where what was fetched came from.
 const CLAIM: &str = "downloads";
+/// What the image is called there, as in provenance: no input can have this name.
+const IMAGE: &str = "image:oci";
+
+/// Where something came from, and whether that was before this run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Came {
+    pub(super) visit: Visit,
+    pub(super) earlier: bool,
+}
+
+/// The same as it is claimed.
+#[derive(Debug, serde::Serialize)]
+struct Claimed<'a> {
+    at: String,
+    earlier: bool,
+    from: &'a str,
+}
+
+impl<'a> From<&'a Came> for Claimed<'a> {
+    fn from(came: &'a Came) -> Self {
+        Self { at: rfc3339(came.visit.at), earlier: came.earlier, from: &came.visit.from }
+    }
+}
+
+fn source(place: &reqwest::Url, sha256: &Sha256) -> Source {
+    Source::Http { url: place.to_string(), sha256: *sha256 }
+}
 
 /// What is downloaded for one run.
 #[derive(Debug)]
@@ -29,9 +58,10 @@ pub(super) struct Downloads {
     watch: Watch,
     /// Of the input at hand.
     passed: RefCell<Vec<PassedOver>>,
-    last: RefCell<Option<String>>,
-    /// Where each input that was downloaded came from in the end.
-    from: BTreeMap<Name, String>,
+    last: RefCell<Option<Came>>,
+    /// Where each input that was fetched came from in the end, and the image.
+    from: RefCell<BTreeMap<String, Came>>,
+    memory: Arc<dyn Memory>,
 }
 
 impl Downloads {
@@ -43,7 +73,8 @@ impl Downloads {
             watch: with.watch.clone(),
             passed: RefCell::default(),
             last: RefCell::default(),
-            from: BTreeMap::new(),
+            from: RefCell::default(),
+            memory: with.memory.clone(),
         }
     }
 
@@ -82,6 +113,12 @@ impl Downloads {
         Ok(())
     }
 
+    /// When the project has fetched this from one of its places, if it has: then nobody need be asked.
+    pub(super) fn visit(&self, url: &str, mirrors: &[String], sha256: &Sha256) -> Result<Option<Visit>> {
+        let places = self.fetcher.places(url, mirrors)?;
+        Ok(places.iter().find_map(|place| self.memory.visit(&source(place, sha256))))
+    }
+
     /// Downloads to a file without a name.
     pub(super) fn fetch(&self, url: &str, mirrors: &[String], sha256: &Sha256) -> Result<File> {
         let failed = |error: std::io::Error| unusable(&std::env::temp_dir(), error);
@@ -104,28 +141,46 @@ impl Downloads {
         };
         let fetched = with_runtime(|runtime| runtime.block_on(fetching)).map_err(failed)?;
         self.passed.borrow_mut().extend(passed);
-        *self.last.borrow_mut() = Some(fetched?.final_url);
+        let fetched = fetched?;
+        let visit = Visit::now(fetched.final_url);
+        if let Some(place) = self.fetcher.places(url, mirrors)?.get(fetched.place) {
+            self.memory.keep(&source(place, sha256), &visit);
+        }
+        self.came(Came { visit, earlier: false });
         Ok(file)
     }
 
+    /// Remembers where the input at hand came from.
+    pub(super) fn came(&self, came: Came) {
+        *self.last.borrow_mut() = Some(came);
+    }
+
+    /// Remembers where the image came from.
+    pub(super) fn image_came(&self, came: Came) {
+        self.from.borrow_mut().insert(IMAGE.to_owned(), came);
+    }
+
     /// The input is taken in, or not: says what was passed over, and remembers where it came from.
-    pub(super) fn done(&mut self, input: &Name, say: &mut dyn FnMut(Note)) {
+    pub(super) fn done(&self, input: &Name, say: &mut dyn FnMut(Note)) {
         for passed in self.passed.take() {
             say(Note::PassedOver { input: input.clone(), passed });
         }
-        if let Some(url) = self.last.take() {
-            self.from.insert(input.clone(), url);
+        if let Some(came) = self.last.take() {
+            self.from.borrow_mut().insert(input.to_string(), came);
         }
     }
 
-    /// What is claimed in the run attestation: of each input that was downloaded, where it came from. What the store had
-    /// already is not in it.
+    /// What is claimed in the run attestation: of each input that was fetched, and of the image, where it came from, when,
+    /// and whether that was before this run.
     pub(super) fn claims(&self) -> AgentClaims {
         let mut claims = AgentClaims::new();
-        if self.from.is_empty() {
+        let from = self.from.borrow();
+        if from.is_empty() {
             return claims;
         }
-        if let (Ok(name), Ok(text)) = (Name::parse(CLAIM), serde_json::to_string(&self.from)) {
+        let from: BTreeMap<&String, Claimed<'_>> =
+            from.iter().map(|(name, came)| (name, came.into())).collect();
+        if let (Ok(name), Ok(text)) = (Name::parse(CLAIM), serde_json::to_string(&from)) {
             claims.insert(name, text);
         }
         claims

@@ -1,5 +1,6 @@
 //! Git inputs of a job: fetched at most once, verified, streamed to the import worker.
 
+use super::download::{Came, Downloads};
 use super::follow::Note;
 use super::intake::{Intake, UntilCancelled, unusable};
 use super::runner::{Runner, RunnerError};
@@ -9,6 +10,7 @@ use crate::files::read_file;
 use crate::git::{AllowedSigners, GitFetch, GitLimits, GitPlace, Snapshot, commit_time};
 use crate::inputs::{Guard, GuardOptions, InputError};
 use crate::jobfile::{GitPlan, InputPlan, SourcePlan};
+use crate::visits::{Source, Visit};
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{GIT_COMMIT_BYTES_MAX, GitSigner, InputSource};
 use std::cell::RefCell;
@@ -49,10 +51,36 @@ impl<'a> GitIntakes<'a> {
         at: usize,
         epoch: u64,
         runner: &Runner,
+        downloads: &Downloads,
         importing: &mut dyn FnMut(),
     ) -> Option<Result<InputSource>> {
         // What was fetched takes room until it is dropped.
-        self.0.remove(&at).map(|mut intake| intake.take(epoch, runner, importing))
+        self.0.remove(&at).map(|mut intake| {
+            let (source, came) = intake.take(epoch, runner, importing)?;
+            came.into_iter().for_each(|came| downloads.came(came));
+            Ok(source)
+        })
+    }
+}
+
+/// A stream that goes on when nobody reads it any more: the store may have had it all along, and what has not come whole
+/// from its repository was not fetched from there.
+struct ToItsEnd(Option<File>);
+
+impl Write for ToItsEnd {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let Some(out) = &mut self.0 else { return Ok(bytes.len()) };
+        match out.write(bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                self.0 = None;
+                Ok(bytes.len())
+            }
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.as_mut().map_or(Ok(()), Write::flush)
     }
 }
 
@@ -76,29 +104,44 @@ impl<'a> GitIntake<'a> {
         Ok(time)
     }
 
-    /// Takes the checkout into the store, if it is not there, and says what it is in the spec.
-    fn take(&mut self, epoch: u64, runner: &Runner, importing: &mut dyn FnMut()) -> Result<InputSource> {
+    /// Takes the checkout into the store, if it is not there or its repository was not asked for it by this project, and
+    /// says what it is in the spec and where it came from.
+    fn take(
+        &mut self,
+        epoch: u64,
+        runner: &Runner,
+        importing: &mut dyn FnMut(),
+    ) -> Result<(InputSource, Option<Came>)> {
         let (commit, submodules) = (self.plan.commit, self.plan.submodules);
         let content = Content::Git { commit, submodules, epoch };
-        // What was not shown is imported again, from its repository.
-        let found = match self.with.unshown.contains(&content) {
-            true => None,
-            false => runner.find(content.clone())?,
+        let url = match &self.plan.place {
+            GitPlace::Url(url) => Some(url.clone()),
+            GitPlace::Path(_) => None,
+        };
+        let origin = url.clone().map(|url| Source::Git { url, commit, submodules });
+        let visit = origin.as_ref().and_then(|origin| self.with.memory.visit(origin));
+        // A repository here is nobody's word: what is checked out is what the commit says.
+        let found = match origin.is_none() || visit.is_some() {
+            true => runner.find(content.clone())?,
+            false => None,
         };
         if found.is_none() {
             importing();
         }
         // Before anything goes into the store.
         let signer = self.signer()?;
-        let imported = match found {
-            Some(found) => found,
-            None => self.import(content, runner)?,
+        let (imported, came) = match found {
+            Some(found) => (found, visit.map(|visit| Came { visit, earlier: true })),
+            None => {
+                let imported = self.import(content, runner)?;
+                let visit = url.clone().map(Visit::now);
+                if let (Some(origin), Some(visit)) = (&origin, &visit) {
+                    self.with.memory.keep(origin, visit);
+                }
+                (imported, visit.map(|visit| Came { visit, earlier: false }))
+            }
         };
-        let url = match &self.plan.place {
-            GitPlace::Url(url) => Some(url.clone()),
-            GitPlace::Path(_) => None,
-        };
-        Ok(InputSource::Git { url, commit, submodules, tree: imported.sha256, signer })
+        Ok((InputSource::Git { url, commit, submodules, tree: imported.sha256, signer }, came))
     }
 
     fn what(&self) -> String {
@@ -150,7 +193,7 @@ impl<'a> GitIntake<'a> {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
         let (imported, written) = std::thread::scope(|scope| {
             let importing = scope.spawn(move || runner.import_git(content, read, &proof));
-            let out = UntilCancelled { out: File::from(write), cancel, watch };
+            let out = UntilCancelled { out: ToItsEnd(Some(File::from(write))), cancel, watch };
             let out = BufWriter::with_capacity(256 << 10, out);
             let written = snapshot.write(out, &limits, &|| cancel.is_cancelled());
             (importing.join(), written)

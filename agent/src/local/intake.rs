@@ -1,6 +1,6 @@
 //! From a plan to a spec: every image and input goes into the runner's store, and only digests come back.
 
-use super::download::Downloads;
+use super::download::{Came, Downloads};
 use super::follow::Note;
 use super::git::GitIntakes;
 use super::path::PathIntake;
@@ -10,13 +10,14 @@ use super::watch::Watch;
 use super::{Cancel, LocalError, Options, SigningKey, take, upstream};
 use crate::jobfile::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 use crate::sources::Policy;
+use crate::visits::{Here, Memory};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{InputSource, JobId, Sha256};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, LocalError>;
 
@@ -33,9 +34,8 @@ pub(crate) struct Intake {
     pub(crate) watch: Watch,
     /// What ends it.
     pub(crate) cancel: Cancel,
-    /// What is fetched although the store has it: whoever asks for it has not shown to have it, and gets it only from where
-    /// it says that it is.
-    pub(crate) unshown: BTreeSet<Content>,
+    /// What its project has fetched and shown before: the rest is asked for, whatever the store has.
+    pub(crate) memory: Arc<dyn Memory>,
 }
 
 /// What a job is made of, all of it in the store.
@@ -63,7 +63,10 @@ pub(super) fn take_in(
         commits: options.state.join("git"),
         watch: options.watch.clone(),
         cancel: cancel.clone(),
-        unshown: BTreeSet::new(),
+        memory: Arc::new(Here {
+            dir: options.state.join("visits"),
+            project: options.sources.project().to_owned(),
+        }),
     };
     let mut taking = Taking::new(&plan.inputs, &with);
     taking.check(&plan.image, &plan.inputs)?;
@@ -116,7 +119,7 @@ impl<'a> Taking<'a> {
         say: &mut dyn FnMut(Note),
     ) -> Result<Option<Sha256>> {
         self.with.watch.about("the image");
-        take_image(image, runner, self.with, say)
+        take_image(image, runner, &self.downloads, self.with, say)
     }
 
     /// Takes in the inputs, and says what they are in the spec, in their order.
@@ -134,7 +137,7 @@ impl<'a> Taking<'a> {
             }
             self.with.watch.about(format_args!("input {}", input.name));
             let mut importing = || say(Note::Importing { what: format!("input {}", input.name) });
-            let taken = match self.gits.take(at, epoch, runner, &mut importing) {
+            let taken = match self.gits.take(at, epoch, runner, &self.downloads, &mut importing) {
                 Some(taken) => taken,
                 None => take_input(input, epoch, runner, &self.downloads, self.with, &mut importing),
             };
@@ -191,13 +194,16 @@ fn new_id() -> Result<JobId> {
 fn take_image(
     image: &ImagePlan,
     runner: &Runner,
+    downloads: &Downloads,
     with: &Intake,
     say: &mut dyn FnMut(Note),
 ) -> Result<Option<Sha256>> {
     match image {
         ImagePlan::Registry { reference, pinned, .. } => {
             let pull = Pull { reference, pinned, runner, with };
-            pull.take(say).map(Some)
+            let (manifest, came) = pull.take(say)?;
+            downloads.image_came(came);
+            Ok(Some(manifest))
         }
         here => take::image(here, runner, &mut || say(Note::Importing { what: "the image".to_owned() })),
     }
@@ -235,9 +241,14 @@ fn take_input(
                 true => Content::Archive { sha256: *sha256, epoch },
                 false => Content::File { sha256: Some(*sha256), executable: false, epoch },
             };
-            if with.unshown.contains(&content) || runner.find(content.clone())?.is_none() {
-                importing();
-                runner.import(content, downloads.fetch(url, mirrors, sha256)?.into())?;
+            match downloads.visit(url, mirrors, sha256)? {
+                Some(visit) if runner.find(content.clone())?.is_some() => {
+                    downloads.came(Came { visit, earlier: true });
+                }
+                _ => {
+                    importing();
+                    runner.import(content, downloads.fetch(url, mirrors, sha256)?.into())?;
+                }
             }
             pinned
         }

@@ -1,12 +1,14 @@
 //! An image from a registry: its layers go through a pipe into the runner's store while they arrive.
 
 use super::LocalError;
+use super::download::Came;
 use super::follow::Note;
 use super::intake::{Intake, UntilCancelled};
 use super::runner::{Runner, RunnerError};
 use crate::block::with_runtime;
 use crate::inputs::{Blob, InputError, scratch_file};
 use crate::registry::{Access, AuthFile, Document, Purpose, Reference, Session};
+use crate::visits::{Source, Visit};
 use ampoule_spec::Sha256;
 use ampoule_spec::wire::Content;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -30,18 +32,41 @@ pub(super) struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    /// Takes the image into the store, unless it is there, and gives the digest of its manifest. Nobody is asked for
-    /// what the store has: not for a layer, and for nothing at all if the pinned digest is a manifest's.
-    pub(super) fn take(&self, say: &mut dyn FnMut(Note)) -> Result<Sha256> {
+    /// Takes the image into the store, unless it is there, and gives the digest of its manifest and where it came from.
+    /// This repository is asked for everything that the project has not had from it before, whatever the store has; for
+    /// a layer that the project has shown nobody is asked.
+    pub(super) fn take(&self, say: &mut dyn FnMut(Note)) -> Result<(Sha256, Came)> {
         let pinned = Content::OciManifest { sha256: *self.pinned };
-        // The registry then has to give the manifest at least.
-        if !self.with.unshown.contains(&pinned) && self.has(pinned)? {
-            return Ok(*self.pinned);
+        if let Some(visit) = self.with.memory.visit(&self.source(&pinned))
+            && self.has(pinned)?
+        {
+            return Ok((*self.pinned, Came { visit, earlier: true }));
         }
         let auth = self.with.registry_auth.as_deref().map(AuthFile::read).transpose()?;
         let access = Access::new(self.with.sources.clone(), auth);
         let mut session = Session::new(&access, self.reference, Purpose::Pull)?;
-        with_runtime(|runtime| self.pull(runtime, &mut session, say)).map_err(scratch)?
+        let sha256 = with_runtime(|runtime| self.pull(runtime, &mut session, say)).map_err(scratch)??;
+        Ok((sha256, Came { visit: self.visit(), earlier: false }))
+    }
+
+    fn source(&self, part: &Content) -> Source {
+        Source::Registry { repository: self.reference.repository_name(), part: part.clone() }
+    }
+
+    fn visit(&self) -> Visit {
+        Visit::now(self.reference.repository_name())
+    }
+
+    /// The project has had this from the repository now, every byte of it.
+    fn keep(&self, part: &Content) {
+        self.with.memory.keep(&self.source(part), &self.visit());
+    }
+
+    /// Whether a layer need not be asked for.
+    fn is_known(&self, layer: &Content) -> Result<bool> {
+        let memory = &self.with.memory;
+        Ok((memory.has_bytes(layer) || memory.visit(&self.source(layer)).is_some())
+            && self.has(layer.clone())?)
     }
 
     fn pull(
@@ -52,18 +77,24 @@ impl Pull<'_> {
     ) -> Result<Sha256> {
         let manifest = self.wait(runtime, session.manifest_of(self.pinned))?;
         let sha256 = manifest.sha256;
-        if self.has(Content::OciManifest { sha256 })? {
+        let content = Content::OciManifest { sha256 };
+        // Of an index, the manifest that it names may be known.
+        if self.with.memory.visit(&self.source(&content)).is_some() && self.has(content.clone())? {
             return Ok(sha256);
         }
         say(Note::Importing { what: format!("the image {}", self.reference) });
         let image = self.wait(runtime, session.image_of(manifest))?;
         for layer in &image.layers {
-            if !self.has(Content::OciLayer { sha256: layer.sha256 })? {
+            let content = Content::OciLayer { sha256: layer.sha256 };
+            if !self.is_known(&content)? {
                 self.layer(runtime, session, layer)?;
+                self.keep(&content);
             }
         }
         self.document(Content::OciConfig { sha256: image.config.sha256 }, &image.config)?;
-        self.document(Content::OciManifest { sha256 }, &image.manifest)?;
+        self.document(content.clone(), &image.manifest)?;
+        // Last: a manifest that is known stands for its whole image.
+        self.keep(&content);
         Ok(sha256)
     }
 
@@ -90,7 +121,7 @@ impl Pull<'_> {
         })
     }
 
-    /// Downloads and imports a layer at the same time. Each side hashes what passes: a registry that sends other bytes is
+    /// Downloads and imports a layer at the same time, to its end even if the store has had it all along. Each side hashes what passes: a registry that sends other bytes is
     /// named as the cause, and an agent that does is found out by the runner.
     fn layer(&self, runtime: &Runtime, session: &mut Session<'_>, layer: &Blob) -> Result<()> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| scratch(e.into()))?;

@@ -71,6 +71,27 @@ impl Policy {
         self.origins.iter().filter(|origin| origin.serves(Purpose::Http)).filter_map(of).collect()
     }
 
+    /// The project whose rules these are.
+    pub fn project(&self) -> &str {
+        self.file.as_ref().map_or(PROJECT_DEFAULT, |(_, project)| project)
+    }
+
+    /// The same rules, with another name of their file in messages.
+    #[must_use]
+    pub fn called(mut self, name: &str) -> Self {
+        if let Some((file, _)) = &mut self.file {
+            *file = name.to_owned();
+        }
+        self
+    }
+
+    /// The same rules without the origins to which something secret is shown.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        self.origins.retain(|origin| origin.auth.is_none());
+        self
+    }
+
     /// The files that hold what we are known by.
     pub fn secrets(&self) -> impl Iterator<Item = &PathBuf> {
         self.origins.iter().filter_map(|origin| origin.auth.as_ref()).map(super::Auth::file)

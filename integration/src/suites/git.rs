@@ -1,7 +1,7 @@
 //! Git inputs from end to end: real repositories behind git's own HTTP server, a job, its provenance, and a peer that lies.
 
 #[path = "../../../agent/tests/common/git_server.rs"]
-mod git_server;
+pub(super) mod git_server;
 
 use super::pool::Launcher;
 use super::{input, output, probe, sh, with_probe};

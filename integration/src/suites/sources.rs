@@ -197,13 +197,25 @@ fn mirrors(lab: &Lab) -> Result<()> {
     let definition = &provenance["predicate"]["buildDefinition"];
     equal("uri", &definition["resolvedDependencies"][1]["uri"], &url.into())?;
     equal("mirrors", &definition["externalParameters"]["inputs"][0]["mirrors"][0], &mirror.into())?;
-    let claims = ran.statement("run.intoto.jsonl")?["predicate"]["agentClaims"]["downloads"].clone();
-    equal("downloads", &claims, &format!("{{\"src\":\"{mirror}\"}}").into())?;
-    // The store has it: nobody is asked, and nothing is claimed.
+    let claimed = |ran: &Ran| -> Result<serde_json::Value> {
+        let statement = ran.statement("run.intoto.jsonl")?;
+        let text = statement["predicate"]["agentClaims"]["downloads"].as_str().unwrap_or_default().to_owned();
+        Ok(serde_json::from_str::<serde_json::Value>(&text)?["src"].clone())
+    };
+    let first = claimed(&ran)?;
+    ensure!(first["from"] == mirror && first["earlier"] == false, "{first}");
+    // This project has had it from one of these places: nobody is asked, and that is claimed.
     let call = lab.run(&lab.job(&body)?).args(["--project", "both"]);
     let again = island.within(call).end()?.ended(&SUCCEEDED)?;
-    let claims = again.statement("run.intoto.jsonl")?["predicate"]["agentClaims"].clone();
-    equal("claims", &claims, &serde_json::json!({}))?;
+    let earlier = claimed(&again)?;
+    ensure!(
+        earlier["from"] == mirror && earlier["earlier"] == true && earlier["at"] == first["at"],
+        "{earlier}"
+    );
+    // What the mirror gave is nothing to a job that names the URL alone.
+    let alone = body.replace(&format!(", mirrors = [\"{mirror}\"]"), "");
+    let call = lab.run(&lab.job(&alone)?).args(["--project", "both"]);
+    island.within(call).end()?.exits(65)?.says(&["input.digest_mismatch"])?;
     // But the rules hold.
     let call = lab.run(&lab.job(&body)?).args(["--project", "web"]);
     island.within(call).end()?.exits(77)?.says(&["input.source_denied"]).map(drop)

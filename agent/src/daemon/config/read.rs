@@ -32,6 +32,10 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
     let root = Table::root(&reader, &document);
     let mut top = known("");
     top.extend(SECTIONS.iter().filter_map(|section| section.split('.').next()).filter(|s| !s.is_empty()));
+    if let Some(value) = root.get("registry_auth") {
+        let remedy = "write it below [project.NAME] of each project that may use them";
+        return Err(value.wrong("credentials for registries are given to projects by their names", remedy));
+    }
     root.only(&top)?;
     let section = |name: &'static str| Section::of(&root, name, base);
     let top = Section { name: "", table: Some(&root), base };
@@ -49,7 +53,7 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
         policy: top.path("policy", "policy")?,
         sources: top.path_if("sources")?,
         identities: top.path("identities", "identities.toml")?,
-        registry_auth: top.path_if("registry_auth")?,
+        registry_auth: registry_auth(&root, base)?,
         profiles: profiles(&top)?,
         runner: runner(&section("runner")?.with())?,
         limits: limits(&section("limits")?.with())?,
@@ -299,6 +303,20 @@ fn projects(root: &Table<'_>, otherwise: Quota, base: &Path) -> Result<BTreeMap<
         projects.insert(name, quota(&Section { name: SECTION, table: Some(&table), base }, otherwise)?);
     }
     Ok(projects)
+}
+
+/// Who has credentials for registries. What else stands there was looked at by [`projects`].
+fn registry_auth(root: &Table<'_>, base: &Path) -> Result<BTreeMap<Name, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let Some(value) = root.get("project") else { return Ok(files) };
+    for (name, value) in value.table("[project.NAME]")?.entries() {
+        let table = value.table("[project.NAME]")?;
+        let section = Section { name: "project.NAME", table: Some(&table), base };
+        if let (Ok(name), Some(file)) = (Name::parse(name), section.path_if("registry_auth")?) {
+            files.insert(name, file);
+        }
+    }
+    Ok(files)
 }
 
 fn retention(section: &Section<'_, '_>) -> Result<Retention> {

@@ -13,7 +13,11 @@ pub(super) fn show(config: &Config) -> String {
     for section in SECTIONS {
         if *section == "project.NAME" {
             for (name, quota) in &config.projects {
-                table(&mut text, section, &format!("project.{name}"), |key| Some(of_quota(*quota, key)));
+                let auth = config.registry_auth.get(name);
+                table(&mut text, section, &format!("project.{name}"), |key| match key {
+                    "registry_auth" => Some(path(auth?)),
+                    _ => Some(of_quota(*quota, key)),
+                });
             }
         } else {
             table(&mut text, section, section, |key| value(config, section, key));
@@ -68,7 +72,6 @@ fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
         ("", "policy") => path(&config.policy),
         ("", "sources") => path(config.sources.as_ref()?),
         ("", "identities") => path(&config.identities),
-        ("", "registry_auth") => path(config.registry_auth.as_ref()?),
         ("", "profiles") => list(config.profiles.iter().map(ampoule_spec::Name::as_str)),
         ("tls", "tokens") => tls?.tokens.into(),
         ("listen", "unix") => path(listen.unix.as_ref()?),

@@ -87,12 +87,21 @@ fn what_an_operator_gets_wrong_is_named_with_its_remedy() {
         (&format!("{LEAST}[host]\nrefuse_on_drift = true\n"), "--record-baseline"),
         (&format!("profiles = []\n{LEAST}"), "without a profile no job can run"),
         (&format!("state = \"\"\n{LEAST}"), "the path is empty"),
+        (&format!("registry_auth = \"a.json\"\n{LEAST}"), "given to projects by their names"),
     ];
     for (text, reason) in cases {
         let error = parse(text).unwrap_err();
         assert!(error.to_string().contains(reason), "{error} is not {reason:?}");
         assert_eq!(error.code(), ampoule_spec::Code::FileUnusable);
     }
+}
+
+#[test]
+fn credentials_for_registries_are_of_the_projects_that_are_named() {
+    let config = parse(&format!("{LEAST}[project.a]\nregistry_auth = \"a.json\"\n[project.b]\n")).unwrap();
+    let of = |project: &str| config.registry_auth.get(&Name::parse(project).unwrap()).map(PathBuf::as_path);
+    assert_eq!(of("a"), Some(Path::new("/etc/ampoule/a.json")));
+    assert_eq!((of("b"), of("default"), of("ab")), (None, None, None));
 }
 
 #[test]

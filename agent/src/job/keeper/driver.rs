@@ -301,13 +301,16 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentCla
     let told = Arc::clone(reins);
     let with = Intake {
         sources: inner.options.sources.of(&life.job.project),
-        registry_auth: inner.options.sources.registry_auth.clone(),
+        registry_auth: inner.options.sources.registry_auth.get(&life.job.project).cloned(),
         commits: inner.options.state.join("git"),
         watch: Watch::new(move |progress| {
             told.progress.send_replace(Some(shown(progress)));
         }),
         cancel: reins.cancel.clone(),
-        unshown: super::intake::unshown(&spec, &life.job.project, &*inner.options.shown),
+        memory: Arc::new(super::intake::OfProject {
+            project: life.job.project.clone(),
+            shown: inner.options.shown.clone(),
+        }),
     };
     let mut runner = inner.launcher.connect().map_err(crate::local::LocalError::from)?;
     runner.watch(&with.watch);

@@ -6,10 +6,11 @@ use crate::jobfile::{GitPlan, ImagePlan, InputPlan, SourcePlan};
 use crate::local::intake::{Intake, Taking};
 use crate::local::{LocalError, Note, Runner};
 use crate::registry::Reference;
+use crate::visits::{Memory, Source, Visit};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, Failure, Image, Input, InputSource, JobSpec, Name};
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Why a job's inputs are not there.
 #[derive(Debug)]
@@ -27,8 +28,27 @@ impl From<LocalError> for NotReady {
         match &error {
             LocalError::Cancelled => Self::Cancelled,
             LocalError::Runner(runner) if super::launcher::passes(runner) => Self::Again,
-            _ => Self::Failed(failure(error.code(), crate::chain::chain(&error))),
+            _ => {
+                let is_file = matches!(
+                    error,
+                    LocalError::File { .. } | LocalError::Input(crate::inputs::InputError::File { .. })
+                );
+                Self::Failed(heard(error.code(), is_file, crate::chain::chain(&error)))
+            }
         }
+    }
+}
+
+/// What a tenant hears of an error, and a record says for good: of the host's own files that something is wrong with them,
+/// and no path.
+fn heard(code: Code, is_file: bool, message: String) -> Failure {
+    if !is_file && !matches!(code, Code::Internal | Code::FileUnusable) {
+        return failure(code, message);
+    }
+    tracing::error!(reason = message, "a job's inputs cannot be taken in");
+    match code {
+        Code::StoreFull | Code::FileFull => failure(code, "the host has no room for them now".to_owned()),
+        _ => failure(Code::Internal, crate::api::DEFECT.to_owned()),
     }
 }
 
@@ -54,9 +74,25 @@ pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the agent fetches for a job and its project has not shown: that the store has it, from whomever, does not count.
-pub(super) fn unshown(spec: &JobSpec, project: &Name, shown: &dyn Shown) -> BTreeSet<Content> {
-    fetched(spec).filter(|content| !shown.has(project, content)).collect()
+/// What is known of the project of a job.
+#[derive(Debug)]
+pub(super) struct OfProject {
+    pub(super) project: Name,
+    pub(super) shown: Arc<dyn Shown>,
+}
+
+impl Memory for OfProject {
+    fn visit(&self, source: &Source) -> Option<Visit> {
+        self.shown.visit(&self.project, source)
+    }
+
+    fn keep(&self, source: &Source, visit: &Visit) {
+        self.shown.record_visit(&self.project, source, visit);
+    }
+
+    fn has_bytes(&self, content: &Content) -> bool {
+        self.shown.has(&self.project, content)
+    }
 }
 
 /// What the agent fetches for a job, as the store names it.
@@ -81,6 +117,16 @@ fn fetched(spec: &JobSpec) -> impl Iterator<Item = Content> + '_ {
     image.into_iter().chain(inputs)
 }
 
+/// Files that an operator has named are for tenants the names of things.
+fn without_paths(with: &Intake, failure: Failure) -> Failure {
+    let secrets = with.registry_auth.iter().chain(with.sources.secrets());
+    let message = secrets.fold(failure.message, |message, path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        message.replace(&path.display().to_string(), &name)
+    });
+    Failure { message, ..failure }
+}
+
 /// One job's intake.
 pub(super) struct Preparation<'a> {
     pub(super) spec: &'a JobSpec,
@@ -94,6 +140,13 @@ impl Preparation<'_> {
     /// Sees to it that the store has everything that the spec names, and says what the run attestation is to say about
     /// it. Blocks.
     pub(super) fn make(&self, say: &mut dyn FnMut(Note)) -> Result<AgentClaims, NotReady> {
+        self.take(say).map_err(|error| match error {
+            NotReady::Failed(failure) => NotReady::Failed(without_paths(self.with, failure)),
+            other => other,
+        })
+    }
+
+    fn take(&self, say: &mut dyn FnMut(Note)) -> Result<AgentClaims, NotReady> {
         check_wire(self.spec).map_err(NotReady::Failed)?;
         let image = self.image_plan()?;
         let fetched: Vec<InputPlan> = self.spec.inputs.iter().filter_map(plan).collect();
@@ -199,23 +252,13 @@ fn uploaded(input: &Input, epoch: u64) -> Option<Content> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::{Cancel, Watch};
+    use crate::sources::Policy;
     use serde_json::json;
+    use std::path::PathBuf;
 
-    /// One project has shown one archive.
-    #[derive(Debug)]
-    struct One(Content);
-
-    impl Shown for One {
-        fn has(&self, project: &Name, content: &Content) -> bool {
-            project.as_str() == "a" && *content == self.0
-        }
-
-        fn record(&self, _: &Name, _: &Content) {}
-    }
-
-    #[test]
-    fn what_a_project_has_not_shown_is_fetched_although_the_store_has_it() {
-        let spec: JobSpec = serde_json::from_value(json!({
+    fn spec() -> JobSpec {
+        serde_json::from_value(json!({
             "ampoule": 1, "id": "01890a5d-ac96-774b-bcce-b302099a8057", "attempt": 1, "name": "j", "profile": "hermetic",
             "image": {"kind": "oci", "manifest": "1".repeat(64), "reference": "docker://h.example/r"},
             "source_date_epoch": 7, "steps": [],
@@ -227,13 +270,43 @@ mod tests {
                 {"name": "up", "mount": "/build/u", "source": {"kind": "tar", "sha256": "5".repeat(64)}},
             ],
         }))
-        .unwrap();
-        let all: BTreeSet<_> = fetched(&spec).collect();
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_fetched_for_a_project_is_what_has_a_place() {
+        let spec = spec();
+        let all: Vec<_> = fetched(&spec).collect();
         assert_eq!(all.len(), 3);
-        let shown = One(Content::Archive { sha256: spec.inputs[0].source.sha256(), epoch: 7 });
-        let unshown = |name: &str| super::unshown(&spec, &Name::parse(name).unwrap(), &shown);
-        assert_eq!(unshown("b"), all);
-        assert_eq!(all.difference(&unshown("a")).collect::<Vec<_>>(), [&shown.0]);
-        assert!(super::unshown(&spec, &Name::parse("b").unwrap(), &super::super::ShownToAll).is_empty());
+        assert!(all.contains(&Content::Archive { sha256: spec.inputs[0].source.sha256(), epoch: 7 }));
+    }
+
+    #[test]
+    fn failure_of_an_intake_has_no_path_of_the_host() {
+        let file = |code, reason: &str| LocalError::File {
+            code,
+            what: "the file",
+            path: PathBuf::from("/var/lib/x"),
+            reason: reason.to_owned(),
+        };
+        for (code, heard) in [(Code::FileUnusable, Code::Internal), (Code::FileFull, Code::FileFull)] {
+            let NotReady::Failed(failure) = NotReady::from(file(code, "no")) else { panic!("it failed") };
+            assert_eq!((failure.code, failure.message.contains('/')), (heard, false));
+        }
+        let with = Intake {
+            sources: Policy::built_in(),
+            registry_auth: Some(PathBuf::from("/etc/ampoule/auth.json")),
+            commits: PathBuf::new(),
+            watch: Watch::default(),
+            cancel: Cancel::default(),
+            memory: Arc::new(()),
+        };
+        let hidden =
+            without_paths(&with, failure_of("the registry credentials /etc/ampoule/auth.json: no JSON"));
+        assert_eq!(hidden.message, "the registry credentials auth.json: no JSON");
+    }
+
+    fn failure_of(message: &str) -> Failure {
+        super::failure(Code::InputRefused, message.to_owned())
     }
 }

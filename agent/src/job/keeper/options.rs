@@ -3,6 +3,7 @@
 use crate::job::{ledger, queue};
 use crate::local::SigningKey;
 use crate::sources::Policy;
+use crate::visits::{Source, Visit};
 use ampoule_evidence::Authority;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{JobSpec, Name};
@@ -19,9 +20,15 @@ pub trait Shown: Debug + Send + Sync + 'static {
 
     /// It was fetched for the project. May block for a moment.
     fn record(&self, project: &Name, content: &Content);
+
+    /// When the project has fetched this from there, if it has. May block for a moment.
+    fn visit(&self, project: &Name, source: &Source) -> Option<Visit>;
+
+    /// The project has fetched this from there. May block for a moment.
+    fn record_visit(&self, project: &Name, source: &Source, visit: &Visit);
 }
 
-/// One for all: what the store has, every project has.
+/// One for all: what the store has, every project has. Nobody has fetched anything before.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ShownToAll;
 
@@ -31,6 +38,12 @@ impl Shown for ShownToAll {
     }
 
     fn record(&self, _: &Name, _: &Content) {}
+
+    fn visit(&self, _: &Name, _: &Source) -> Option<Visit> {
+        None
+    }
+
+    fn record_visit(&self, _: &Name, _: &Source, _: &Visit) {}
 }
 
 /// Where inputs of a project's jobs may come from.
@@ -40,8 +53,8 @@ pub struct Sources {
     pub all: Policy,
     /// Of projects.
     pub projects: BTreeMap<Name, Policy>,
-    /// A file of credentials for registries.
-    pub registry_auth: Option<PathBuf>,
+    /// Of projects, files of credentials for registries; whoever is not in it has none.
+    pub registry_auth: BTreeMap<Name, PathBuf>,
 }
 
 impl Sources {

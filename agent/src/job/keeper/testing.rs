@@ -26,7 +26,7 @@ pub(super) fn keeper(dir: &Path) -> Keeper {
         sources: Sources {
             all: crate::sources::Policy::nothing(),
             projects: BTreeMap::new(),
-            registry_auth: None,
+            registry_auth: BTreeMap::new(),
         },
         shown: Arc::new(ShownToAll),
         rules,
