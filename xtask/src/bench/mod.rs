@@ -2,6 +2,7 @@
 
 mod contender;
 mod cpu;
+mod daemon;
 mod hashing;
 mod import;
 mod intake;
@@ -12,6 +13,7 @@ mod sizes;
 mod soak;
 mod staging;
 mod start;
+mod submit;
 mod usage;
 mod verdict;
 mod volume;
@@ -19,7 +21,7 @@ mod worker;
 
 use anyhow::Result;
 use clap::Subcommand;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is measured.
 #[derive(Subcommand)]
@@ -63,6 +65,16 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 15)]
         runs: usize,
     },
+    /// The daemon: from the call that submits a job to its signed record, beside crun and runc; its rate, logs, readers and
+    /// memory. Needs root.
+    Submit {
+        /// Measured jobs, and runs of each contender.
+        #[arg(long, default_value_t = 100)]
+        runs: usize,
+        /// A folder of programs that were built before, to be measured instead of this tree's.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+    },
     /// Times one command again and again, at the word of the parent.
     #[command(hide = true)]
     Worker {
@@ -83,19 +95,25 @@ pub(crate) fn run(root: &Path, bench: Bench) -> Result<bool> {
         Bench::Cpu { runs } => cpu::run(root, runs).map(|()| true),
         Bench::Import { runs } => import::run(root, runs),
         Bench::Staging { runs } => staging::run(root, runs),
+        Bench::Submit { runs, programs } => submit::run(root, runs, programs),
         Bench::Worker { job, argv } => worker::serve(&argv, job).map(|()| true),
     }
 }
 
 /// Programs as they would be shipped.
 fn build_release(root: &Path, packages: &[&str]) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = std::process::Command::new(cargo);
-    command.args(["build", "--release", "--locked"]).current_dir(root);
-    for package in packages {
-        command.args(["-p", package]);
-    }
-    anyhow::ensure!(command.status()?.success(), "{} cannot be built", packages.join(" and "));
+    build(root, &packages.iter().flat_map(|package| ["-p", package]).collect::<Vec<_>>())
+}
+
+/// An example of a package: what only a measurement needs.
+fn build_release_example(root: &Path, package: &str, example: &str) -> Result<()> {
+    build(root, &["-p", package, "--example", example])
+}
+
+fn build(root: &Path, what: &[&str]) -> Result<()> {
+    let mut command = crate::shell::cargo(root);
+    command.args(["build", "--release", "--locked"]).args(what);
+    anyhow::ensure!(command.status()?.success(), "{} cannot be built", what.join(" "));
     Ok(())
 }
 
