@@ -86,7 +86,7 @@ fn no_path_that_a_tenant_names_is_opened() {
         for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
             let is_digits = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-            assert!(is_digits || ["known", "spool"].contains(&name.as_str()), "{name}");
+            assert!(is_digits || ["known", "spool", "visits"].contains(&name.as_str()), "{name}");
             seen += 1;
             if entry.file_type().unwrap().is_dir() {
                 dirs.push(entry.path());
