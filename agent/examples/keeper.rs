@@ -10,7 +10,7 @@ use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::sha256;
 use ampoule_agent::job::{
     Caller, IdempotencyKey, Jobs, JobsError, Keep, Keeper, Means, Needs, Options, ShownToAll, Sources,
-    Submission, WatchedEvent,
+    Submission, Unwitnessed, WatchedEvent,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
@@ -50,6 +50,7 @@ fn main() -> Result<(), Failed> {
             registry_auth: BTreeMap::new(),
         },
         shown: Arc::new(ShownToAll),
+        witness: Arc::new(Unwitnessed),
         rules: Rules {
             capacity: Amount { cpu_millis: 1 << 30, memory_bytes: 1 << 50, disk_bytes: 1 << 50 },
             running,
@@ -70,7 +71,6 @@ fn main() -> Result<(), Failed> {
         },
         imports: 4,
         readers: 8,
-        settle: Duration::from_millis(500),
         drifted: false,
     };
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();

@@ -25,4 +25,4 @@ pub use front::Parts;
 pub use known::{ContentGate, Known};
 pub use limits::Limits;
 pub use server::{Listener, Server};
-pub use tls::{Tls, TlsError, TlsFiles};
+pub use tls::{NewTls, Tls, TlsError, TlsFiles};

@@ -5,15 +5,16 @@
 //!
 //! Not guaranteed: that whoever has the key and the disk cannot write another log. A checkpoint that was kept elsewhere shows that.
 
+mod disk;
 mod event;
 mod key;
 mod refusals;
 mod store;
 mod verify;
 
-pub use event::{Action, AuditEvent, Decision, EventError};
+pub use event::{Action, AuditEvent, Decision, EventError, OURSELVES};
 pub use key::LogKey;
-pub use refusals::Refusals;
+pub use refusals::{KINDS_MAX, Tally};
 use store::Store;
 pub use verify::{LogRefused, LogVerified, verify_log};
 

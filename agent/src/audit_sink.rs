@@ -1,7 +1,9 @@
-//! Where refused calls are told: the seam between what judges callers and the audit log.
+//! The seam between what judges and does calls and the audit log: the one way to an entry.
 
+use crate::audit::{AuditError, AuditEvent};
 use crate::job::Caller;
 use ampoule_spec::JobId;
+use futures_util::future::BoxFuture;
 
 /// Why a call was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,6 +12,8 @@ pub enum Refusal {
     Unidentified,
     /// The policy did not allow it.
     Denied,
+    /// It was allowed and written down, and then could not be done.
+    NotDone,
 }
 
 impl Refusal {
@@ -18,6 +22,7 @@ impl Refusal {
         match self {
             Self::Unidentified => "unidentified",
             Self::Denied => "denied",
+            Self::NotDone => "not done",
         }
     }
 }
@@ -43,10 +48,15 @@ pub struct Refused<'a> {
     pub reason: &'a str,
 }
 
-/// What refused calls are told to. It must not wait: it is called while a caller does.
-///
-/// A stranger decides how often it is called; whoever keeps what is told bounds it.
+/// What is told of calls.
 pub trait AuditSink: Send + Sync + 'static {
-    /// Takes one refused call.
+    /// Takes one refused call. It must not wait: it is called while a caller does. A stranger decides how often it is called;
+    /// whoever keeps what is told bounds it, and keeps it from the room of what [`AuditSink::write`] takes.
     fn record(&self, refused: &Refused<'_>);
+
+    /// Writes down what is about to be done. When it returns that is durable, and only then it may be done.
+    ///
+    /// # Errors
+    /// [`AuditError`]: it is not written down, and must not be done.
+    fn write<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>>;
 }

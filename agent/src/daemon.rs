@@ -16,6 +16,7 @@ pub mod metrics;
 mod notify;
 mod places;
 mod record;
+mod reload;
 mod services;
 mod vitals;
 

@@ -16,7 +16,8 @@ use crate::block::with_runtime;
 use crate::jobfile::split_tag;
 use crate::registry::{Access, Called, INDEX_TYPE, Piece, Purpose, Reference, SCHEME, Session, Source};
 use ampoule_spec::Sha256;
-use documents::{Document, EMPTY, referrers_tag, sha256_of, with_referrer};
+pub(crate) use documents::sha256_of;
+use documents::{Document, EMPTY, referrers_tag, with_referrer};
 use released::Released;
 use std::path::{Path, PathBuf};
 

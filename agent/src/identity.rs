@@ -16,6 +16,7 @@ pub use jwks::{Fetch, FetchKeys};
 pub use token::TokenError;
 
 use crate::job::{Caller, Means};
+use ampoule_spec::Sha256;
 use jwks::KeySet;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,8 +58,20 @@ pub struct Identities {
     known: RwLock<Arc<Directory>>,
 }
 
+/// What a file says of who is known, and is not in force yet.
+#[derive(Debug)]
+pub struct NewIdentities(Directory);
+
+impl NewIdentities {
+    /// SHA-256 of the file; none: there is none.
+    pub fn sha256(&self) -> Option<Sha256> {
+        self.0.sha256
+    }
+}
+
 #[derive(Debug)]
 struct Directory {
+    sha256: Option<Sha256>,
     file: IdentitiesFile,
     keys: BTreeMap<String, Arc<KeySet>>,
 }
@@ -85,9 +98,21 @@ impl Identities {
     /// # Errors
     /// As [`Identities::open`].
     pub fn reload(&self) -> Result<(), IdentitiesError> {
-        let new = Arc::new(Directory::read(&self.path, &self.fetch)?);
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.take(self.read()?);
         Ok(())
+    }
+
+    /// Reads the file as it is now; who is in it is not known yet.
+    ///
+    /// # Errors
+    /// As [`Identities::open`].
+    pub fn read(&self) -> Result<NewIdentities, IdentitiesError> {
+        Ok(NewIdentities(Directory::read(&self.path, &self.fetch)?))
+    }
+
+    /// Puts what was read in force.
+    pub fn take(&self, new: NewIdentities) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new.0);
     }
 
     fn known(&self) -> Arc<Directory> {
@@ -131,12 +156,12 @@ impl Identities {
 
 impl Directory {
     fn read(path: &Path, fetch: &Arc<dyn FetchKeys>) -> Result<Self, IdentitiesError> {
-        let file = IdentitiesFile::load(path)?;
+        let (file, sha256) = IdentitiesFile::read(path)?;
         let keys = file.tokens.iter().map(|issuer| {
             let keys = KeySet::new(issuer.jwks.clone(), Arc::clone(fetch));
             (issuer.issuer.clone(), Arc::new(keys))
         });
-        Ok(Self { keys: keys.collect(), file })
+        Ok(Self { keys: keys.collect(), file, sha256 })
     }
 }
 

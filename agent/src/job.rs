@@ -7,6 +7,8 @@ pub mod queue;
 mod service;
 pub mod state;
 
-pub use keeper::{Health, Keep, Keeper, KeeperError, Needs, Options, Shown, ShownToAll, Sources};
+pub use keeper::{
+    Health, Keep, Keeper, KeeperError, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness,
+};
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched, WatchedEvent};

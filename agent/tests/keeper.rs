@@ -8,19 +8,22 @@ use ampoule_agent::job::ledger::{self, Ledger};
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::Change;
 use ampoule_agent::job::{
-    Caller, Job, Jobs, Keep, Keeper, Needs, Options, ShownToAll, Sources, State, Submission, WatchedEvent,
+    Caller, End, Job, Jobs, Keep, Keeper, Needs, Options, ShownToAll, Sources, State, Submission,
+    Unwitnessed, WatchedEvent, Witness,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
 use ampoule_evidence::{Authority, Kind, PublicKey, TrustedKey, Verified, VerifyRequest, verify};
 use ampoule_ipc::Channel;
 use ampoule_spec::wire::Reply;
-use ampoule_spec::{Code, Failure, GitSigner, JobId, Name, Outcome, UnixNanos};
+use ampoule_spec::{Code, Failure, GitSigner, JobId, Name, Outcome, Sha256, UnixNanos};
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use jobs::{job_id, submission};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const WHOLE: Amount = Amount { cpu_millis: 4000, memory_bytes: 8 << 30, disk_bytes: 64 << 30 };
@@ -38,6 +41,7 @@ fn options(dir: &Path) -> Options {
             registry_auth: BTreeMap::new(),
         },
         shown: Arc::new(ShownToAll),
+        witness: Arc::new(Unwitnessed),
         rules: Rules {
             capacity: WHOLE,
             running: 4,
@@ -54,7 +58,6 @@ fn options(dir: &Path) -> Options {
         keep: Keep::default(),
         imports: 2,
         readers: 2,
-        settle: Duration::from_millis(50),
         drifted: false,
     }
 }
@@ -428,4 +431,54 @@ async fn jobs_that_wait_are_not_started_on_a_host_that_has_drifted() {
     assert!(keeper.health().launcher && keeper.get(&job_id(1)).unwrap().state == State::Queued);
     keeper.set_drifted(false);
     until("the job is started", || keeper.get(&job_id(1)).unwrap().state > State::Queued).await;
+}
+
+/// Writes ends down, or cannot.
+#[derive(Debug, Default)]
+struct Hears {
+    cannot: AtomicBool,
+    asked: Mutex<Vec<(JobId, Sha256, bool)>>,
+}
+
+impl Witness for Hears {
+    fn ends<'a>(&'a self, job: &'a Job, end: &'a End) -> BoxFuture<'a, Result<(), String>> {
+        let cannot = self.cannot.load(Ordering::SeqCst);
+        self.asked.lock().unwrap().push((job.id.clone(), end.attestation, cannot));
+        Box::pin(std::future::ready(if cannot { Err("no space".to_owned()) } else { Ok(()) }))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_has_not_ended_before_its_end_is_written_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let hears = Arc::new(Hears::default());
+    hears.cannot.store(true, Ordering::SeqCst);
+    let with = || Options { witness: hears.clone(), ..options(dir.path()) };
+    let mut keeper = Keeper::open(with()).unwrap();
+    keeper.submit(submission(1)).await.unwrap();
+    keeper.cancel(&job_id(1), &caller(), "").await.unwrap();
+    let asked = || hears.asked.lock().unwrap().len();
+    for restart in 0..2 {
+        let more = asked() + 2;
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while asked() < more {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("nobody is asked");
+        assert_eq!(keeper.get(&job_id(1)).unwrap().state, State::Attesting, "restart {restart}");
+        assert_eq!(keeper.health().stuck, [job_id(1)]);
+        if restart == 0 {
+            keeper.close().await;
+            keeper = Keeper::open(with()).unwrap();
+        }
+    }
+    hears.cannot.store(false, Ordering::SeqCst);
+    let (job, _) = finished(&keeper, &job_id(1)).await;
+    attested(&keeper, &job);
+    let asked = hears.asked.lock().unwrap();
+    let end = job.end.unwrap();
+    assert!(asked.iter().all(|(id, sha256, _)| (id, sha256) == (&job.id, &end.attestation)), "{asked:?}");
+    assert_eq!(asked.iter().filter(|(_, _, cannot)| !cannot).count(), 1);
 }

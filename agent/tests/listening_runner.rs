@@ -81,6 +81,10 @@ fn connection_knows_all_jobs_and_forgets_what_is_gone() {
     let refused = runner.admit(&job(), std::os::fd::AsFd::as_fd(&file)).unwrap_err();
     assert!(matches!(refused, RunnerError::Refused { code: Code::JobInvalid, .. }), "{refused}");
     assert_eq!(runner.jobs().unwrap(), Vec::new());
+    for _ in 0..2 {
+        assert!(listener.connect().unwrap().fence(&job()).unwrap());
+    }
+    assert_eq!((runner.jobs().unwrap(), runner.job(&job()).unwrap()), (Vec::new(), None));
 }
 
 #[test]

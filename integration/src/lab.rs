@@ -366,14 +366,19 @@ impl Live<'_> {
 
     /// Waits until its standard error holds a text.
     pub(crate) fn until_says(&mut self, text: &str) -> Result<()> {
+        self.until_says_times(text, 1)
+    }
+
+    /// The same of what it says so often.
+    pub(crate) fn until_says_times(&mut self, text: &str, times: usize) -> Result<()> {
         let stderr = self.stderr.clone();
         let said = || String::from_utf8_lossy(&fs::read(&stderr).unwrap_or_default()).into_owned();
         let mut ended = false;
         procs::eventually(PATIENCE, text, || {
             ended = !self.is_running();
-            ended || said().contains(text)
+            ended || said().matches(text).count() >= times
         })?;
-        ensure!(said().contains(text), "it ended and never said {text:?}: {}", said());
+        ensure!(said().matches(text).count() >= times, "it ended and never said {text:?}: {}", said());
         Ok(())
     }
 

@@ -5,13 +5,16 @@
 //! again. A directory begins as that of a slot and gets the job's name when there is a job. A lock on it is held by
 //! the supervisor as long as it lives.
 
+pub(crate) mod fence;
+
 use crate::readers;
 use crate::record::Record;
 use ampoule_journal::{Reader, Writer};
 use ampoule_sandbox::fault;
 use ampoule_spec::{JobId, REPORT_BYTES_MAX, SlotId};
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, openat, renameat_with,
+    unlinkat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -180,7 +183,16 @@ impl State {
 
     /// The ids of all jobs that have a directory, oldest first: they begin with their time.
     pub(crate) fn jobs(&self) -> io::Result<Vec<JobId>> {
-        let mut ids: Vec<_> = self.names()?.iter().filter_map(|name| JobId::parse(name).ok()).collect();
+        self.ids(|kind| kind != FileType::RegularFile)
+    }
+
+    fn ids(&self, wanted: impl Fn(FileType) -> bool) -> io::Result<Vec<JobId>> {
+        let mut ids = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.jobs)? {
+            let entry = entry?;
+            let id = entry.file_name().to_str().ok().and_then(|name| JobId::parse(name).ok());
+            ids.extend(id.filter(|_| wanted(entry.file_type())));
+        }
         ids.sort_unstable();
         Ok(ids)
     }
@@ -221,12 +233,7 @@ impl State {
 
     /// A job's list.
     pub(crate) fn read_kept(&self, job: &JobId, limit: u64) -> io::Result<Vec<u8>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut bytes = Vec::new();
-        File::from(openat(&self.kept, job.as_str(), flags, Mode::empty())?)
-            .take(limit)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
+        read_bounded(&self.kept, job.as_str(), limit)
     }
 
     /// Removes a job's list.
@@ -294,6 +301,13 @@ fn names_in(dir: &OwnedFd) -> io::Result<Vec<String>> {
         names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
     }
     Ok(names)
+}
+
+fn read_bounded(dir: &OwnedFd, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut bytes = Vec::new();
+    File::from(openat(dir, name, flags, Mode::empty())?).take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn exists(dir: &OwnedFd, path: &str) -> bool {
@@ -430,10 +444,7 @@ impl JobDir {
 
     /// Reads a file of the directory, bounded.
     pub(crate) fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut bytes = Vec::new();
-        File::from(openat(&self.dir, name, flags, Mode::empty())?).take(limit).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        read_bounded(&self.dir, name, limit)
     }
 
     /// What stands in the events so far. What a crash has cut off at the end is left out.

@@ -2,12 +2,12 @@
 
 use crate::admission::{Refusal, chain, refuse};
 use crate::clock::Moment;
-use crate::jobdir::State;
+use crate::jobdir::{State, fence};
 use crate::kept;
 use crate::recovery::{self, Found};
 use ampoule_spec::wire::{JOBS_PAGE_MAX, ListedJob, Reply};
 use ampoule_spec::{Code, JobId};
-use std::io::{Error, ErrorKind};
+use std::io::Error;
 use std::time::Duration;
 
 fn internal(error: &Error) -> Refusal {
@@ -46,7 +46,7 @@ fn look_at(state: &State, id: JobId) -> Result<Option<ListedJob>, Refusal> {
     }
     match state.is_held(id.as_str()) {
         Ok(alive) => Ok(listed(alive, true)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if recovery::is_no_job(&error) => Ok(None),
         Err(error) => Err(internal(&error)),
     }
 }
@@ -56,13 +56,18 @@ const PARTING_LIMIT: Duration = Duration::from_secs(2);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// Sees to it that a job is never admitted, unless it has a directory.
+pub(crate) fn fence(state: &State, job: &JobId) -> Result<Reply, Refusal> {
+    fence::fence(state, job).map(|never| Reply::Fenced { never }).map_err(|e| internal(&e))
+}
+
 /// Removes a job that is reported and not alive. One that has no directory is forgotten already: whoever asks may have
 /// died between the answer and noting it down.
 pub(crate) fn forget(state: &State, job: &JobId) -> Result<Reply, Refusal> {
     let until = Moment::now().after(PARTING_LIMIT);
     let held = loop {
         match state.open_idle(job.as_str()) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reply::Forgotten),
+            Err(error) if recovery::is_no_job(&error) => return Ok(Reply::Forgotten),
             Err(error) => return Err(internal(&error)),
             Ok(Some(held)) => break Some(held),
             Ok(None) => {}

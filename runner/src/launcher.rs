@@ -1,6 +1,7 @@
 //! The launcher: one connection, one request at a time, any number of jobs, one supervisor for each.
 
 use crate::admission::{self, Admitted, Refusal, refuse};
+use crate::duty::Duty;
 use crate::facts::Facts;
 use crate::holdings::Holdings;
 use crate::jobdir::{JobLock, State};
@@ -18,7 +19,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// The most jobs at a time on one connection.
@@ -53,6 +54,7 @@ struct Launcher {
     channel: Channel,
     /// As the session of a listener: jobs are not the connection's.
     agent: Option<Agent>,
+    duty: Duty,
     /// The client has closed the connection: what runs is seen to its end, nothing is begun.
     is_closing: bool,
     pool: Pool,
@@ -64,7 +66,7 @@ struct Launcher {
 }
 
 /// Serves requests until the client closes the connection and the last job of the connection's has ended.
-pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
+pub(crate) fn serve(options: Options, channel: Channel, duty: Duty) -> Result<(), String> {
     let state = open_state(&options)?;
     let store = Store::open(&state.store, import::owner(), ampoule_store::Limits::default())
         .map_err(|e| admission::chain(&e))?;
@@ -76,6 +78,7 @@ pub(crate) fn serve(options: Options, channel: Channel) -> Result<(), String> {
         profiles: Profiles::new(options.profiles),
         channel,
         agent: options.agent,
+        duty,
         is_closing: false,
         pool: if options.agent.is_some() { Pool::shy(options.pool) } else { Pool::new(options.pool) },
         running: Vec::new(),
@@ -101,6 +104,19 @@ pub(crate) fn open_state(options: &Options) -> Result<State, String> {
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// How long nothing may be heard of running jobs before the next sandbox is made.
 const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Whether only the host's root may do that.
+fn needs_root(request: &Request) -> bool {
+    // Whose a tree is, is judged by what this process is. Root of a user namespace would find others' damaged.
+    !matches!(
+        request,
+        Request::StoreStat
+            | Request::StoreList { .. }
+            | Request::Forget { .. }
+            | Request::Fence { .. }
+            | Request::Jobs { .. }
+    )
+}
 
 /// The most bytes of a refusal's text: some of it may be the client's own.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
@@ -161,9 +177,12 @@ impl Launcher {
         let limit = if self.running.is_empty() { NOW } else { QUIET };
         let sources = match !self.is_closing && self.pool.wants_more() {
             true => self.wait(Some(&limit))?,
-            false => self.wait(None)?,
+            false => self.wait(self.duty.patience().as_ref())?,
         };
-        if sources.is_empty() {
+        if sources.is_empty() && self.duty == Duty::Desk {
+            // Somebody else may want this place.
+            self.is_closing = true;
+        } else if sources.is_empty() {
             self.pool.make_one(&self.state, &self.store, &mut self.profiles);
         }
         for source in sources {
@@ -221,12 +240,8 @@ impl Launcher {
 
     fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, Refusal> {
         let mut descriptors = descriptors.into_iter();
-        // Whose a tree is, is judged by what this process is. Root of a user namespace would find others' damaged.
-        let needs_root = !matches!(
-            request,
-            Request::StoreStat | Request::StoreList { .. } | Request::Forget { .. } | Request::Jobs { .. }
-        );
-        if needs_root {
+        self.duty.demand(&request)?;
+        if needs_root(&request) {
             admission::demand_host_root()?;
         }
         match request {
@@ -249,7 +264,9 @@ impl Launcher {
                 let imported = import::import(&self.store, &mut self.holdings, &content, source, proof)?;
                 Ok(Some(Reply::Imported(imported)))
             }
-            Request::Open(content) => self.open(&content),
+            Request::Open(content) => {
+                store_requests::open(&self.store, &mut self.holdings, &self.channel, &content)
+            }
             Request::Demand { profile, user, limits } => {
                 admission::possible(&profile, user, &limits, &mut self.profiles)?;
                 Ok(Some(Reply::Possible))
@@ -273,6 +290,7 @@ impl Launcher {
             Request::Doctor { profile } => self.doctor(&profile).map(Some),
             Request::Jobs { after, only } => self.jobs(after.as_ref(), only).map(Some),
             Request::Forget { job } => self.forget(&job).map(Some),
+            Request::Fence { job } => self.fence(&job).map(Some),
             Request::StoreStat => store_requests::stat(&self.state, &self.store, self.swept).map(Some),
             Request::StoreList { after, named } => {
                 store_requests::list(&self.store, after, named.as_deref()).map(Some)
@@ -286,11 +304,18 @@ impl Launcher {
         }
     }
 
+    fn demand_listening(&self) -> Result<(), Refusal> {
+        let text = "only a launcher that listens knows of jobs that are not the connection's";
+        self.agent.map(drop).ok_or_else(|| refuse(Code::JobInvalid, text))
+    }
+
+    fn fence(&self, job: &JobId) -> Result<Reply, Refusal> {
+        self.demand_listening()?;
+        jobs::fence(&self.state, job)
+    }
+
     fn jobs(&self, after: Option<&JobId>, only: Option<JobId>) -> Result<Reply, Refusal> {
-        if self.agent.is_none() {
-            let text = "only a launcher that listens knows of jobs that are not the connection's";
-            return Err(refuse(Code::JobInvalid, text));
-        }
+        self.demand_listening()?;
         match only {
             Some(job) => jobs::one(&self.state, job),
             None => jobs::list(&self.state, after),
@@ -308,35 +333,6 @@ impl Launcher {
         self.state.forget(job.as_str()).map_err(|e| refuse(Code::Internal, admission::chain(&e)))?;
         self.held.remove(job);
         Ok(Reply::Forgotten)
-    }
-
-    /// Passes on a descriptor of what the store has by this digest, and answers.
-    fn open(&mut self, content: &Content) -> Result<Option<Reply>, Refusal> {
-        let is_file = match content {
-            Content::File { sha256: Some(_), .. } => true,
-            Content::Directory { tree: Some(_), .. } => false,
-            _ => {
-                return Err(refuse(
-                    Code::JobInvalid,
-                    "only files and directories are opened, by their digest",
-                ));
-            }
-        };
-        let failed = |e: &ampoule_store::StoreError| refuse(e.code(), admission::chain(e));
-        let Some(content) = self.store.like(content).map_err(|e| failed(&e))? else {
-            return Ok(Some(Reply::Opened { found: false }));
-        };
-        // Held as what is announced is: nobody collects it while it is read.
-        let Some(needed) = self.holdings.take(&self.store, &content, ReadPolicy::default())? else {
-            return Ok(Some(Reply::Opened { found: false }));
-        };
-        let own = needed.first().ok_or_else(|| refuse(Code::Internal, "a content without an object"))?;
-        let lease = self.holdings.used(own, "what is opened".to_owned(), 1)?.lease;
-        let opened = lease.open(is_file).map_err(|e| failed(&e))?;
-        match self.channel.send(&Reply::Opened { found: true }, &[opened.as_fd()]) {
-            Ok(()) | Err(IpcError::Closed) => Ok(None),
-            Err(error) => Err(refuse(Code::Internal, admission::chain(&error))),
-        }
     }
 
     fn doctor(&mut self, profile: &Name) -> Result<Reply, Refusal> {

@@ -10,7 +10,8 @@ mod socket;
 use crate::admission;
 use crate::clock::Moment;
 use crate::control;
-use crate::jobdir::{Office, State};
+use crate::duty::Duty;
+use crate::jobdir::{Office, State, fence};
 use crate::launcher::{self, Agent, Options};
 use crate::quarantine;
 use crate::recovery;
@@ -30,8 +31,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-/// The most sessions at a time.
-const SESSIONS_MAX: usize = 16;
+/// The most sessions at a time that do whatever they are asked.
+const SESSIONS_MAX: usize = 12;
+/// The most sessions beside them, which answer at once or not at all: of jobs they list, fence and forget.
+const DESKS_MAX: usize = 4;
 /// The most connections that are accepted before anything else is looked at.
 const ACCEPTS_MAX: usize = 32;
 /// How long nobody is accepted after the kernel could not, at first and at most.
@@ -60,6 +63,7 @@ pub(crate) fn listen(options: &Options, path: Option<&Path>) -> Result<(), Strin
     set_child_subreaper(Some(getpid())).map_err(|e| format!("supervisors cannot be adopted: {e}"))?;
     // Whoever connects finds that every job is alive or reported.
     quarantine::recheck();
+    fence::lift(&state);
     recovery::scavenge(&state, true);
     drop(state);
     let socket = match (path, manager.take_socket()) {
@@ -145,7 +149,7 @@ struct Listener<'a> {
     /// None once it was told to stop.
     socket: Option<Listening>,
     signals: SignalFd,
-    sessions: Vec<Child>,
+    sessions: Vec<(Child, Duty)>,
     /// Whoever sees to what the dead have left.
     scavenger: Option<Child>,
     /// Whether somebody has died since that began.
@@ -210,7 +214,7 @@ impl Listener<'_> {
                 self.scavenger = None;
                 continue;
             }
-            self.sessions.retain(|session| session.pid != reaped.pid);
+            self.sessions.retain(|(session, _)| session.pid != reaped.pid);
             self.is_dirty = true;
         }
     }
@@ -236,6 +240,16 @@ impl Listener<'_> {
         }
     }
 
+    /// What the next session is for, if there may be one: jobs can be asked for, fenced and forgotten however many others
+    /// work.
+    fn duty(&self) -> Option<Duty> {
+        let count = |of: Duty| self.sessions.iter().filter(|(_, duty)| *duty == of).count();
+        if count(Duty::Anything) < SESSIONS_MAX {
+            return Some(Duty::Anything);
+        }
+        (count(Duty::Desk) < DESKS_MAX).then_some(Duty::Desk)
+    }
+
     /// Begins a session, if the peer may have one.
     fn begin(&mut self, connection: OwnedFd) {
         // Who is somebody else is not told anything.
@@ -243,15 +257,16 @@ impl Listener<'_> {
         if !control::peer(&connection).is_ok_and(|uid| [0, own, self.agent.uid].contains(&uid)) {
             return;
         }
-        if self.sessions.len() >= SESSIONS_MAX {
-            return refuse(connection, format!("{SESSIONS_MAX} connections are open already; close one"));
-        }
+        let Some(duty) = self.duty() else {
+            let text = format!("{} connections are open already; close one", SESSIONS_MAX + DESKS_MAX);
+            return refuse(connection, text);
+        };
         let channel = Channel::new(connection);
         let options = self.options;
         let started = fork(channel.as_fd(), || {
             fault::role("launcher");
             let Ok(connection) = channel.as_fd().try_clone_to_owned() else { return 70 };
-            match launcher::serve(options.clone(), Channel::new(connection)) {
+            match launcher::serve(options.clone(), Channel::new(connection), duty) {
                 Ok(()) => 0,
                 Err(reason) => {
                     eprintln!("ampoule-runner: {reason}");
@@ -260,7 +275,7 @@ impl Listener<'_> {
             }
         });
         match started {
-            Ok(session) => self.sessions.push(session),
+            Ok(session) => self.sessions.push((session, duty)),
             Err(error) => {
                 let text = format!("a session cannot be started: {error}");
                 let _ = channel.send(&Reply::Refused { code: Code::AdmissionBusy, message: text }, &[]);

@@ -9,6 +9,7 @@ mod admission;
 mod clock;
 mod control;
 mod doctor;
+mod duty;
 mod environment;
 mod facts;
 #[cfg(feature = "faults")]
@@ -40,6 +41,7 @@ mod store_requests;
 mod supervisor;
 
 use ampoule_ipc::Channel;
+use duty::Duty;
 use options::Command;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(64);
             };
             prepare();
-            launcher::serve(options, Channel::new(socket))
+            launcher::serve(options, Channel::new(socket), Duty::Anything)
         }
         Command::Listen { options, socket } => {
             prepare();

@@ -66,10 +66,15 @@ pub(crate) enum Found {
     Nothing,
 }
 
+/// Whether that is because the job has no directory, or can never have one.
+pub(crate) fn is_no_job(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
 /// Sees that a job which nobody holds has its report, whatever its supervisor came to.
 pub(crate) fn settle(state: &State, job: &JobId) -> Found {
     match state.open_idle(job.as_str()) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Nothing,
+        Err(error) if is_no_job(&error) => Found::Nothing,
         Err(_) => Found::Unreported,
         Ok(None) => Found::Alive,
         Ok(Some((dir, _lock))) => match dir.record() {

@@ -1,12 +1,15 @@
 //! What an operator asks of the store.
 
 use crate::admission::{Refusal, chain, refuse};
+use crate::holdings::Holdings;
 use crate::jobdir::State;
 use crate::kept;
+use ampoule_ipc::{Channel, IpcError};
 use ampoule_sandbox::fault;
-use ampoule_spec::wire::Reply;
+use ampoule_spec::wire::{Content, Reply};
 use ampoule_spec::{Blake3, Code, Collect, ReadPolicy, StoreStat};
 use ampoule_store::{Budget, Checked, Limits, Store, StoreError};
+use std::os::fd::AsFd;
 
 /// So many objects in one message: each with eight names of contents has less than 1.5 KiB.
 const PAGE: usize = 40;
@@ -60,4 +63,34 @@ pub(crate) fn collect(state: &State, store: &Store, wanted: &Collect) -> Result<
         })
     };
     store.collect(wanted, &kept, now, &mut point).map(Reply::StoreCollected).map_err(|e| failed(&e))
+}
+
+/// Passes on a descriptor of what the store has by this digest, and answers.
+pub(crate) fn open(
+    store: &Store,
+    holdings: &mut Holdings,
+    channel: &Channel,
+    content: &Content,
+) -> Result<Option<Reply>, Refusal> {
+    let is_file = match content {
+        Content::File { sha256: Some(_), .. } => true,
+        Content::Directory { tree: Some(_), .. } => false,
+        _ => {
+            return Err(refuse(Code::JobInvalid, "only files and directories are opened, by their digest"));
+        }
+    };
+    let Some(content) = store.like(content).map_err(|e| failed(&e))? else {
+        return Ok(Some(Reply::Opened { found: false }));
+    };
+    // Held as what is announced is: nobody collects it while it is read.
+    let Some(needed) = holdings.take(store, &content, ReadPolicy::default())? else {
+        return Ok(Some(Reply::Opened { found: false }));
+    };
+    let own = needed.first().ok_or_else(|| refuse(Code::Internal, "a content without an object"))?;
+    let lease = holdings.used(own, "what is opened".to_owned(), 1)?.lease;
+    let opened = lease.open(is_file).map_err(|e| failed(&e))?;
+    match channel.send(&Reply::Opened { found: true }, &[opened.as_fd()]) {
+        Ok(()) | Err(IpcError::Closed) => Ok(None),
+        Err(error) => Err(refuse(Code::Internal, chain(&error))),
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::policy::{Decision, Policy, PolicyError};
 use super::question::{Action, Question};
+use crate::audit::{AuditError, AuditEvent};
 use crate::audit_sink::{AuditSink, Refusal, Refused};
 use crate::job::{Caller, Job};
 use ampoule_spec::JobId;
@@ -46,9 +47,21 @@ impl Desk {
     /// # Errors
     /// As [`Policy::load`].
     pub fn reload(&self) -> Result<(), PolicyError> {
-        let policy = Arc::new(Policy::load(&self.dir)?);
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        self.take(self.read()?);
         Ok(())
+    }
+
+    /// Reads the policy as it is in its directory now; it is not in force yet.
+    ///
+    /// # Errors
+    /// As [`Policy::load`].
+    pub fn read(&self) -> Result<Policy, PolicyError> {
+        Policy::load(&self.dir)
+    }
+
+    /// Puts a policy in force.
+    pub fn take(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     fn policy(&self) -> Arc<Policy> {
@@ -65,17 +78,41 @@ impl Desk {
                 reason
             }
         };
+        self.refused(Refusal::Denied, question, scene, job, &reason);
+        false
+    }
+
+    /// Writes down what is about to be done. When it returns that is durable, and only then it may be done.
+    ///
+    /// # Errors
+    /// [`AuditError`]: it must not be done.
+    pub async fn write(&self, event: &AuditEvent) -> Result<(), AuditError> {
+        self.audit.write(event).await
+    }
+
+    /// Tells the audit log of a call that was allowed and written down, and then was not done.
+    pub fn not_done(&self, question: &Question<'_>, scene: Scene<'_>, job: Option<&JobId>, reason: &str) {
+        self.refused(Refusal::NotDone, question, scene, job, reason);
+    }
+
+    fn refused(
+        &self,
+        refusal: Refusal,
+        question: &Question<'_>,
+        scene: Scene<'_>,
+        job: Option<&JobId>,
+        reason: &str,
+    ) {
         self.audit.record(&Refused {
-            refusal: Refusal::Denied,
+            refusal,
             peer: scene.peer,
             caller: Some(question.caller),
             call: scene.call,
             action: Some(question.action.as_str()),
             project: question.project,
             job,
-            reason: &reason,
+            reason,
         });
-        false
     }
 
     /// Whether the policy would allow it, for an answer that says more to some. A no is told to nobody: it was not asked for.

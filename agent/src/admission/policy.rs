@@ -1,7 +1,9 @@
 //! One policy: Rego files and data, evaluated by `regorus` within a time.
 
 use super::question::Question;
+use crate::export::sha256_of;
 use crate::files::read_operators;
+use ampoule_spec::Sha256;
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 use std::num::NonZeroU32;
@@ -50,6 +52,7 @@ pub enum Decision {
 #[derive(Clone)]
 pub struct Policy {
     engine: Engine,
+    sha256: Sha256,
 }
 
 impl std::fmt::Debug for Policy {
@@ -65,6 +68,7 @@ impl Policy {
     /// [`PolicyError`]: a file that cannot be read or is no policy; a policy without `data.ampoule.authz.allow`, or one that
     /// allows a question without a caller.
     pub fn load(dir: &Path) -> Result<Self, PolicyError> {
+        let mut all = Vec::new();
         let mut engine = Engine::new();
         engine.set_strict_builtin_errors(true);
         engine.set_execution_timer_config(ExecutionTimerConfig {
@@ -78,14 +82,16 @@ impl Policy {
         for path in &files {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let text = text(path)?;
+            note(&mut all, &name, &text);
             engine.add_policy(name, text).map_err(|e| PolicyError::new(path, first_lines(&e)))?;
         }
         let data = dir.join("data.json");
         if data.exists() {
             let text = text(&data)?;
+            note(&mut all, "data.json", &text);
             engine.add_data_json(&text).map_err(|e| PolicyError::new(&data, first_lines(&e)))?;
         }
-        let mut policy = Self { engine };
+        let mut policy = Self { engine, sha256: sha256_of(&all) };
         match policy.engine.eval_rule(ENTRY.to_owned()) {
             Ok(Value::Bool(true)) => {
                 let reason = format!("{ENTRY} allows a question without a caller, and so everything");
@@ -94,6 +100,11 @@ impl Policy {
             Ok(_) => Ok(policy),
             Err(e) => Err(PolicyError::new(dir, format!("{ENTRY} cannot be asked: {}", first_lines(&e)))),
         }
+    }
+
+    /// SHA-256 of its files in their order, each as its name, a zero byte, its length as eight bytes, the first the lowest, and its text.
+    pub fn sha256(&self) -> Sha256 {
+        self.sha256
     }
 
     /// Asks the policy.
@@ -116,6 +127,14 @@ impl Policy {
             Err(e) => Decision::Failed(first_lines(&e)),
         }
     }
+}
+
+/// Adds a file to what the policy's digest is of.
+fn note(all: &mut Vec<u8>, name: &str, text: &str) {
+    all.extend_from_slice(name.as_bytes());
+    all.push(0);
+    all.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    all.extend_from_slice(text.as_bytes());
 }
 
 /// The policy's files in the order of their names.

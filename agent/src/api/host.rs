@@ -3,6 +3,7 @@
 use super::error::ApiError;
 use super::known::Known;
 use crate::admission::{Action, Desk, Question};
+use crate::audit;
 use crate::job::Jobs;
 use ampoule_proto::v1 as wire;
 use ampoule_proto::v1::host_service_server::{HostService, HostServiceServer};
@@ -51,9 +52,10 @@ pub fn service<J: Jobs, H: Host>(
 }
 
 impl<J: Jobs, H: Host> HostRpc<J, H> {
-    fn ask<T>(&self, request: &Request<T>, action: Action) -> Result<(), ApiError> {
+    fn ask<T>(&self, request: &Request<T>, action: Action) -> Result<Known, ApiError> {
         let known = Known::of(request.extensions())?;
-        known.ask(&self.desk, &Question::host(&known.caller, action), None)
+        known.ask(&self.desk, &Question::host(&known.caller, action), None)?;
+        Ok(known)
     }
 }
 
@@ -90,8 +92,10 @@ impl<J: Jobs, H: Host> HostService for HostRpc<J, H> {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainResponse>, Status> {
-        self.ask(&request, Action::Drain)?;
+        let known = self.ask(&request, Action::Drain)?;
         let request = request.get_ref();
+        let entry = known.entry(audit::Action::Drained).with("drain", request.drain.to_string());
+        known.write(&self.desk, &entry.with("cancel_queued", request.cancel_queued.to_string())).await?;
         let (running, queued) =
             self.jobs.drain(request.drain, request.cancel_queued).await.map_err(ApiError::from)?;
         Ok(Response::new(wire::DrainResponse { running, queued }))

@@ -4,9 +4,10 @@ use super::error::ApiError;
 use super::known::Known;
 use super::{show, submit};
 use crate::admission::{Action, Desk, Question};
+use crate::audit;
 use crate::content::{Contents, Importer, content_ref};
 use crate::inputs::sha256_of;
-use crate::job::{Caller, Job, Jobs, JobsError, Means, State, Wanted};
+use crate::job::{Caller, Job, Jobs, JobsError, Means, State, Submission, Submitted, Wanted};
 use ampoule_proto::v1 as wire;
 use ampoule_proto::v1::job_service_server::{JobService, JobServiceServer};
 use ampoule_spec::{Code, JobId, JobSpec, Name, OutputName};
@@ -130,6 +131,34 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         Ok(job)
     }
 
+    /// Writes down that something of a job is read, or is to happen to it.
+    async fn write(
+        &self,
+        known: &Known,
+        action: audit::Action,
+        job: &Job,
+        detail: &[(&str, &str)],
+    ) -> Result<()> {
+        let entry = known.entry(action);
+        let mut entry = detail.iter().fold(entry, |entry, (name, text)| entry.with(name, text));
+        (entry.project, entry.job) = (Some(job.project.clone()), Some(job.id.clone()));
+        known.write(&self.desk, &entry).await
+    }
+
+    /// Writes down that a job is taken, and has it taken.
+    async fn take(&self, known: &Known, submission: Submission) -> Result<Submitted> {
+        let (id, project) = (submission.spec.id.clone(), submission.project.clone());
+        let request = submission.request.to_string();
+        let mut entry = known.entry(audit::Action::JobSubmitted).with("request", request);
+        (entry.project, entry.job) = (Some(project.clone()), Some(id.clone()));
+        known.write(&self.desk, &entry).await?;
+        self.jobs.submit(submission).await.map_err(|error| {
+            let question = Question::project(&known.caller, Action::Submit, project.as_str());
+            self.desk.not_done(&question, known.scene(), Some(&id), error.code.as_str());
+            error.into()
+        })
+    }
+
     fn shown(&self, job: &Job) -> wire::Job {
         shown(self.jobs.as_ref(), job)
     }
@@ -141,8 +170,9 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
     ) -> Result<wire::SubmitJobResponse> {
         let submission = submit::submission(request, &known.caller)?;
         known.ask(&self.desk, &Question::submission(&submission), None)?;
-        // A job that is there already needs its content no more.
-        if self.jobs.submitted(&submission.caller, &submission.key).is_none() {
+        // A job that is there already needs its content no more, and is submitted no second time.
+        let is_new = self.jobs.submitted(&submission.caller, &submission.key).is_none();
+        if is_new {
             let lacks = self.uploads.missing(&submission.project, &submission.spec).await?;
             if !lacks.is_empty() {
                 let text = "content that the job names was not uploaded to the project";
@@ -150,7 +180,10 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
                 return Err(ApiError { lacks, ..ApiError::new(Code::ContentMissing, text) });
             }
         }
-        let submitted = self.jobs.submit(submission).await?;
+        let submitted = match is_new {
+            true => self.take(known, submission).await?,
+            false => self.jobs.submit(submission).await?,
+        };
         let job = Some(self.shown(&submitted.job));
         Ok(wire::SubmitJobResponse { job, attached: submitted.attached })
     }
@@ -181,13 +214,16 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         .await
     }
 
-    fn watch(
+    async fn watch(
         &self,
         known: &Known,
         request: &wire::WatchJobRequest,
     ) -> Result<BoxStream<wire::WatchJobResponse>> {
         let id = job_id(&request.job_id)?;
-        self.job_for(known, &id, Action::Read)?;
+        let job = self.job_for(known, &id, Action::Read)?;
+        if request.logs {
+            self.write(known, audit::Action::LogsRead, &job, &[]).await?;
+        }
         let watched = self.jobs.watch(&id, request.after_cursor, request.logs, request.follow)?;
         let jobs = Arc::clone(&self.jobs);
         let told = watched.filter_map(move |watched| {
@@ -209,7 +245,8 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         if request.reason.len() > REASON_BYTES_MAX {
             return Err(ApiError::field("reason", format!("at most {REASON_BYTES_MAX} bytes")));
         }
-        self.job_for(known, &id, Action::Cancel)?;
+        let job = self.job_for(known, &id, Action::Cancel)?;
+        self.write(known, audit::Action::JobCancelled, &job, &[("reason", &request.reason)]).await?;
         let job = self.jobs.cancel(&id, &known.caller, &request.reason).await?;
         Ok(wire::CancelJobResponse { job: Some(self.shown(&job)) })
     }
@@ -220,9 +257,10 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         request: wire::GetAttestationRequest,
     ) -> Result<wire::GetAttestationResponse> {
         let id = job_id(&request.job_id)?;
-        self.job_for(known, &id, Action::Evidence)?;
+        let job = self.job_for(known, &id, Action::Evidence)?;
         let jobs = Arc::clone(&self.jobs);
         let evidence = blocking(move || Ok(jobs.evidence(&id)?)).await?;
+        self.write(known, audit::Action::EvidenceRead, &job, &[]).await?;
         let files = evidence.files.into_iter().map(|(name, data)| wire::EvidenceFile { name, data });
         Ok(wire::GetAttestationResponse { files: files.collect(), public_key_pem: evidence.public_key })
     }
@@ -234,13 +272,14 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
     ) -> Result<BoxStream<wire::DownloadOutputResponse>> {
         let id = job_id(&request.job_id)?;
         let output = OutputName::parse(&request.output).map_err(|e| ApiError::field("output", e))?;
-        self.job_for(known, &id, Action::Download)?;
-        let jobs = Arc::clone(&self.jobs);
-        let (file, length) = blocking(move || Ok(jobs.open_output(&id, output.as_str())?)).await?;
+        let job = self.job_for(known, &id, Action::Download)?;
+        let (jobs, name) = (Arc::clone(&self.jobs), output.clone());
+        let (file, length) = blocking(move || Ok(jobs.open_output(&id, name.as_str())?)).await?;
         let mut offset = request.offset;
         if offset > length {
             return Err(ApiError::field("offset", format!("beyond the end: there are {length} bytes")));
         }
+        self.write(known, audit::Action::OutputsRead, &job, &[("output", output.as_str())]).await?;
         let cannot = |e: std::io::Error| ApiError::new(Code::Internal, format!("an output: {e}"));
         let mut file = tokio::fs::File::from_std(file);
         file.seek(std::io::SeekFrom::Start(offset)).await.map_err(cannot)?;
@@ -334,7 +373,7 @@ impl<J: Jobs, U: Uploads> JobService for JobRpc<J, U> {
         request: Request<wire::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let known = Known::of(request.extensions())?;
-        Ok(Response::new(self.watch(&known, request.get_ref())?))
+        Ok(Response::new(self.watch(&known, request.get_ref()).await?))
     }
 
     async fn cancel_job(

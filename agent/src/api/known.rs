@@ -2,11 +2,16 @@
 
 use super::error::ApiError;
 use crate::admission::{Action, Desk, Question, Scene};
+use crate::audit;
 use crate::content::Gate;
 use crate::job::Caller;
 use ampoule_spec::{Code, JobId, Name};
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::{Extensions, Status};
+
+/// When to ask again after the audit log could not be written.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// A call whose caller is known. It stands in the request's extensions.
 #[derive(Debug, Clone)]
@@ -32,6 +37,22 @@ impl Known {
     /// For the desk.
     pub fn scene(&self) -> Scene<'_> {
         Scene { peer: &self.peer, call: &self.call }
+    }
+
+    /// An entry of the audit log about what the call is about to do.
+    pub fn entry(&self, action: audit::Action) -> audit::AuditEvent {
+        let event = audit::AuditEvent::now(action, self.caller.subject.clone());
+        event.with("peer", &self.peer).with("call", &self.call)
+    }
+
+    /// Writes down what the call is about to do. When it returns that is durable.
+    ///
+    /// # Errors
+    /// `call.busy` with a time if it could not be written: then nothing may be done.
+    pub async fn write(&self, desk: &Desk, event: &audit::AuditEvent) -> Result<(), ApiError> {
+        // Why is in the daemon's log, and may hold paths of the host.
+        let text = "the audit log of this host cannot be written now, and nothing is done without it";
+        desk.write(event).await.map_err(|_| ApiError::later(Code::CallBusy, text, RETRY_AFTER))
     }
 
     /// Asks the desk.

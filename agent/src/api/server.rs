@@ -9,7 +9,8 @@ use super::front::{Front, Parts};
 use super::shares::Shares;
 use super::stream::Streams;
 use super::tls::Tls;
-use crate::admission::Scene;
+use crate::admission::{Desk, Scene};
+use crate::audit::{self, AuditEvent};
 use crate::identity::Shown;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -81,7 +82,7 @@ impl Server {
     pub async fn serve(self: Arc<Self>, listener: Listener, stop: CancellationToken) {
         let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
         if let Listener::Tcp(_, tls) = &listener {
-            tasks.spawn(look_after(Arc::clone(tls), stop.clone()));
+            tasks.spawn(look_after(Arc::clone(tls), Arc::clone(&self.front.desk), stop.clone()));
         }
         let mut reserve = Reserve::new();
         loop {
@@ -310,17 +311,25 @@ async fn accept(listener: &Listener) -> io::Result<Accepted> {
     }
 }
 
-/// Reads certificates again when their files are others.
-async fn look_after(tls: Arc<Tls>, stop: CancellationToken) {
+/// Reads certificates again when their files are others. They are in force when that is written down.
+async fn look_after(tls: Arc<Tls>, desk: Arc<Desk>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        let tls = Arc::clone(&tls);
-        let looked = tokio::task::spawn_blocking(move || tls.has_changed().then(|| tls.reload())).await;
+        let of = Arc::clone(&tls);
+        let looked = tokio::task::spawn_blocking(move || of.has_changed().then(|| of.read())).await;
         match looked {
-            Ok(Some(Ok(()))) => tracing::info!("other certificates are in force"),
+            Ok(Some(Ok(new))) => {
+                let entry = AuditEvent::now(audit::Action::KeysReloaded, audit::OURSELVES);
+                let entry = entry.with("certificate", new.sha256().to_string());
+                // What is not in force is read again the next time.
+                if desk.write(&entry).await.is_ok() {
+                    tls.take(new);
+                    tracing::info!("other certificates are in force");
+                }
+            }
             Ok(Some(Err(error))) => {
                 tracing::error!(
                     error = error.to_string(),

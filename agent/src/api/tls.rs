@@ -1,7 +1,9 @@
 //! TLS 1.3 for the TCP listeners: certificates that are read again without a restart.
 
+use crate::export::sha256_of;
 use crate::files::read_file;
 use crate::identity::{Certificate, Shown};
+use ampoule_spec::Sha256;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -54,6 +56,26 @@ pub struct Tls {
     version: watch::Sender<u64>,
 }
 
+/// Certificates that were read and are not in force yet.
+pub struct NewTls {
+    stamp: Stamp,
+    config: ServerConfig,
+    sha256: Sha256,
+}
+
+impl NewTls {
+    /// SHA-256 of the listener's certificate, DER.
+    pub fn sha256(&self) -> Sha256 {
+        self.sha256
+    }
+}
+
+impl std::fmt::Debug for NewTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewTls({})", self.sha256)
+    }
+}
+
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
@@ -67,7 +89,7 @@ impl Tls {
     /// [`TlsError`]: a file that cannot be used; a key of another certificate; neither authorities nor tokens.
     pub fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let stamp = stamp(&files);
-        let config = RwLock::new(Arc::new(config(&files)?));
+        let config = RwLock::new(Arc::new(config(&files)?.0));
         Ok(Self { files, config, stamp: Mutex::new(stamp), version: watch::Sender::new(0) })
     }
 
@@ -76,12 +98,32 @@ impl Tls {
     /// # Errors
     /// As [`Tls::open`].
     pub fn reload(&self) -> Result<(), TlsError> {
+        self.take(self.read()?);
+        Ok(())
+    }
+
+    /// Reads the files as they are now; what they say is not in force yet. Files that cannot be used are not read a second
+    /// time until they are others.
+    ///
+    /// # Errors
+    /// As [`Tls::open`].
+    pub fn read(&self) -> Result<NewTls, TlsError> {
         let stamp = stamp(&self.files);
         let new = config(&self.files);
-        *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new?);
+        match new {
+            Ok((config, sha256)) => Ok(NewTls { stamp, config, sha256 }),
+            Err(error) => {
+                *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts what was read in force. Connections that are older end gracefully.
+    pub fn take(&self, new: NewTls) {
+        *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = new.stamp;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new.config);
         self.version.send_modify(|version| *version += 1);
-        Ok(())
     }
 
     /// Whether the files are others than those that were read last.
@@ -122,13 +164,15 @@ fn stamp(files: &TlsFiles) -> Stamp {
     all.into_iter().flatten().map(|path| of(path)).collect()
 }
 
-fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
+/// What the files say, and the SHA-256 of the first certificate.
+fn config(files: &TlsFiles) -> Result<(ServerConfig, Sha256), TlsError> {
     let wrong = |path: &Path, reason: &dyn std::fmt::Display| TlsError {
         path: path.to_owned(),
         reason: reason.to_string(),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = certificates(&files.certificate)?;
+    let sha256 = sha256_of(chain.first().map(|own| own.as_ref()).unwrap_or_default());
     let mode = std::fs::metadata(&files.key).map_err(|e| wrong(&files.key, &e))?.mode();
     if mode & 0o077 != 0 {
         return Err(wrong(&files.key, &"others can read or write the key; chmod go= it"));
@@ -162,7 +206,7 @@ fn config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
-    Ok(config)
+    Ok((config, sha256))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

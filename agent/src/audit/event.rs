@@ -5,9 +5,12 @@ use ampoule_evidence::{NotCanonical, canonical_json, rfc3339};
 use ampoule_spec::{JobId, Name, UnixNanos};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 /// The most characters of an actor or a reason that are kept: both may come from whoever calls.
 const TEXT_CHARS_MAX: usize = 2048;
+/// The most characters of one text of the details.
+const DETAIL_CHARS_MAX: usize = 256;
 
 macro_rules! actions {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
@@ -37,6 +40,8 @@ actions! {
     Denied = "call.denied",
     /// A job was submitted.
     JobSubmitted = "job.submitted",
+    /// A call that was written down was not done after all; `reason` says why.
+    NotDone = "call.not_done",
     /// The end of a job was wished.
     JobCancelled = "job.cancelled",
     /// A job has ended; `detail.attestation` is the SHA-256 of its run attestation's envelope.
@@ -47,14 +52,18 @@ actions! {
     OutputsRead = "read.outputs",
     /// Evidence was read.
     EvidenceRead = "read.evidence",
-    /// The configuration was read anew.
+    /// The configuration was read anew; `detail.sha256` is the digest of all that it says.
     ConfigReloaded = "reload.config",
     /// The policy was read anew; `detail.sha256` is its digest.
     PolicyReloaded = "reload.policy",
-    /// Keys were read anew; `detail.key` names them.
+    /// Where inputs may come from was read anew; `detail.sha256` is the file's digest.
+    SourcesReloaded = "reload.sources",
+    /// Callers' identities, or keys and certificates of the listeners, were read anew; `detail` names them.
     KeysReloaded = "reload.keys",
-    /// The intake was stopped or resumed.
+    /// The intake was stopped or resumed; `detail.drain` says which.
     Drained = "daemon.drained",
+    /// Facts of the host are not those of its baseline, or are again; `detail` names them.
+    Drifted = "host.drifted",
     /// The daemon has started.
     Started = "daemon.started",
     /// The daemon ends in good order.
@@ -126,7 +135,39 @@ fn cut(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
+/// Who acts when nobody calls.
+pub const OURSELVES: &str = "daemon";
+
 impl AuditEvent {
+    /// What somebody does now.
+    pub fn now(action: Action, actor: impl Into<String>) -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            at: UnixNanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)),
+            actor: actor.into(),
+            action,
+            project: None,
+            job: None,
+            decision: Decision::Allowed,
+            reason: String::new(),
+            detail: BTreeMap::new(),
+        }
+    }
+
+    /// The same with more to say; a text is cut after 256 characters.
+    #[must_use]
+    pub fn with(mut self, name: &str, text: impl AsRef<str>) -> Self {
+        self.detail.insert(name.to_owned(), text.as_ref().chars().take(DETAIL_CHARS_MAX).collect());
+        self
+    }
+
+    /// The same as what was not done, and why.
+    #[must_use]
+    pub fn denied(mut self, reason: impl Into<String>) -> Self {
+        (self.decision, self.reason) = (Decision::Denied, reason.into());
+        self
+    }
+
     /// The entry: canonical JSON (RFC 8785). Actor and reason are cut after 2048 characters.
     ///
     /// # Errors

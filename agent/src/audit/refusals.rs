@@ -1,111 +1,114 @@
-//! Refused calls into the audit log, bounded: a stranger decides how often they come.
+//! Refused calls, counted until there is time to write them down: a stranger decides how often they come.
+//!
+//! Guaranteed: the sum of all counts is the number of calls that were taken, whatever a stranger calls himself; and what waits
+//! here has a bound of its own, so that it never has the place of anything else.
 
-use super::{Action, AuditEvent, AuditLog, Decision};
-use crate::audit_sink::{AuditSink, Refusal, Refused};
-use ampoule_spec::{Name, UnixNanos};
-use futures_util::future::join_all;
+use super::{Action, AuditEvent, OURSELVES};
+use crate::audit_sink::{Refusal, Refused};
+use ampoule_spec::{JobId, Name};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::mpsc;
+use std::collections::btree_map::Entry;
 
-/// How many may wait to be written down.
-const WAITING_MAX: usize = 256;
+/// How many kinds of refused calls are told apart at a time; the others are counted by what refused them.
+pub const KINDS_MAX: usize = 64;
+/// The most characters of what a stranger has said that are kept of each text.
+const TEXT_CHARS_MAX: usize = 256;
 
-/// Takes refused calls without waiting. Those for which there is no room are counted, and the count is written down.
-#[derive(Debug)]
-pub struct Refusals {
-    waiting: mpsc::Sender<AuditEvent>,
-    uncounted: Arc<AtomicU64>,
-    clock: fn() -> UnixNanos,
+/// What makes two refused calls one entry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    action: Action,
+    actor: String,
+    peer: String,
+    call: String,
+    wanted: Option<String>,
+    project: Option<String>,
+    job: Option<JobId>,
 }
 
-impl Refusals {
-    /// A sink, and the task that writes down what it takes: it ends with the sink, and reports what it could not write to the
-    /// system's log.
-    pub fn new(log: Arc<AuditLog>, clock: fn() -> UnixNanos) -> (Self, impl Future<Output = ()> + Send) {
-        let (waiting, mut asks) = mpsc::channel::<AuditEvent>(WAITING_MAX);
-        let uncounted = Arc::new(AtomicU64::new(0));
-        let lost = uncounted.clone();
-        let task = async move {
-            // All that wait, under one checkpoint.
-            let mut events = Vec::new();
-            while asks.recv_many(&mut events, WAITING_MAX).await > 0 {
-                join_all(events.drain(..).map(|event| append(&log, event))).await;
-                append_count(&log, &lost, clock).await;
-            }
-            append_count(&log, &lost, clock).await;
-        };
-        (Self { waiting, uncounted, clock }, task)
+/// Refused calls that no entry tells of yet.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// The first of a kind as it will be told, and how many there were.
+    kinds: BTreeMap<Kind, (AuditEvent, u64)>,
+    beyond: BTreeMap<Action, u64>,
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
+}
+
+fn action(refusal: Refusal) -> Action {
+    match refusal {
+        Refusal::Unidentified => Action::AuthFailed,
+        Refusal::Denied => Action::Denied,
+        Refusal::NotDone => Action::NotDone,
     }
 }
 
-async fn append(log: &AuditLog, event: AuditEvent) {
-    if let Err(error) = log.append(&event).await {
-        tracing::error!(%error, actor = event.actor, "a refused call is not in the audit log");
-    }
-}
-
-async fn append_count(log: &AuditLog, lost: &AtomicU64, clock: fn() -> UnixNanos) {
-    let more = lost.swap(0, Ordering::Relaxed);
-    if more > 0 {
-        append(log, summary(more, clock())).await;
-    }
-}
-
-/// That more calls were refused than could be written down.
-fn summary(more: u64, at: UnixNanos) -> AuditEvent {
-    AuditEvent {
-        at,
-        actor: "daemon".to_owned(),
-        action: Action::Denied,
-        project: None,
-        job: None,
-        decision: Decision::Denied,
-        reason: "more calls were refused than could be written down one by one".to_owned(),
-        detail: [("calls".to_owned(), more.to_string())].into(),
-    }
-}
-
-impl AuditSink for Refusals {
-    fn record(&self, refused: &Refused<'_>) {
-        let mut detail = BTreeMap::new();
-        let caller = refused.caller;
-        let texts = [
-            ("peer", Some(refused.peer)),
-            ("call", Some(refused.call)),
-            ("action", refused.action),
-            // What a stranger calls a project need not be a name.
-            ("project", refused.project),
-        ];
-        for (name, text) in texts {
-            detail.extend(text.map(|text| (name.to_owned(), text.chars().take(256).collect())));
-        }
-        let event = AuditEvent {
-            at: (self.clock)(),
-            actor: caller.map_or_else(|| "unknown".to_owned(), |caller| caller.subject.clone()),
-            action: match refused.refusal {
-                Refusal::Unidentified => Action::AuthFailed,
-                Refusal::Denied => Action::Denied,
-            },
-            project: refused.project.and_then(|project| Name::parse(project).ok()),
+impl Tally {
+    /// Counts one call.
+    pub fn count(&mut self, refused: &Refused<'_>) {
+        let action = action(refused.refusal);
+        let kind = Kind {
+            action,
+            actor: refused.caller.map_or_else(|| "unknown".to_owned(), |caller| caller.subject.clone()),
+            peer: cut(refused.peer),
+            call: cut(refused.call),
+            wanted: refused.action.map(cut),
+            project: refused.project.map(cut),
             job: refused.job.cloned(),
-            decision: Decision::Denied,
-            reason: refused.reason.to_owned(),
-            detail,
         };
-        if self.waiting.try_send(event).is_err() {
-            self.uncounted.fetch_add(1, Ordering::Relaxed);
+        let is_full = self.kinds.len() >= KINDS_MAX;
+        match self.kinds.entry(kind) {
+            Entry::Occupied(mut known) => known.get_mut().1 += 1,
+            Entry::Vacant(_) if is_full => *self.beyond.entry(action).or_default() += 1,
+            Entry::Vacant(new) => {
+                let event = first(new.key(), refused.reason);
+                new.insert((event, 1));
+            }
         }
     }
+
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty() && self.beyond.is_empty()
+    }
+
+    /// Everything that was counted, as entries, and begins again. One that tells of more than one call says of how many:
+    /// `detail.calls`; its time and reason are those of the first.
+    pub fn take(&mut self) -> Vec<AuditEvent> {
+        let told = std::mem::take(&mut self.kinds).into_values();
+        let told =
+            told.map(|(event, calls)| if calls > 1 { event.with("calls", calls.to_string()) } else { event });
+        let beyond = std::mem::take(&mut self.beyond).into_iter().map(|(action, calls)| {
+            let reason = "more kinds of calls were refused than are told apart";
+            AuditEvent::now(action, OURSELVES).denied(reason).with("calls", calls.to_string())
+        });
+        told.chain(beyond).collect()
+    }
+}
+
+fn first(kind: &Kind, reason: &str) -> AuditEvent {
+    let mut event = AuditEvent::now(kind.action, kind.actor.clone()).denied(cut(reason));
+    event.project = kind.project.as_deref().and_then(|project| Name::parse(project).ok());
+    event.job = kind.job.clone();
+    let texts = [
+        ("peer", Some(&kind.peer)),
+        ("call", Some(&kind.call)),
+        ("action", kind.wanted.as_ref()),
+        // What a stranger calls a project need not be a name.
+        ("project", kind.project.as_ref().filter(|_| event.project.is_none())),
+    ];
+    for (name, text) in texts {
+        event.detail.extend(text.map(|text| (name.to_owned(), text.clone())));
+    }
+    event
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::verify::read_entries;
-    use crate::audit::verify_log;
-    use ampoule_evidence::tlog::{NoteKey, Tile, TileKind};
 
     fn refused<'a>(call: &'a str, project: Option<&'a str>) -> Refused<'a> {
         Refused {
@@ -120,29 +123,43 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn every_refused_call_is_written_down_or_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(AuditLog::open(dir.path(), "audit.host.example").unwrap());
-        let (sink, task) = Refusals::new(log.clone(), || UnixNanos(1));
-        for number in 0..WAITING_MAX + 44 {
-            sink.record(&refused("C", Some(if number == 0 { "../x" } else { "p" })));
+    fn calls(events: &[AuditEvent]) -> u64 {
+        events.iter().map(|event| event.detail.get("calls").map_or(1, |n| n.parse::<u64>().unwrap())).sum()
+    }
+
+    #[test]
+    fn every_refused_call_is_told_or_counted_whatever_a_stranger_calls_himself() {
+        let mut tally = Tally::default();
+        for number in 0..10_000 {
+            tally.count(&refused(&format!("C{number}"), None));
+            tally.count(&Refused { refusal: Refusal::Unidentified, ..refused("C", None) });
         }
-        drop(sink);
-        task.await;
-        let key = NoteKey::parse(log.public_key()).unwrap();
-        let size = verify_log(dir.path(), &key, None).unwrap().checkpoint.size;
-        assert_eq!(size, WAITING_MAX as u64 + 1);
-        let read = |index, width| {
-            let entries = read_entries(dir.path(), &Tile { kind: TileKind::Entries, index, width }).unwrap();
-            entries.into_iter().map(|entry| String::from_utf8(entry).unwrap()).collect::<Vec<_>>()
-        };
-        let (entries, last) = (read(0, 256), read(1, 1));
-        assert!(
-            entries[0].contains(r#""project":"../x"#) && !entries[0].contains(r#""project":"p""#),
-            "{entries:?}"
+        let events = tally.take();
+        assert!(events.len() <= KINDS_MAX + 3, "{}", events.len());
+        assert_eq!(calls(&events), 20_000);
+        assert_eq!(
+            calls(&events.into_iter().filter(|e| e.action == Action::AuthFailed).collect::<Vec<_>>()),
+            10_000
         );
-        assert!(entries[1].contains(r#""project":"p""#), "{}", entries[1]);
-        assert!(last[0].contains(r#""detail":{"calls":"44"}"#), "{}", last[0]);
+        assert!(tally.is_empty() && tally.take().is_empty());
+    }
+
+    #[test]
+    fn alike_are_one_entry_and_what_is_no_name_is_kept_as_text() {
+        let mut tally = Tally::default();
+        tally.count(&refused("C", Some("../x")));
+        for _ in 0..3 {
+            tally.count(&refused("C", Some("p")));
+        }
+        let events = tally.take();
+        let of = |project: Option<&str>| {
+            events.iter().find(|e| e.project.as_ref().map(Name::as_str) == project).unwrap().clone()
+        };
+        assert_eq!((of(None).detail["project"].as_str(), of(None).detail.get("calls")), ("../x", None));
+        assert_eq!(
+            (of(Some("p")).detail["calls"].as_str(), of(Some("p")).detail.get("project")),
+            ("3", None)
+        );
+        assert_eq!(events.len(), 2);
     }
 }

@@ -1,5 +1,6 @@
 //! The log's files: entries, then tiles, then the checkpoint, each durable before the next is written.
 
+use super::disk::{Disk, Real};
 use super::verify::{read_entries, read_hashes};
 use super::{AuditError, LogKey, fatal};
 use ampoule_evidence::tlog::{
@@ -7,9 +8,9 @@ use ampoule_evidence::tlog::{
 };
 use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The newest checkpoint.
@@ -26,8 +27,9 @@ const PUBLIC_KEY: &str = "key.pub";
 type Files = Vec<(Tile, Vec<u8>)>;
 
 /// A log in its directory. One thread of one process has it.
-pub(super) struct Store {
+pub(super) struct Store<D = Real> {
     dir: PathBuf,
+    disk: D,
     key: LogKey,
     edge: Edge,
     /// The bytes of the tile of entries that is not full.
@@ -37,6 +39,12 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn open(dir: &Path, origin: &str) -> Result<Self, AuditError> {
+        Self::open_on(Real, dir, origin)
+    }
+}
+
+impl<D: Disk> Store<D> {
+    pub(super) fn open_on(disk: D, dir: &Path, origin: &str) -> Result<Self, AuditError> {
         let path = dir.join(CHECKPOINT);
         let mismatch =
             |reason: &str| AuditError::Mismatch { path: dir.to_owned(), reason: reason.to_owned() };
@@ -54,7 +62,7 @@ impl Store {
                 if dir.join("tile").exists() {
                     return Err(mismatch("there are tiles and no checkpoint"));
                 }
-                return Self::begin(dir, origin);
+                return Self::begin(disk, dir, origin);
             }
             Err(error) => return Err(failed(&path, "read")(error)),
         }
@@ -65,17 +73,19 @@ impl Store {
         if edge.root() != checkpoint.root {
             return Err(mismatch("its tiles have another root"));
         }
-        let mut store = Self { dir: dir.to_owned(), key, edge, entries: Vec::new(), note: String::new() };
+        let mut store =
+            Self { dir: dir.to_owned(), disk, key, edge, entries: Vec::new(), note: String::new() };
         store.note = String::from_utf8(note).map_err(|_| mismatch("its checkpoint is not UTF-8"))?;
         store.read_last_entries().map_err(|reason| mismatch(&reason))?;
         store.set_aside();
         Ok(store)
     }
 
-    fn begin(dir: &Path, origin: &str) -> Result<Self, AuditError> {
+    fn begin(disk: D, dir: &Path, origin: &str) -> Result<Self, AuditError> {
         let key = LogKey::load_or_create(&dir.join(KEY), origin)?;
         let mut store = Self {
             dir: dir.to_owned(),
+            disk,
             key,
             edge: Edge::default(),
             entries: Vec::new(),
@@ -186,9 +196,9 @@ impl Store {
         let next = self.dir.join(CHECKPOINT_NEXT);
         let failed = |source| AuditError::File { path: next.clone(), doing: "written", source };
         self.write(&next, note.as_bytes()).map_err(failed)?;
-        std::fs::rename(&next, self.dir.join(CHECKPOINT)).map_err(failed)?;
+        self.disk.rename(&next, &self.dir.join(CHECKPOINT)).map_err(failed)?;
         // From here on the new checkpoint may be what a restart finds: there is no way back.
-        if let Err(error) = sync_dir(&self.dir) {
+        if let Err(error) = self.disk.sync_dir(&self.dir) {
             fatal(&format!("{}: {error}", self.dir.display()));
         }
         self.note = note;
@@ -196,46 +206,45 @@ impl Store {
     }
 
     /// Writes a file that no checkpoint speaks of yet, and makes it durable.
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let parent = path.parent().unwrap_or(&self.dir);
+    fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(path);
         self.make_dirs(parent)?;
-        let mut file = File::options().create(true).write(true).truncate(true).mode(0o640).open(path)?;
-        file.write_all(bytes)?;
+        let file = self.disk.write(path, bytes)?;
         // The next sync may report success for pages that the kernel has dropped.
-        if let Err(error) = file.sync_all().and_then(|()| sync_dir(parent)) {
+        if let Err(error) = self.disk.sync(&file, path).and_then(|()| self.disk.sync_dir(parent)) {
             fatal(&format!("{}: {error}", path.display()));
         }
         Ok(())
     }
 
-    fn make_dirs(&self, dir: &Path) -> io::Result<()> {
+    fn make_dirs(&mut self, dir: &Path) -> io::Result<()> {
         let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
         for dir in missing.into_iter().rev() {
-            DirBuilder::new().mode(0o750).create(dir)?;
+            self.disk.make_dir(dir)?;
             if let Some(parent) = dir.parent() {
-                sync_dir(parent)?;
+                self.disk.sync_dir(parent)?;
             }
         }
         Ok(())
     }
 
     /// Removes partial tiles in whose place there are wider ones. What is left of them after a crash does no harm.
-    fn drop_partial<'a>(&self, tiles: impl Iterator<Item = &'a Tile>) {
+    fn drop_partial<'a>(&mut self, tiles: impl Iterator<Item = &'a Tile>) {
         for tile in tiles {
             let entries =
                 (tile.kind == TileKind::Hashes(0)).then_some(Tile { kind: TileKind::Entries, ..*tile });
             for tile in std::iter::once(*tile).chain(entries) {
                 let path = self.dir.join(tile.path());
-                let _ = std::fs::remove_file(&path);
+                let _ = self.disk.remove(&path);
                 if let Some(parent) = path.parent() {
                     // Only when it is empty.
-                    let _ = std::fs::remove_dir(parent);
+                    let _ = self.disk.remove_dir(parent);
                 }
             }
         }
     }
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -13,14 +13,22 @@ const PROFILES: [&str; 3] = [
     include_str!("../../../sandbox-profiles/compiled/dev.json"),
 ];
 
-/// What jobs may be promised: what the operator says, else what is there, less a tenth of memory and disk for the rest.
-pub(super) fn of_host(config: &Config) -> Amount {
-    let limits = &config.limits;
-    let processors = || std::thread::available_parallelism().map_or(1, usize::from) as u64 * 1000;
+/// What is there now, less a tenth of memory and disk for the rest.
+pub(super) fn measured(config: &Config) -> Amount {
     Amount {
-        cpu_millis: limits.cpu_millis.unwrap_or_else(processors),
-        memory_bytes: limits.memory_bytes.unwrap_or_else(|| most(memory())),
-        disk_bytes: limits.disk_bytes.unwrap_or_else(|| most(disk(&config.runner.state))),
+        cpu_millis: std::thread::available_parallelism().map_or(1, usize::from) as u64 * 1000,
+        memory_bytes: most(memory()),
+        disk_bytes: most(disk(&config.runner.state)),
+    }
+}
+
+/// What jobs may be promised: what the operator says, else what was measured.
+pub(super) fn of_host(config: &Config, measured: Amount) -> Amount {
+    let limits = &config.limits;
+    Amount {
+        cpu_millis: limits.cpu_millis.unwrap_or(measured.cpu_millis),
+        memory_bytes: limits.memory_bytes.unwrap_or(measured.memory_bytes),
+        disk_bytes: limits.disk_bytes.unwrap_or(measured.disk_bytes),
     }
 }
 
@@ -66,7 +74,8 @@ mod tests {
         let parse = |more: &str| {
             let text =
                 format!("dev = true\n[listen]\nunix = \"s\"\n[runner]\nstate = \"/nowhere/x\"\n{more}");
-            of_host(&Config::parse(&text, "c", Path::new("/")).unwrap())
+            let config = Config::parse(&text, "c", Path::new("/")).unwrap();
+            of_host(&config, measured(&config))
         };
         let all = parse("");
         assert!(all.cpu_millis >= 1000 && all.memory_bytes > 1 << 20 && all.disk_bytes > 1 << 20, "{all:?}");

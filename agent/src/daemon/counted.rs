@@ -1,9 +1,7 @@
 //! What happens to jobs, counted.
 
 use super::metrics::Part;
-use super::record::{Recorder, ours};
 use super::vitals::Vitals;
-use crate::audit::{Action, AuditEvent};
 use crate::job::State;
 use crate::job::state::Life;
 use ampoule_spec::JobId;
@@ -15,15 +13,11 @@ use tokio::sync::broadcast::error::RecvError;
 
 /// Counts changes until there are no more. What a restart has interrupted is counted from there on: times of parts are those
 /// that this process has seen begin.
-pub(super) async fn count(mut changes: Receiver<Arc<Life>>, vitals: Arc<Vitals>, recorder: Recorder) {
+pub(super) async fn count(mut changes: Receiver<Arc<Life>>, vitals: Arc<Vitals>) {
     let mut seen = Seen::default();
     loop {
         match changes.recv().await {
-            Ok(life) => {
-                if let Some(event) = seen.change(&life, &vitals, Instant::now()) {
-                    recorder.soon(event);
-                }
-            }
+            Ok(life) => seen.change(&life, &vitals, Instant::now()),
             // What was missed is not guessed; beginnings may be among it.
             Err(RecvError::Lagged(_)) => seen.since.clear(),
             Err(RecvError::Closed) => return,
@@ -38,12 +32,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn change(&mut self, life: &Life, vitals: &Vitals, now: Instant) -> Option<AuditEvent> {
-        let mut event = None;
+    fn change(&mut self, life: &Life, vitals: &Vitals, now: Instant) {
         let (job, metrics) = (&life.job, &vitals.metrics);
         let before = self.since.get(&job.id).copied();
         match before {
-            Some((state, _)) if state == job.state => return None,
+            Some((state, _)) if state == job.state => return,
             Some((state, since)) => {
                 if let Some(part) = part(state) {
                     metrics.part_ended(part, now.saturating_duration_since(since));
@@ -51,7 +44,6 @@ impl Seen {
             }
             None if job.state == State::Queued => {
                 metrics.submitted.inc();
-                event = Some(about(life, Action::JobSubmitted));
             }
             None => {}
         }
@@ -59,24 +51,11 @@ impl Seen {
             self.since.remove(&job.id);
             if let Some(end) = &job.end {
                 metrics.job_finished(end.outcome, end.failure.as_ref().map(|failure| failure.code));
-                let mut finished = about(life, Action::JobFinished);
-                finished.detail.insert("outcome".to_owned(), end.outcome.as_str().to_owned());
-                finished.detail.insert("attestation".to_owned(), end.attestation.to_string());
-                event = Some(finished);
             }
         } else {
             self.since.insert(job.id.clone(), (job.state, now));
         }
-        event
     }
-}
-
-fn about(life: &Life, action: Action) -> AuditEvent {
-    let job = &life.job;
-    let mut event = ours(action, "");
-    event.actor.clone_from(&job.caller.subject);
-    (event.project, event.job) = (Some(job.project.clone()), Some(job.id.clone()));
-    event
 }
 
 fn part(state: State) -> Option<Part> {

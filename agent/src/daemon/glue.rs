@@ -125,7 +125,7 @@ fn named(content: &Content) -> String {
 pub(super) struct ThisHost {
     profiles: Vec<Name>,
     socket: PathBuf,
-    capacity: Amount,
+    capacity: Mutex<Amount>,
     /// What the launcher measured last, and its version.
     measured: Mutex<HostFacts>,
 }
@@ -133,7 +133,12 @@ pub(super) struct ThisHost {
 impl ThisHost {
     pub(super) fn new(of: &Config, capacity: Amount) -> Self {
         let (profiles, socket) = (of.profiles.clone(), of.runner.socket.clone());
-        Self { profiles, socket, capacity, measured: Mutex::default() }
+        Self { profiles, socket, capacity: Mutex::new(capacity), measured: Mutex::default() }
+    }
+
+    /// It promises so much from now on.
+    pub(super) fn promise(&self, capacity: Amount) {
+        *self.capacity.lock().unwrap_or_else(PoisonError::into_inner) = capacity;
     }
 
     /// Has the launcher measure each profile until it has.
@@ -163,11 +168,12 @@ impl ThisHost {
 impl Host for ThisHost {
     async fn facts(&self) -> HostFacts {
         let measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let capacity = *self.capacity.lock().unwrap_or_else(PoisonError::into_inner);
         HostFacts {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            cpu_millis: self.capacity.cpu_millis,
-            memory_bytes: self.capacity.memory_bytes,
-            disk_bytes: self.capacity.disk_bytes,
+            cpu_millis: capacity.cpu_millis,
+            memory_bytes: capacity.memory_bytes,
+            disk_bytes: capacity.disk_bytes,
             ..measured
         }
     }

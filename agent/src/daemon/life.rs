@@ -4,11 +4,11 @@ use super::args::Args;
 use super::config::Config;
 use super::logs::Level;
 use super::places::PlaceError;
-use super::record::ours;
+use super::reload::{self, Ready};
 use super::services::{self, Services, Trouble};
 use super::vitals::Vitals;
 use super::{host, http, logs, notify, places};
-use crate::audit::{Action, Decision};
+use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::job::{Jobs as _, Keeper};
 use ampoule_spec::Exit;
 use clap::Parser;
@@ -172,8 +172,11 @@ impl Daemon {
         // What is not known yet does not hold.
         self.vitals.set_launcher(false);
         self.vitals.set_accepting(false);
-        let may_take = self.look_at_host().await?;
-        let services = Services::open(&self.config, &self.vitals, self.accept_loss, !may_take).await?;
+        let drift = self.look_at_host().await?;
+        let drifted = self.config.host.refuse_on_drift && !drift.is_empty();
+        let services = Services::open(&self.config, &self.vitals, self.accept_loss, drifted).await?;
+        let mut seen = Seen::default();
+        seen.see(drift, &self.config, &services).await;
         let keeper = services.keeper.clone();
         let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every, keeper)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), dev = self.config.dev, "ready");
@@ -185,8 +188,8 @@ impl Daemon {
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    let may_take = self.look_at_host_again().await;
-                    services.set_drifted(!may_take).await;
+                    let drift = self.look_at_host_again().await;
+                    seen.see(drift, &self.config, &services).await;
                 },
                 what = signals.next() => match what {
                     Told::Reload => self.reload(&services).await,
@@ -211,17 +214,17 @@ impl Daemon {
     }
 
     /// As [`Daemon::look_at_host`]; what cannot be compared is not known to be as it was.
-    async fn look_at_host_again(&self) -> bool {
+    async fn look_at_host_again(&self) -> Vec<String> {
         self.look_at_host().await.unwrap_or_else(|error| {
             tracing::error!(%error, "the host cannot be compared with its baseline");
             self.vitals.set_drift(1, self.config.host.refuse_on_drift);
-            !self.config.host.refuse_on_drift
+            vec!["the host cannot be compared with its baseline".to_owned()]
         })
     }
 
-    /// Compares the host with its baseline, if there is one. Whether jobs may be taken.
-    async fn look_at_host(&self) -> Result<bool, Ended> {
-        let Some(path) = self.config.host.baseline.clone() else { return Ok(true) };
+    /// Compares the host with its baseline, if there is one. The facts that are others.
+    async fn look_at_host(&self) -> Result<Vec<String>, Ended> {
+        let Some(path) = self.config.host.baseline.clone() else { return Ok(Vec::new()) };
         let config = self.config.clone();
         let compared = tokio::task::spawn_blocking(move || host::compare(&path, &host::facts(&config))).await;
         let drift = compared.map_err(|e| Ended::Defect(format!("the host's facts: {e}")))?;
@@ -230,7 +233,7 @@ impl Daemon {
             tracing::warn!(fact, recorded, found, "the host is not what its baseline says");
         }
         self.vitals.set_drift(drift.len(), self.config.host.refuse_on_drift);
-        Ok(drift.is_empty() || !self.config.host.refuse_on_drift)
+        Ok(drift.into_iter().map(|host::Drift { fact, .. }| fact).collect())
     }
 
     fn tell_status(&self) {
@@ -239,33 +242,65 @@ impl Daemon {
         notify::tell(&[NotifyState::Status(&status)]);
     }
 
-    /// All of what can be read again is good and used, or nothing changes.
+    /// All of what can be read again is good, written down and used, or nothing changes.
     async fn reload(&mut self, services: &Services) {
         notify::reloading();
-        let read = Config::load(&self.file).map_err(|e| Ended::Config(e.to_string()));
-        let read = read.and_then(|config| look_at(&config).map(|()| config));
-        let read = read.and_then(|config| services.reload().map(|()| config).map_err(Ended::from));
-        self.vitals.metrics.reloaded(read.is_ok());
-        let mut event = ours(Action::ConfigReloaded, "");
-        if let Err(error) = &read {
-            (event.decision, event.reason) = (Decision::Denied, error.to_string());
-        }
-        // What cannot be recorded is told by log and metric; the configuration is in force all the same.
-        let _ = services.recorder.write(&event).await;
-        match read {
+        let taken = self.try_reload(services).await;
+        self.vitals.metrics.reloaded(taken.is_ok());
+        match taken {
             Ok(config) => {
                 self.level.set(&config.log.level);
-                self.config.log.level.clone_from(&config.log.level);
+                self.config = reload::in_force(&self.config, config.clone());
                 if config != self.config {
                     tracing::warn!(
-                        "other keys than log.level have changed: they take effect with the next start"
+                        "keys have changed that are not read again: they take effect with the next start"
                     );
                 }
                 tracing::info!("the configuration was read again");
             }
-            Err(error) => tracing::error!(%error, "the configuration was not taken; the one before stays"),
+            Err(error) => {
+                tracing::error!(%error, "the configuration was not taken; the one before stays");
+                let entry = AuditEvent::now(Action::ConfigReloaded, OURSELVES).denied(error.to_string());
+                // Nothing has changed: what cannot be recorded is told by log and metric.
+                let _ = services.recorder.write(&entry).await;
+            }
         }
         notify::tell(&[NotifyState::Ready]);
+    }
+
+    async fn try_reload(&self, services: &Services) -> Result<Config, Ended> {
+        let config = Config::load(&self.file).map_err(|e| Ended::Config(e.to_string()))?;
+        look_at(&config)?;
+        let ready = Ready::read(&config, services)?;
+        for entry in ready.entries() {
+            let unwritten = |e| Ended::Host(format!("the audit log: {}", crate::chain::chain(&e)));
+            services.recorder.write(&entry).await.map_err(unwritten)?;
+        }
+        ready.take(services).await;
+        Ok(config)
+    }
+}
+
+/// What was last told of the host.
+#[derive(Debug, Default)]
+struct Seen(Vec<String>);
+
+impl Seen {
+    /// Writes down a drift that is another than before, and ends or resumes the intake. What could not be written is tried
+    /// again at the next look, and until then what is better than before does not count.
+    async fn see(&mut self, drift: Vec<String>, config: &Config, services: &Services) {
+        let refuses = config.host.refuse_on_drift;
+        if drift != self.0 {
+            let entry = AuditEvent::now(Action::Drifted, OURSELVES).with("facts", drift.len().to_string());
+            if services.recorder.write(&entry.with("first", drift.join(", "))).await.is_err() {
+                if !drift.is_empty() {
+                    services.set_drifted(refuses).await;
+                }
+                return;
+            }
+            self.0 = drift;
+        }
+        services.set_drifted(refuses && !self.0.is_empty()).await;
     }
 }
 

@@ -2,19 +2,22 @@
 
 use super::config::{Config, SigningKey};
 use super::glue::{OfProjects, ProjectContents, ThisHost, ToLauncher};
-use super::record::{Recorder, ours};
+use super::record::Recorder;
 use super::vitals::Vitals;
 use super::{capacity, listen};
 use crate::admission::{Desk, Policy};
 use crate::api::{self, Limits, Listener, Parts, Server, Tls, TlsFiles};
-use crate::audit::{Action, AuditError, AuditLog};
+use crate::audit::{Action, AuditError, AuditEvent, AuditLog, OURSELVES};
 use crate::content::{self, ContentLimits};
+use crate::export::sha256_of;
+use crate::files::read_operators;
 use crate::identity::{Fetch, Identities, IdentitiesFile};
 use crate::job::ledger::OpenError;
-use crate::job::queue::{Quota, Rules};
+use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
 use crate::local;
 use crate::sources::SourcesFile;
+use ampoule_spec::Sha256;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +33,6 @@ const SERVICES: [&str; 3] = ["ampoule.v1.JobService", "ampoule.v1.ContentService
 const IMPORTS: usize = 4;
 /// Readers of one job at the same time.
 const READERS: usize = 64;
-/// How long a launcher is given for a job that it was asked to run by an agent that died.
-const SETTLE: Duration = Duration::from_secs(5);
 /// How long what waits for the audit log has at the end.
 const RECORD_WITHIN: Duration = Duration::from_secs(5);
 /// How often content that was left is looked for.
@@ -72,9 +73,11 @@ impl From<KeeperError> for Trouble {
 /// Everything that serves.
 pub(super) struct Services {
     pub(super) keeper: Arc<Keeper>,
-    desk: Arc<Desk>,
-    identities: Arc<Identities>,
-    tls: Option<Arc<Tls>>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) host: Arc<ThisHost>,
+    pub(super) measured: Amount,
     health: HealthReporter,
     vitals: Arc<Vitals>,
     stop: CancellationToken,
@@ -92,6 +95,7 @@ pub(super) fn check(of: &Config) -> Result<(), Trouble> {
     Policy::load(&of.policy).map_err(|e| config("policy")(&e))?;
     IdentitiesFile::load(&of.identities).map_err(|e| config("identities")(&e))?;
     open_tls(of)?;
+    sources(of)?;
     Ok(())
 }
 
@@ -106,16 +110,17 @@ fn open_tls(of: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
     Ok(Some(Arc::new(Tls::open(files).map_err(|e| config("tls")(&e))?)))
 }
 
-fn sources(of: &Config) -> Result<Sources, Trouble> {
+/// Where inputs may come from, and the SHA-256 of the file that says it.
+pub(super) fn sources(of: &Config) -> Result<(Sources, Option<Sha256>), Trouble> {
     let registry_auth = of.registry_auth.clone();
     let Some(path) = &of.sources else {
-        return Ok(Sources {
-            all: crate::sources::Policy::nothing(),
-            projects: Default::default(),
-            registry_auth,
-        });
+        let all = crate::sources::Policy::nothing();
+        return Ok((Sources { all, projects: Default::default(), registry_auth }, None));
     };
-    let file = SourcesFile::load(path).map_err(|e| Trouble::Config(e.to_string()))?;
+    let wrong = |e: crate::jobfile::JobFileError| Trouble::Config(e.to_string());
+    let text = read_operators(path).map_err(wrong)?;
+    let (shown, base) = (path.display().to_string(), path.parent().unwrap_or(Path::new("")));
+    let file = SourcesFile::parse(&text, &shown, base).map_err(wrong)?;
     // Callers hear of it, and have no business with where it lies.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let policies = file.policies().into_iter().map(|(project, policy)| (project, policy.called(&name)));
@@ -123,21 +128,23 @@ fn sources(of: &Config) -> Result<Sources, Trouble> {
     // Who is not in the file has the rules of `default`, without what would be shown there in the name of `default`; and
     // none if there are none.
     let all = file.policy(None).map(|policy| policy.called(&name).without_secrets());
-    Ok(Sources { all: all.unwrap_or_else(|_| crate::sources::Policy::nothing()), projects, registry_auth })
+    let all = all.unwrap_or_else(|_| crate::sources::Policy::nothing());
+    Ok((Sources { all, projects, registry_auth }, Some(sha256_of(text.as_bytes()))))
 }
 
 fn number(of: u64) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
 }
 
-fn rules(of: &Config) -> Rules {
+/// What the queue goes by.
+pub(super) fn rules(of: &Config, measured: Amount) -> Rules {
     let quota = |of: super::config::Quota| Quota {
         running: number(of.running),
         queued: number(of.queue),
         weight: number(of.weight),
     };
     Rules {
-        capacity: capacity::of_host(of),
+        capacity: capacity::of_host(of, measured),
         running: number(of.limits.running),
         queued: number(of.limits.queue),
         patience: number(of.limits.patience),
@@ -157,7 +164,13 @@ fn key(of: &Config) -> local::SigningKey {
     }
 }
 
-fn options(of: &Config, shown: Arc<OfProjects>, accept_loss: Option<u64>) -> Result<Options, Trouble> {
+fn options(
+    of: &Config,
+    rules: Rules,
+    shown: Arc<OfProjects>,
+    witness: Recorder,
+    accept_loss: Option<u64>,
+) -> Result<Options, Trouble> {
     let retention = ledger::Retention {
         count: usize::try_from(of.retention.count).unwrap_or(usize::MAX),
         age_ns: u64::try_from(of.retention.records.as_nanos()).unwrap_or(u64::MAX),
@@ -168,15 +181,15 @@ fn options(of: &Config, shown: Arc<OfProjects>, accept_loss: Option<u64>) -> Res
         jobs: of.runner.state.join("jobs"),
         key: key(of),
         authority: of.authority.clone(),
-        sources: sources(of)?,
+        sources: sources(of)?.0,
         shown,
-        rules: rules(of),
+        witness: Arc::new(witness),
+        rules,
         needs: capacity::needs().map_err(Trouble::Defect)?,
         ledger: ledger::Options { retention, accept_loss, ..ledger::Options::default() },
         keep: Keep { age: of.retention.jobs, bytes: of.retention.bytes, ..Keep::default() },
         imports: IMPORTS,
         readers: READERS,
-        settle: SETTLE,
         drifted: false,
     })
 }
@@ -192,7 +205,11 @@ impl Services {
         accept_loss: Option<u64>,
         drifted: bool,
     ) -> Result<Self, Trouble> {
+        // What is free by and by is what jobs have left: it is measured once.
+        let measured = capacity::measured(of);
+        let rules = rules(of, measured);
         let (recorder, recording) = Recorder::begin(audit_log(of)?, vitals.clone());
+        begin(&recorder, of).await?;
         let desk =
             Desk::open(of.policy.clone(), Arc::new(recorder.clone())).map_err(|e| config("policy")(&e))?;
         let fetch = Fetch::new(None).map_err(Trouble::Host)?;
@@ -205,9 +222,9 @@ impl Services {
         let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
         let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
         let of_projects = Arc::new(OfProjects { contents: contents.clone(), profiles: of.profiles.clone() });
-        let keeper =
-            Arc::new(Keeper::open(Options { drifted, ..options(of, of_projects.clone(), accept_loss)? })?);
-        let host = Arc::new(ThisHost::new(of, rules(of).capacity));
+        let of_all = options(of, rules.clone(), of_projects.clone(), recorder.clone(), accept_loss)?;
+        let keeper = Arc::new(Keeper::open(Options { drifted, ..of_all })?);
+        let host = Arc::new(ThisHost::new(of, rules.capacity));
         let health = HealthReporter::new();
         let defect = |e: api::ApiError| Trouble::Defect(e.to_string());
         let routes =
@@ -229,9 +246,9 @@ impl Services {
         }
         listening.close();
         let background = vec![
-            tokio::spawn(super::counted::count(keeper.changes(), vitals.clone(), recorder.clone())),
+            tokio::spawn(super::counted::count(keeper.changes(), vitals.clone())),
             tokio::spawn(sweep(contents)),
-            tokio::spawn(host.measure()),
+            tokio::spawn(host.clone().measure()),
         ];
         let vitals = vitals.clone();
         let services = Self {
@@ -239,6 +256,8 @@ impl Services {
             desk,
             identities,
             tls,
+            host,
+            measured,
             health,
             vitals,
             stop,
@@ -247,8 +266,6 @@ impl Services {
             recorder,
             recording,
         };
-        let started = ours(Action::Started, format!("version {}", env!("CARGO_PKG_VERSION")));
-        services.recorder.write(&started).await.map_err(|e| Trouble::Host(e.to_string()))?;
         services.look().await;
         Ok(services)
     }
@@ -276,19 +293,6 @@ impl Services {
         self.look().await;
     }
 
-    /// Takes policy, identities and certificates anew. They were looked at by [`check`] just before.
-    ///
-    /// # Errors
-    /// What could not be taken.
-    pub(super) fn reload(&self) -> Result<(), Trouble> {
-        self.desk.reload().map_err(|e| config("policy")(&e))?;
-        self.identities.reload().map_err(|e| config("identities")(&e))?;
-        if let Some(tls) = &self.tls {
-            tls.reload().map_err(|e| config("tls")(&e))?;
-        }
-        Ok(())
-    }
-
     /// Ends: calls in flight have their time, jobs go on.
     pub(super) async fn end(self) {
         for service in std::iter::once("").chain(SERVICES) {
@@ -303,11 +307,19 @@ impl Services {
         if let Some(keeper) = Arc::into_inner(self.keeper) {
             keeper.close().await;
         }
-        let _ = self.recorder.write(&ours(Action::Stopped, "")).await;
+        let _ = self.recorder.write(&AuditEvent::now(Action::Stopped, OURSELVES)).await;
         // What waits to be written is; then nobody can ask any more.
         drop((self.recorder, self.desk, self.identities));
         let _ = tokio::time::timeout(RECORD_WITHIN, self.recording).await;
     }
+}
+
+/// Writes down that the daemon starts, and with what.
+async fn begin(recorder: &Recorder, of: &Config) -> Result<(), Trouble> {
+    let config = sha256_of(of.show().as_bytes()).to_string();
+    let started = AuditEvent::now(Action::Started, OURSELVES).with("version", env!("CARGO_PKG_VERSION"));
+    let written = recorder.write(&started.with("config", config)).await;
+    written.map_err(|e| Trouble::Host(crate::chain::chain(&e)))
 }
 
 /// The audit log of the state directory.

@@ -1,6 +1,8 @@
 //! `identities.toml`: certificates that are known by name, and issuers of tokens.
 
+use crate::export::sha256_of;
 use crate::files::read_operators;
+use ampoule_spec::Sha256;
 use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,14 +83,20 @@ impl IdentitiesFile {
     /// # Errors
     /// [`IdentitiesError`].
     pub fn load(path: &Path) -> Result<Self, IdentitiesError> {
+        Ok(Self::read(path)?.0)
+    }
+
+    /// The same, and the SHA-256 of the file if there is one.
+    pub(super) fn read(path: &Path) -> Result<(Self, Option<Sha256>), IdentitiesError> {
         let wrong = |reason: String| IdentitiesError { path: path.to_owned(), reason };
         if let Err(e) = path.symlink_metadata()
             && e.kind() == std::io::ErrorKind::NotFound
         {
-            return Ok(Self::default());
+            return Ok((Self::default(), None));
         }
         let text = read_operators(path).map_err(|e| wrong(e.reason))?;
-        Self::parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(wrong)
+        let file = Self::parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(wrong)?;
+        Ok((file, Some(sha256_of(text.as_bytes()))))
     }
 
     /// Parses the file; relative paths in it are taken from `base`.

@@ -20,11 +20,11 @@ mod sweep;
 mod testing;
 mod watching;
 
-pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources};
+pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness};
 
 use super::ledger::{Ledger, OpenError};
 use super::model::{Caller, CancelWish, IdempotencyKey, Job, State, Submission};
-use super::queue::{NotQueued, Queue};
+use super::queue::{NotQueued, Queue, Rules};
 use super::service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched};
 use super::state::Change;
 use crate::local::{LocalError, evidence};
@@ -36,7 +36,7 @@ use launcher::Launcher;
 use records::Records;
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -108,6 +108,7 @@ impl Keeper {
             drivers: Mutex::default(),
             watchers: Mutex::default(),
             trouble: Mutex::default(),
+            sources: RwLock::new(options.sources.clone()),
             options,
         });
         inner.take_up()?;
@@ -132,6 +133,12 @@ impl Keeper {
     /// What happens to jobs from now on, each as it is after it.
     pub fn changes(&self) -> tokio::sync::broadcast::Receiver<Arc<super::state::Life>> {
         self.inner.ledger.changes()
+    }
+
+    /// Other sources of inputs and other rules of the queue from now on. What is being prepared or runs goes on by those before;
+    /// a job that waits and would never fit any more ends as cancelled by the daemon.
+    pub async fn set(&self, sources: Sources, rules: Rules) {
+        self.inner.set(sources, rules).await;
     }
 
     /// How the jobs are.

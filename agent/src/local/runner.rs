@@ -389,8 +389,8 @@ impl Runner {
     /// `spec` is a file with the spec, at its beginning.
     ///
     /// # Errors
-    /// [`RunnerError::Refused`]; after [`RunnerError::Lost`] only [`Runner::job`] of another connection says whether it
-    /// was admitted.
+    /// [`RunnerError::Refused`]; after [`RunnerError::Lost`] only [`Runner::fence`] of another connection says
+    /// whether it was admitted, and sees that it is not.
     pub fn admit(&self, job: &JobId, spec: BorrowedFd<'_>) -> Result<(), RunnerError> {
         match self.ask(&Request::Run { lifetime: false }, &[spec])? {
             Reply::Admitted { job: admitted } if admitted == *job => Ok(()),
@@ -421,6 +421,17 @@ impl Runner {
                 }
                 _ => return Err(RunnerError::OutOfTurn),
             }
+        }
+    }
+
+    /// Sees to it that a job is never admitted, whoever has still a request for it; whether that is so. Else it has a directory.
+    ///
+    /// # Errors
+    /// [`RunnerError`]: it is not known.
+    pub fn fence(&self, job: &JobId) -> Result<bool, RunnerError> {
+        match self.ask(&Request::Fence { job: job.clone() }, &[])? {
+            Reply::Fenced { never } => Ok(never),
+            _ => Err(RunnerError::OutOfTurn),
         }
     }
 

@@ -12,7 +12,7 @@ use ampoule_spec::{Code, JobId, JobSpec, LogChunk, Name, Sha256, UnixNanos};
 use futures_util::Stream;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// A job of the project `mine`.
 pub(crate) const MINE: &str = "01980000-0000-7000-8000-000000000001";
@@ -26,6 +26,16 @@ pub(crate) struct Fake {
     pub(crate) submitted: Mutex<Vec<Submission>>,
     /// What is missing of every job.
     pub(crate) missing: Mutex<Vec<String>>,
+    /// What was done.
+    pub(crate) order: Arc<Mutex<Vec<String>>>,
+    /// Whether the queue is full.
+    pub(crate) is_busy: std::sync::atomic::AtomicBool,
+}
+
+impl Fake {
+    fn did(&self, what: &str) {
+        self.order.lock().unwrap().push(what.to_owned());
+    }
 }
 
 pub(crate) fn job(id: &str, project: &str) -> Job {
@@ -61,6 +71,11 @@ impl Jobs for Fake {
         if job.project.as_str() == "panics" {
             panic!("a defect that is made");
         }
+        self.did("submit");
+        if self.is_busy.load(std::sync::atomic::Ordering::SeqCst) {
+            let message = "the queue is full".to_owned();
+            return Err(JobsError { code: Code::AdmissionBusy, message, retry_after: None });
+        }
         self.submitted.lock().unwrap().push(submission);
         Ok(Submitted { job, attached: false })
     }
@@ -90,6 +105,7 @@ impl Jobs for Fake {
     }
 
     async fn cancel(&self, id: &JobId, _: &Caller, _: &str) -> Result<Job, JobsError> {
+        self.did("cancel");
         self.get(id).ok_or_else(no_job)
     }
 
@@ -100,6 +116,7 @@ impl Jobs for Fake {
         logs: bool,
         follow: bool,
     ) -> Result<impl Stream<Item = Result<Watched, JobsError>> + Send + 'static, JobsError> {
+        self.did("watch");
         let job = self.get(id).ok_or_else(no_job)?;
         // With logs it never ends: for readers who never read.
         let count = if logs { usize::MAX } else { 1 };
@@ -122,10 +139,12 @@ impl Jobs for Fake {
     }
 
     fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError> {
+        self.did("evidence");
         self.get(id).map(|_| EvidenceFiles::default()).ok_or_else(no_job)
     }
 
     fn open_output(&self, id: &JobId, _: &str) -> Result<(File, u64), JobsError> {
+        self.did("open");
         self.get(id).ok_or_else(no_job)?;
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, b"output").unwrap();
@@ -134,6 +153,7 @@ impl Jobs for Fake {
     }
 
     async fn drain(&self, _: bool, _: bool) -> Result<(u32, u32), JobsError> {
+        self.did("drain");
         Ok((3, 5))
     }
 

@@ -3,9 +3,11 @@
 use crate::fake::Fake;
 use ampoule_agent::admission::Desk;
 use ampoule_agent::api::{ContentGate, Limits, Listener, Parts, Server, Tls, TlsFiles, host, jobs};
+use ampoule_agent::audit::{AuditError, AuditEvent};
 use ampoule_agent::audit_sink::{AuditSink, Refused};
 use ampoule_agent::content::{self, ContentLimits, Contents};
 use ampoule_agent::identity::{Fetch, Identities};
+use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -111,9 +113,19 @@ impl Issuer {
     }
 }
 
-/// Keeps what it is told.
+/// Keeps what it is told: refused calls, and what was written down.
 #[derive(Debug, Default)]
-pub(crate) struct Told(pub(crate) Mutex<Vec<String>>);
+pub(crate) struct Told(pub(crate) Mutex<Vec<String>>, pub(crate) Written);
+
+/// What was written down before it was done.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    pub(crate) events: Mutex<Vec<AuditEvent>>,
+    /// Entries and effects, as they came.
+    pub(crate) order: Arc<Mutex<Vec<String>>>,
+    /// Whether nothing can be written.
+    pub(crate) is_full: std::sync::atomic::AtomicBool,
+}
 
 impl Told {
     pub(crate) fn count(&self) -> usize {
@@ -126,6 +138,19 @@ impl AuditSink for Told {
         let who = refused.caller.map_or("nobody", |caller| &caller.subject);
         let line = format!("{} {} {who}: {}", refused.refusal.as_str(), refused.call, refused.reason);
         self.0.lock().unwrap().push(line);
+    }
+
+    fn write<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
+        Box::pin(async move {
+            // What does not wait for this is seen before it.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            if self.1.is_full.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(AuditError::NotWritten("/var/lib/ampouled: no space".to_owned()));
+            }
+            self.1.events.lock().unwrap().push(event.clone());
+            self.1.order.lock().unwrap().push(event.action.as_str().to_owned());
+            Ok(())
+        })
     }
 }
 
@@ -198,7 +223,7 @@ pub(crate) async fn prepare(wish: Wish) -> (Running, Vec<Listener>) {
         tokens: wish.tokens,
     };
     let tls = Arc::new(Tls::open(files).unwrap());
-    let fake = Arc::new(Fake::default());
+    let fake = Arc::new(Fake { order: told.1.order.clone(), ..Fake::default() });
     let contents = Contents::open(&at("content"), Fake::default(), ContentLimits::default()).unwrap();
     let routes =
         tonic::service::Routes::new(jobs::service(fake.clone(), fake.clone(), desk.clone()).unwrap())

@@ -30,6 +30,9 @@ pub(super) const TESTS: &[Test] = &[
     Test::both("state_directory_has_one_listener", one_listener),
     Test::both("listener_that_is_told_to_stop_lets_sessions_end", stops),
     Test::both("live_job_is_not_forgotten", not_forgotten),
+    Test::both("fenced_job_is_refused_by_a_session_that_had_the_request", fenced),
+    Test::both("job_that_is_admitted_is_not_fenced_and_goes_on", fenced_too_late),
+    Test::both("desk_lists_fences_and_forgets_while_all_sessions_are_taken", desk),
     Test::both("unit_passes_its_socket_on_and_is_told_how_it_goes", unit),
 ];
 
@@ -306,4 +309,104 @@ fn unit(lab: &Lab) -> Result<()> {
     let _ = child.kill();
     let status = child.wait()?;
     done.with_context(|| format!("it ended with {status}"))
+}
+
+/// The session of the newest connection, which is the listener's only new child.
+fn sessions(listener: &Listener<'_>) -> Vec<i32> {
+    let is_ours = |p: &procs::Process| p.parent == listener.pid() && p.is_runner();
+    procs::all().iter().filter(|p| is_ours(p)).map(|p| p.pid).collect()
+}
+
+fn fenced(lab: &Lab) -> Result<()> {
+    let listener = Listener::start(lab, &[])?;
+    let asks = listener.client()?;
+    // Nothing else is there yet, and what sees to the dead is gone soon.
+    let mut own = Vec::new();
+    procs::eventually(SOON, "the session is the only one", || {
+        own = sessions(&listener);
+        own.len() == 1
+    })?;
+    let session = *own.first().context("no session")?;
+    procs::signal(session, Signal::STOP)?;
+    let marker = lab.marker();
+    let id = asks.send_job(&[&format!("exec sleep {marker}")], &json!([]))?;
+    let other = listener.client()?;
+    let fence = json!({"ask": "fence", "job": id});
+    for _ in 0..2 {
+        equal("answer", &other.ask(&fence)?, &json!({"say": "fenced", "never": true}))?;
+    }
+    equal("jobs", &other.jobs()?, &Vec::new())?;
+    other.forget(&id).context("of what has no directory nothing is to be removed")?;
+    // Whoever lists jobs, recovers or starts again leaves it.
+    drop(other);
+    listener.kill()?;
+    let listener = Listener::start(lab, &[])?;
+    procs::signal(session, Signal::CONT)?;
+    let said = asks.hear()?.context("the session is gone")?;
+    equal("answer", &said["say"], &Value::from("refused")).with_context(|| said.to_string())?;
+    equal("code", &said["code"], &Value::from("job.invalid"))?;
+    drop(asks);
+    let client = listener.client()?;
+    equal("jobs", &client.jobs()?, &Vec::new())?;
+    ensure!(procs::with_args(&format!("sleep {marker}")).is_empty(), "it runs");
+    drop(client);
+    listener.stop()?;
+    let name = lab.state().join("jobs").join(&id);
+    ensure!(name.is_file(), "the fence is gone");
+    fs::remove_file(name)?;
+    Ok(())
+}
+
+fn fenced_too_late(lab: &Lab) -> Result<()> {
+    let listener = Listener::start(lab, &[])?;
+    let client = listener.client()?;
+    let id =
+        client.run(&["sleep 1; echo x > /build/out"], &json!([{"name": "out", "path": "/build/out"}]))?;
+    let fence = json!({"ask": "fence", "job": id});
+    let too_late = json!({"say": "fenced", "never": false});
+    equal("while it runs", &listener.client()?.ask(&fence)?, &too_late)?;
+    client.finished(&id)?;
+    equal("after its end", &client.ask(&fence)?, &too_late)?;
+    equal("outcome", &report(lab, &id)?["outcome"], &Value::from("succeeded"))?;
+    client.forget(&id)?;
+    drop(client);
+    listener.stop()
+}
+
+fn desk(lab: &Lab) -> Result<()> {
+    let listener = Listener::start(lab, &[])?;
+    let first = listener.client()?;
+    let id = first.run(&["true"], &json!([]))?;
+    first.finished(&id)?;
+    // As many as there may be do anything, and nothing.
+    procs::eventually(SOON, "no other session is left", || sessions(&listener).len() == 1)?;
+    let mut held = vec![first];
+    while held.len() < 12 {
+        held.push(listener.client()?);
+    }
+    let desk = listener.client()?;
+    let doctor = desk.ask(&json!({"ask": "doctor", "profile": lab.profile()}))?;
+    equal("code", &doctor["code"], &Value::from("admission.busy")).with_context(|| doctor.to_string())?;
+    let reported = vec![json!({"id": id, "alive": false, "reported": true})];
+    equal("jobs", &desk.jobs()?, &reported)?;
+    desk.forget(&id)?;
+    let other = "01890a5d-ac96-774b-bcce-ffffffffffff";
+    let fenced = desk.ask(&json!({"ask": "fence", "job": other}))?;
+    equal("fenced", &fenced["never"], &Value::from(true))?;
+    // Whoever only holds a place at the desk has to leave it, and so there is one again.
+    let idle = (0..3).map(|_| listener.client()).collect::<Result<Vec<_>>>()?;
+    let full = listener.client().map(drop);
+    ensure!(full.is_err(), "there is no end of places");
+    procs::eventually(SOON, "there is a place again", || {
+        listener.client().is_ok_and(|client| client.jobs().is_ok_and(|jobs| jobs.is_empty()))
+    })?;
+    drop((idle, desk, held));
+    procs::eventually(SOON, "the sessions end", || sessions(&listener).is_empty())?;
+    let again = listener.client()?;
+    let doctor = again.ask(&json!({"ask": "doctor", "profile": lab.profile()}))?;
+    equal("answer", &doctor["say"], &Value::from("measured"))?;
+    drop(again);
+    listener.stop()?;
+    fs::remove_file(lab.state().join("jobs").join(other))?;
+    Ok(())
 }

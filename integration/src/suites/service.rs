@@ -1,20 +1,24 @@
 //! The whole daemon: `ampouled` without privilege beside a launcher that listens, and `ampoule submit` against it.
 
-use crate::check::{Ran, equal};
+use crate::check::{Ran, equal, sha256};
 use crate::harness::Test;
 use crate::lab::{Lab, Live};
 use crate::listener::{Listener, agent};
 use crate::procs::{self, eventually};
+use crate::serve::Server;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(super) const TESTS: &[Test] = &[
     Test::root("job_outlives_a_restart_of_both_daemons", restarts),
     Test::root("broken_policy_is_not_taken_and_a_good_one_is", policies),
+    Test::root("nothing_is_done_or_read_without_an_audit_entry", audited),
+    Test::root("sources_and_limits_are_read_again", reloads),
 ];
 
 const SOON: Duration = Duration::from_secs(30);
@@ -137,4 +141,172 @@ fn policies(lab: &Lab) -> Result<()> {
     })?;
     daemon.stop()?;
     launcher.stop()
+}
+
+/// A small disk in memory for the audit log; gone when this is.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(lab: &Lab) -> Result<Self> {
+        let (uid, gid) = agent(lab);
+        let path = lab.path("agent/audit");
+        fs::create_dir(&path)?;
+        let options = format!("size=3m,mode=0700,uid={uid},gid={gid}");
+        lab.call("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).end()?.exits(0)?;
+        Ok(Self(path))
+    }
+
+    /// Leaves no room, not even what was set aside.
+    fn fill(&self) -> Result<()> {
+        let _ = fs::remove_file(self.0.join("reserve"));
+        let mut file = fs::File::options().create(true).append(true).open(self.0.join("filler"))?;
+        while std::io::Write::write(&mut file, &[1; 4096]).is_ok_and(|count| count > 0) {}
+        Ok(())
+    }
+
+    fn free(&self) -> Result<()> {
+        Ok(fs::remove_file(self.0.join("filler"))?)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Every entry of a log that verifies. It has less than 256.
+fn entries(lab: &Lab, dir: &Path) -> Result<Vec<Value>> {
+    let verify = lab.ampoule().args(["audit", "verify"]).arg(dir).arg("--key").arg(dir.join("key.pub"));
+    verify.end()?.exits(0)?;
+    let tile = fs::read_dir(dir.join("tile/entries/000.p"))?.next().context("no entries")??;
+    let bytes = fs::read(tile.path())?;
+    let (mut entries, mut rest) = (Vec::new(), bytes.as_slice());
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (entry, after) =
+            after.split_at_checked(u16::from_be_bytes(*length).into()).context("an entry is cut")?;
+        entries.push(serde_json::from_slice(entry)?);
+        rest = after;
+    }
+    Ok(entries)
+}
+
+fn audited(lab: &Lab) -> Result<()> {
+    lab.leaves_jobs();
+    prepare(lab)?;
+    let disk = Small::mount(lab)?;
+    let launcher = Listener::start(lab, &[])?;
+    let mut daemon = Daemon::start(lab)?;
+    let job = step("echo x > /build/out");
+    let out = lab.path("submitted");
+    let ran = submit(lab, &job)?.arg("--out").arg(&out).end()?.exits(0)?;
+    let server = format!("unix://{}", socket(lab).display());
+    let ask = |command: &str| lab.ampoule().arg(command).args(["--server", &server]);
+    let listed = || Ok::<_, anyhow::Error>(ask("list").end()?.exits(0)?.stdout_text().lines().count());
+    // The id stands first.
+    let text = ask("list").end()?.exits(0)?.stdout_text();
+    let id = text.split_whitespace().next().context("no job")?.to_owned();
+    ask("logs").arg(&id).end()?.exits(0)?;
+    disk.fill()?;
+    let another = submit(lab, &step("echo y > /build/out"))?.arg("--out").arg(lab.path("later"));
+    let mut another = another.start()?;
+    daemon.live.until_says("the audit log was not written")?;
+    let mut reads = ask("logs").arg(&id).start()?;
+    // They are asked to try again, and get nothing.
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(another.is_running() && reads.is_running(), "nobody waits for the audit log");
+    equal("jobs", &listed()?, &1)?;
+    disk.free()?;
+    another.end()?.exits(0)?;
+    reads.end()?.exits(0)?;
+    equal("jobs", &listed()?, &2)?;
+    daemon.live.signal(Signal::HUP)?;
+    daemon.live.until_says("was read again")?;
+    daemon.stop()?;
+    launcher.stop()?;
+    let entries = entries(lab, &disk.0)?;
+    let at = |action: &str, id: &str| {
+        let is_it = |e: &Value| e["action"] == action && (id.is_empty() || e["job"] == id);
+        entries.iter().position(is_it).with_context(|| format!("no {action} of {id}: {entries:#?}"))
+    };
+    let order = [
+        at("daemon.started", "")?,
+        at("job.submitted", &id)?,
+        at("job.finished", &id)?,
+        at("read.evidence", &id)?,
+        at("read.outputs", &id)?,
+        at("reload.config", "")?,
+        at("reload.policy", "")?,
+        at("reload.keys", "")?,
+        at("daemon.stopped", "")?,
+    ];
+    ensure!(order.is_sorted(), "{order:?}: {entries:#?}");
+    let logs = entries.iter().filter(|e| e["action"] == "read.logs" && e["job"] == id.as_str()).count();
+    ensure!(logs >= 2, "the logs were read {logs} times: {entries:#?}");
+    for action in ["job.submitted", "job.finished"] {
+        equal(action, &entries.iter().filter(|e| e["action"] == action).count(), &2)?;
+    }
+    let attestation = at("job.finished", &id)?;
+    let envelope = fs::read(out.join("evidence/run.intoto.jsonl"))?;
+    let said = entries.get(attestation).context("no entry")?["detail"]["attestation"].clone();
+    equal("attestation", &said, &Value::from(crate::check::sha256(&envelope)))?;
+    drop(ran);
+    Ok(())
+}
+
+/// Sources and limits are read again, and what waits and fits no more ends.
+fn reloads(lab: &Lab) -> Result<()> {
+    lab.leaves_jobs();
+    prepare(lab)?;
+    let server = Server::start("200 OK", b"from afar\n".to_vec())?;
+    let config = fs::read_to_string(lab.path("agent.toml"))?;
+    let configure = |limits: &str| {
+        let sources = format!("sources = '{}'\n", lab.sources().display());
+        lab.write("agent.toml", format!("{sources}{config}[limits]\n{limits}\n")).map(drop)
+    };
+    lab.write("sources.toml", "sources = 1\n[project.default]\nallow = []\n")?;
+    configure("memory = '64MiB'")?;
+    let launcher = Listener::start(lab, &[])?;
+    let mut daemon = Daemon::start(lab)?;
+    let http = format!("http = {{ url = \"{}\", sha256 = \"{}\" }}", server.url("f"), sha256(b"from afar\n"));
+    let job = super::input("far", &http, "/build/far", false)
+        + &super::sh("s", "cp far out")
+        + &super::output("out", "/build/out")
+        + "[limits]\nmemory = '256MiB'\n";
+    let said = submit(lab, &job)?.end()?.exits(64)?.stderr;
+    ensure!(said.contains("memory"), "it does not say what is too little: {said}");
+    configure("memory = '1GiB'")?;
+    daemon.live.signal(Signal::HUP)?;
+    daemon.live.until_says_times("was read again", 1)?;
+    submit(lab, &job)?.end()?.exits(77)?.says(&["input.source_denied"])?;
+    lab.list(&server.url("f"))?;
+    daemon.live.signal(Signal::HUP)?;
+    daemon.live.until_says_times("was read again", 2)?;
+    submit(lab, &job)?.end()?.exits(0)?;
+    // One runs, and one waits for more than there will be.
+    configure("memory = '1GiB'\nrunning = 1")?;
+    daemon.live.signal(Signal::HUP)?;
+    daemon.live.until_says_times("was read again", 3)?;
+    let marker = lab.marker();
+    let sleep = super::sh("s", &format!("exec sleep {marker}")) + "[limits]\nmemory = '256MiB'\n";
+    let mut runs = submit(lab, &sleep)?.start()?;
+    runs.until_runs(&format!("sleep {marker}"))?;
+    let mut waits = submit(lab, &job)?.start()?;
+    waits.until_says("queued, 0 ahead")?;
+    configure("memory = '64MiB'")?;
+    daemon.live.signal(Signal::HUP)?;
+    waits.end()?.exits(3)?.says(&["limits were changed"])?;
+    ensure!(
+        procs::with_args(&format!("sleep {marker}")).iter().any(|p| p.is_program(&format!("sleep {marker}")))
+    );
+    runs.signal(Signal::TERM)?;
+    runs.end()?.exits(3)?;
+    daemon.stop()?;
+    launcher.stop()?;
+    let entries = entries(lab, &lab.path("agent/audit"))?;
+    let reloads: Vec<_> = entries.iter().filter(|e| e["action"] == "reload.sources").collect();
+    equal("reloads of sources", &reloads.len(), &4)?;
+    let digests: std::collections::BTreeSet<_> =
+        reloads.iter().filter_map(|e| e["detail"]["sha256"].as_str()).collect();
+    equal("digests of sources", &digests.len(), &2)
 }

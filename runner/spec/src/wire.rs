@@ -57,6 +57,12 @@ pub enum Request {
         /// The job.
         job: JobId,
     },
+    /// See to it that a job is never admitted, unless it has a directory: whoever still has a request for it is refused from
+    /// now on. Of a listening launcher alone.
+    Fence {
+        /// The job.
+        job: JobId,
+    },
     /// Which jobs have a directory, in the order of their ids, a page at a time? Of a listening launcher alone. A job
     /// that is neither alive nor reported is recovered before the answer.
     Jobs {
@@ -196,6 +202,11 @@ pub enum Reply {
     },
     /// To [`Request::Forget`].
     Forgotten,
+    /// To [`Request::Fence`]. Durable until the next boot of the host, which no request survives.
+    Fenced {
+        /// Whether it never was admitted, and never will be. Else it has a directory.
+        never: bool,
+    },
     /// To [`Request::Jobs`].
     Jobs {
         /// A page of them, at most [`JOBS_PAGE_MAX`].
@@ -308,6 +319,7 @@ mod tests {
             Reply::Finished { job },
             Reply::Measured { isolation: Isolation::default(), missing: vec![], quarantined: vec![] },
             Reply::Forgotten,
+            Reply::Fenced { never: true },
             Reply::StoreStat(StoreStat::default()),
             Reply::StoreObjects { objects: vec![], more: true },
             Reply::StoreVerified { damage: Some("d".into()), quarantined: true, bytes: 3 },

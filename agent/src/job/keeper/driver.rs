@@ -186,35 +186,30 @@ impl Driver {
                 Answer::Admitted => return Taken::Yes,
                 Answer::Refused { code: Code::AdmissionBusy, .. } | Answer::NotThere => pause.wait().await,
                 Answer::Refused { code, message } => return Taken::No(failure(code, message)),
-                // Our session has died, and with it everything that could still admit the job.
-                Answer::Silent => return self.look_up(Duration::ZERO).await,
+                Answer::Silent => return self.find().await,
             }
         }
     }
 
-    /// Finds out what became of a job that an agent before us has asked the runner to take.
+    /// Finds out what became of a job that the runner was asked to take, by us or by an agent before us. A session that still
+    /// has the question may be busy or stopped for as long as it likes: the launcher sees to it that none admits the job any
+    /// more, or says that it is admitted.
     async fn find(&self) -> Taken {
-        self.look_up(self.inner.options.settle).await
-    }
-
-    /// Asks for the job until the launcher answers; if it is not there, once more after `settle`.
-    async fn look_up(&self, settle: Duration) -> Taken {
-        let mut is_settled = settle.is_zero();
         let mut pause = Pause::new();
         loop {
             self.inner.launcher.until_up().await;
             let (inner, id) = (self.inner.clone(), self.id.clone());
-            match tokio::task::spawn_blocking(move || inner.launcher.has(&id)).await {
-                Ok(Ok(true)) => return Taken::Yes,
-                Ok(Ok(false)) if is_settled => {
+            match tokio::task::spawn_blocking(move || inner.launcher.fence(&id)).await {
+                Ok(Ok(false)) => return Taken::Yes,
+                Ok(Ok(true)) => {
                     let message = "the agent or the launcher died before the runner had taken the job";
                     return Taken::No(failure(Code::JobAborted, message.to_owned()));
                 }
-                Ok(Ok(false)) => {
-                    tokio::time::sleep(settle).await;
-                    is_settled = true;
+                Ok(Err(error)) => {
+                    tracing::warn!(job = %self.id, error = crate::chain::chain(&error), "it is not known yet whether the runner has the job");
+                    pause.wait().await;
                 }
-                Ok(Err(_)) | Err(_) => pause.wait().await,
+                Err(_) => pause.wait().await,
             }
         }
     }
@@ -262,13 +257,18 @@ impl Driver {
     async fn attest(&self, life: &Arc<Life>) -> Result<(), LedgerError> {
         let mut pause = Pause::new();
         let end = loop {
-            let (inner, life) = (self.inner.clone(), life.clone());
+            let (inner, of) = (self.inner.clone(), life.clone());
             let made = tokio::task::spawn_blocking(move || {
-                let dir = inner.launcher.job_dir(&life.job.id);
-                inner.records.attest(&inner.ledger, &life, &dir, super::inner::now())
+                let dir = inner.launcher.job_dir(&of.job.id);
+                inner.records.attest(&inner.ledger, &of, &dir, super::inner::now())
             });
             match made.await {
-                Ok(Ok(end)) => break end,
+                Ok(Ok(end)) => match self.inner.options.witness.ends(&life.job, &end).await {
+                    Ok(()) => break end,
+                    Err(error) => {
+                        tracing::error!(job = %self.id, error, "the job's end cannot be written down now")
+                    }
+                },
                 Ok(Err(error)) => {
                     tracing::error!(job = %self.id, %error, "the job's record cannot be made now")
                 }
@@ -299,9 +299,10 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentCla
     let spec = inner.ledger.spec(&life.job.id);
     let Ok(Some(spec)) = spec else { return Err(defect("its spec cannot be read back from the ledger")) };
     let told = Arc::clone(reins);
+    let sources = inner.sources();
     let with = Intake {
-        sources: inner.options.sources.of(&life.job.project),
-        registry_auth: inner.options.sources.registry_auth.get(&life.job.project).cloned(),
+        sources: sources.of(&life.job.project),
+        registry_auth: sources.registry_auth.get(&life.job.project).cloned(),
         commits: inner.options.state.join("git"),
         watch: Watch::new(move |progress| {
             told.progress.send_replace(Some(shown(progress)));

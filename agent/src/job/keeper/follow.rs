@@ -77,7 +77,11 @@ impl Tail {
             Ok(file) => file,
             // The runner is about to share what it has just made.
             Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
+                if matches!(
+                    error.kind(),
+                    // One that was fenced has a file instead of a directory, and never has events.
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+                ) =>
             {
                 return Ok(None);
             }

@@ -3,16 +3,16 @@
 use super::driver::{Driver, Reins};
 use super::holds::Holds;
 use super::launcher::Launcher;
-use super::options::Options;
+use super::options::{Options, Sources};
 use super::records::Records;
 use crate::job::ledger::{Ledger, LedgerError};
 use crate::job::model::{CancelWish, State};
-use crate::job::queue::{Entry, Queue};
+use crate::job::queue::{Entry, Queue, Rules};
 use crate::job::service::JobsError;
 use crate::job::state::{Change, Effect, Life};
 use ampoule_spec::{Code, JobId, JobSpec, UnixNanos};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,8 @@ const PATROL_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) options: Options,
+    /// Where inputs may come from now.
+    pub(super) sources: RwLock<Sources>,
     pub(super) ledger: Ledger,
     pub(super) launcher: Arc<Launcher>,
     pub(super) records: Records,
@@ -84,6 +86,28 @@ impl Inner {
 
     pub(super) fn trouble(&self) -> MutexGuard<'_, Trouble> {
         locked(&self.trouble)
+    }
+
+    /// Where inputs may come from now.
+    pub(super) fn sources(&self) -> Sources {
+        self.sources.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Other sources and rules from now on. What is being prepared or runs goes on by those before; what waits and would never
+    /// fit any more is ended.
+    pub(super) async fn set(self: &Arc<Self>, sources: Sources, rules: Rules) {
+        *self.sources.write().unwrap_or_else(PoisonError::into_inner) = sources;
+        let unfit = {
+            let mut queue = self.queue();
+            queue.set_rules(rules);
+            queue.unfit()
+        };
+        for id in unfit {
+            let reason = "it needs more than this host promises since its limits were changed".to_owned();
+            let wish = CancelWish { by: OURSELVES.to_owned(), reason, at: now() };
+            self.settle(&id, Change::CancelWished { wish }).await;
+        }
+        self.turn.notify_one();
     }
 
     /// Ends every task of ours.

@@ -127,6 +127,14 @@ impl Launcher {
         Ok(self.connect()?.job(id)?.is_some())
     }
 
+    /// Sees to it that a job is never admitted, unless it has a directory; whether that is so. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`]: it is not known.
+    pub(super) fn fence(&self, id: &JobId) -> Result<bool, RunnerError> {
+        self.connect()?.fence(id)
+    }
+
     /// Removes a job's directory. Blocks.
     ///
     /// # Errors

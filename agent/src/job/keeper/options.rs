@@ -1,12 +1,13 @@
 //! How jobs are kept.
 
-use crate::job::{ledger, queue};
+use crate::job::{End, Job, ledger, queue};
 use crate::local::SigningKey;
 use crate::sources::Policy;
 use crate::visits::{Source, Visit};
 use ampoule_evidence::Authority;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{JobSpec, Name};
+use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -44,6 +45,26 @@ impl Shown for ShownToAll {
     }
 
     fn record_visit(&self, _: &Name, _: &Source, _: &Visit) {}
+}
+
+/// Hears of the end of every job before anybody else does.
+pub trait Witness: Debug + Send + Sync + 'static {
+    /// Writes down that a job ends so; durable when it returns. Until then the job has not ended. It may hear of the same end
+    /// again after a restart.
+    ///
+    /// # Errors
+    /// For people; it is asked again.
+    fn ends<'a>(&'a self, job: &'a Job, end: &'a End) -> BoxFuture<'a, Result<(), String>>;
+}
+
+/// Nobody wants to hear.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwitnessed;
+
+impl Witness for Unwitnessed {
+    fn ends<'a>(&'a self, _: &'a Job, _: &'a End) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Where inputs of a project's jobs may come from.
@@ -118,6 +139,8 @@ pub struct Options {
     pub sources: Sources,
     /// What projects have uploaded.
     pub shown: Arc<dyn Shown>,
+    /// Who hears of ends before they are told.
+    pub witness: Arc<dyn Witness>,
     /// What the queue goes by.
     pub rules: queue::Rules,
     /// What a job needs that does not say it.
@@ -130,9 +153,6 @@ pub struct Options {
     pub imports: usize,
     /// Readers of one job at the same time.
     pub readers: usize,
-    /// How long a launcher that is asked after a restart for a job that it does not have is given, before the job counts
-    /// as never taken: a session of the agent that died may still be at it.
-    pub settle: Duration,
     /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`].
     pub drifted: bool,
 }

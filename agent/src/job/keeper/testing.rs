@@ -1,6 +1,6 @@
 //! A keeper without a launcher, for tests of its parts.
 
-use super::{Keep, Keeper, Needs, Options, ShownToAll, Sources};
+use super::{Keep, Keeper, Needs, Options, ShownToAll, Sources, Unwitnessed};
 use crate::job::model::{Caller, IdempotencyKey, Means, Submission};
 use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{ledger, state};
@@ -10,7 +10,6 @@ use ampoule_spec::Name;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(super) fn keeper(dir: &Path) -> Keeper {
     let amount = |n| Amount { cpu_millis: n, memory_bytes: n, disk_bytes: n };
@@ -29,13 +28,13 @@ pub(super) fn keeper(dir: &Path) -> Keeper {
             registry_auth: BTreeMap::new(),
         },
         shown: Arc::new(ShownToAll),
+        witness: Arc::new(Unwitnessed),
         rules,
         needs: Needs { other: amount(1), profiles: BTreeMap::new() },
         ledger: ledger::Options { reserve_bytes: 64 << 10, ..ledger::Options::default() },
         keep: Keep::default(),
         imports: 1,
         readers: 1,
-        settle: Duration::ZERO,
         drifted: false,
     })
     .unwrap()

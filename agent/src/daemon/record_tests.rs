@@ -1,0 +1,120 @@
+use super::*;
+use crate::audit::{KINDS_MAX, verify_log};
+use ampoule_evidence::tlog::{NoteKey, Tile, TileKind, decode_entries};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn open(dir: &Path) -> (Recorder, tokio::task::JoinHandle<()>) {
+    Recorder::begin(AuditLog::open(dir, "audit.host.example").unwrap(), Arc::default())
+}
+
+/// Every entry of a log that verifies.
+fn entries(dir: &Path) -> Vec<Value> {
+    let key = std::fs::read_to_string(dir.join("key.pub")).unwrap();
+    let verified = verify_log(dir, &NoteKey::parse(key.trim()).unwrap(), None).unwrap();
+    let tiles = Tile::all(verified.checkpoint.size).filter(|tile| tile.kind == TileKind::Entries);
+    let read = |tile: Tile| {
+        let bytes = std::fs::read(dir.join(tile.path())).unwrap();
+        let entries = decode_entries(&bytes, tile.width).unwrap();
+        entries.into_iter().map(|entry| serde_json::from_slice(entry).unwrap()).collect::<Vec<Value>>()
+    };
+    tiles.flat_map(read).collect()
+}
+
+/// How many calls an entry tells of.
+fn calls(entry: &Value) -> u64 {
+    entry["detail"]["calls"].as_str().map_or(1, |calls| calls.parse().unwrap())
+}
+
+fn refuse(recorder: &Recorder, refusal: Refusal, call: &str) {
+    recorder.record(&Refused {
+        refusal,
+        peer: "192.0.2.1",
+        caller: None,
+        call,
+        action: None,
+        project: None,
+        job: None,
+        reason: "no",
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_of_refused_calls_is_counted_exactly_and_keeps_no_entry_out() {
+    const FLOOD: u64 = 60_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (recorder, task) = open(dir.path());
+    let floods: Vec<_> = [Refusal::Unidentified, Refusal::Denied]
+        .into_iter()
+        .map(|refusal| {
+            let recorder = recorder.clone();
+            tokio::task::spawn_blocking(move || {
+                (0..FLOOD).for_each(|n| refuse(&recorder, refusal, &format!("call {n}")));
+            })
+        })
+        .collect();
+    for number in 0..30 {
+        let event = AuditEvent::now(Action::JobSubmitted, format!("uid:{number}"));
+        let written = tokio::time::timeout(Duration::from_secs(20), recorder.write(&event)).await;
+        written.expect("an entry waits behind refused calls").unwrap();
+    }
+    for flood in floods {
+        flood.await.unwrap();
+    }
+    assert_eq!(recorder.vitals.metrics.audit_failures.get(), 0);
+    drop(recorder);
+    task.await.unwrap();
+    let entries = entries(dir.path());
+    let of = |action: Action| entries.iter().filter(move |entry| entry["action"] == action.as_str());
+    let actors: Vec<_> = of(Action::JobSubmitted).map(|entry| entry["actor"].as_str().unwrap()).collect();
+    assert_eq!(actors, (0..30).map(|n| format!("uid:{n}")).collect::<Vec<_>>());
+    for action in [Action::AuthFailed, Action::Denied] {
+        assert_eq!(of(action).map(calls).sum::<u64>(), FLOOD);
+    }
+    // Not one by one.
+    assert!(entries.len() < 30 * KINDS_MAX, "{}", entries.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_written_is_an_error_and_refused_calls_are_told_when_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recorder, task) = open(dir.path());
+    let event = AuditEvent::now(Action::JobSubmitted, "uid:1");
+    recorder.write(&event).await.unwrap();
+    // A directory where each of the next files has to be, whatever the number of entries.
+    let in_the_way = |width: u32| dir.path().join(format!("tile/entries/000.p/{width}"));
+    (2..80).for_each(|width| std::fs::create_dir(in_the_way(width)).unwrap());
+    recorder.write(&event).await.unwrap_err();
+    refuse(&recorder, Refusal::Denied, "a");
+    refuse(&recorder, Refusal::Denied, "a");
+    while recorder.vitals.metrics.audit_failures.get() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    refuse(&recorder, Refusal::Denied, "b");
+    (2..80).for_each(|width| std::fs::remove_dir(in_the_way(width)).unwrap());
+    drop(recorder);
+    task.await.unwrap();
+    let entries = entries(dir.path());
+    let told: Vec<_> =
+        entries.iter().map(|e| (e["detail"]["call"].as_str().unwrap_or(""), calls(e))).collect();
+    assert_eq!(told, [("", 1), ("a", 2), ("b", 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_call_is_told_soon_and_the_recorder_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recorder, _task) = open(dir.path());
+    let is_late = AtomicBool::new(false);
+    for number in 1..4 {
+        refuse(&recorder, Refusal::Unidentified, "tls");
+        let told = async {
+            while recorder.vitals.metrics.audit_appends.get() < number {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        is_late
+            .fetch_or(tokio::time::timeout(Duration::from_secs(10), told).await.is_err(), Ordering::SeqCst);
+    }
+    assert!(!is_late.into_inner());
+}
