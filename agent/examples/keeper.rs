@@ -9,13 +9,14 @@ use ampoule_agent::job::ledger;
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::sha256;
 use ampoule_agent::job::{
-    Caller, IdempotencyKey, Jobs, JobsError, Keep, Keeper, Means, Needs, Options, ShownToAll, Sources,
-    Submission, Unwitnessed, WatchedEvent,
+    Caller, IdempotencyKey, Jobs, JobsError, Keep, Keeper, Means, Needs, OpenedOutput, Options, ShownToAll,
+    Sources, Submission, Unwitnessed, WatchedEvent,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
 use ampoule_evidence::Authority;
 use ampoule_spec::{JobId, JobSpec, Name};
+use ampoule_store::pack::pack_output;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,10 +132,14 @@ async fn answer(keeper: &Keeper, asked: &Value) -> Result<Value, Failed> {
             Ok(json!({"files": files.collect::<serde_json::Map<_, _>>(), "key": evidence.public_key}))
         }
         "output" => {
-            let (file, length) = keeper.open_output(&id()?, text(asked, "name")?).map_err(refused)?;
             let mut bytes = Vec::new();
-            file.take(length).read_to_end(&mut bytes)?;
-            Ok(json!({"bytes": STANDARD.encode(bytes), "length": length}))
+            match keeper.open_output(&id()?, text(asked, "name")?).map_err(refused)? {
+                OpenedOutput::File { file, length } => drop(file.take(length).read_to_end(&mut bytes)?),
+                OpenedOutput::Tree { root, epoch } => {
+                    pack_output(root.as_fd(), &mut bytes, epoch, &ampoule_store::Limits::default())?;
+                }
+            }
+            Ok(json!({"bytes": STANDARD.encode(&bytes), "length": bytes.len()}))
         }
         "watch" => watch(keeper, asked, &id()?).await,
         other => Err(format!("{other} is not known").into()),

@@ -2,12 +2,15 @@
 
 mod connection;
 pub mod convert;
+mod download;
 mod error;
 mod front;
 mod git;
 pub mod host;
+mod incoming;
 pub mod jobs;
 mod known;
+mod lane;
 mod limits;
 mod message;
 mod schema;
@@ -23,6 +26,6 @@ pub(crate) use error::DEFECT;
 pub use error::{ApiError, grpc};
 pub use front::Parts;
 pub use known::{ContentGate, Known};
-pub use limits::Limits;
+pub use limits::{Bound, Limits};
 pub use server::{Listener, Server};
 pub use tls::{NewTls, Tls, TlsError, TlsFiles};

@@ -12,6 +12,7 @@ mod logs;
 mod out;
 mod request;
 mod retry;
+mod trust;
 mod upload;
 
 pub use channel::{Bearer, Calls, Client, Credentials, Server};

@@ -26,6 +26,7 @@ pub use refs::{content, content_ref};
 pub use rpc::{Gate, Rpc, service};
 pub use spool::Upload;
 
+use crate::fair::Seats;
 use crate::visits::{Source, Visit, Visits};
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, JobSpec, Name};
@@ -36,7 +37,6 @@ use spool::Spool;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
 type Result<T> = std::result::Result<T, ContentError>;
 
@@ -48,7 +48,7 @@ pub struct Contents<I> {
     visits: Visits,
     spool: Spool,
     limits: ContentLimits,
-    importing: Arc<Semaphore>,
+    importing: Arc<Seats>,
 }
 
 /// What became of the header of an upload.
@@ -75,7 +75,7 @@ impl<I: Importer> Contents<I> {
             visits: Visits::below(&dir, limits.known_per_project)?,
             spool: Spool::open(&dir, limits)?,
             limits,
-            importing: Arc::new(Semaphore::new(limits.imports)),
+            importing: Seats::all_but_one(limits.imports),
         })
     }
 
@@ -163,10 +163,9 @@ impl<I: Importer> Contents<I> {
     /// [`ContentError`]: other bytes than the digest says are dropped, as an archive that is refused; for any other reason
     /// the upload is kept.
     pub async fn finish(&self, upload: Upload) -> Result<()> {
-        let permit = Arc::clone(&self.importing).acquire_owned().await;
-        let permit = permit.map_err(|_| ContentError::internal("imports have ended"))?;
+        let seat = self.importing.take(upload.project.as_str()).await;
         let finished =
-            Finished { importer: Arc::clone(&self.importer), known: Arc::clone(&self.known), permit };
+            Finished { importer: Arc::clone(&self.importer), known: Arc::clone(&self.known), seat };
         blocking(move || finished.take(upload)).await
     }
 

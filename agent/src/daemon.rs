@@ -2,6 +2,7 @@
 //!
 //! What it does for clients is elsewhere; here is what keeps it running and says how it does.
 
+mod able;
 pub mod args;
 mod capacity;
 pub mod config;

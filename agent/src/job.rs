@@ -11,4 +11,6 @@ pub use keeper::{
     Health, Keep, Keeper, KeeperError, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness,
 };
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
-pub use service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched, WatchedEvent};
+pub use service::{
+    EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched, WatchedEvent,
+};

@@ -14,6 +14,7 @@ pub mod client;
 pub mod content;
 pub mod daemon;
 pub mod export;
+pub mod fair;
 pub mod files;
 pub mod git;
 pub mod identity;

@@ -9,6 +9,9 @@
 #     projects  the projects, or ["*"] for all of them and the host itself
 #     profiles  the profiles that it may ask for; left out: any
 #     own       true: only jobs that the caller has submitted itself
+#     host_image, root
+#               true: its jobs may have the host's own files as their image, and steps that are root in the sandbox;
+#               left out: an image of their own, and the user `build`
 package ampoule.authz
 
 default allow := false
@@ -19,6 +22,8 @@ allow if {
 	input.action in data.roles[binding.role]
 	is_in_scope(binding)
 	has_profile(binding)
+	has_image(binding)
+	has_user(binding)
 	owns(binding)
 }
 
@@ -46,6 +51,28 @@ has_profile(binding) if not binding.profiles
 has_profile(_) if input.action != "submit"
 
 has_profile(binding) if input.profile in binding.profiles
+
+# A job has an image of its own. What is not one of these words is not let in by not being known here.
+has_image(_) if input.action != "submit"
+
+has_image(_) if input.image in {"oci", "tar"}
+
+# The host's files are what the operator has installed, with whatever lies among them: who may have them is said by name.
+has_image(binding) if {
+	input.image == "host"
+	binding.host_image == true
+}
+
+# Its steps are an ordinary user.
+has_user(_) if input.action != "submit"
+
+has_user(_) if input.job.user == "build"
+
+# Root in the sandbox sees more of the kernel than others: who may be that is said by name too.
+has_user(binding) if {
+	input.job.user == "root"
+	binding.root == true
+}
 
 owns(binding) if not binding.own
 

@@ -3,7 +3,7 @@
 use super::shares::{Share, Shares};
 use crate::identity::Shown;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most callers of one connection: a proxy may bring several, each with its token.
 const CALLERS_MAX: usize = 16;
@@ -20,11 +20,36 @@ pub(super) struct Connection {
     /// Calls in flight.
     pub(super) active: Arc<AtomicUsize>,
     callers: Mutex<Vec<(String, Share)>>,
+    /// Held for as long as nobody knows who calls.
+    stranger: Mutex<Option<Share>>,
 }
 
 impl Connection {
     pub(super) fn new(shown: Shown, peer: Arc<str>) -> Self {
-        Self { shown, peer, calls: AtomicU64::new(0), active: Arc::default(), callers: Mutex::default() }
+        let (callers, stranger) = Default::default();
+        Self { shown, peer, calls: AtomicU64::new(0), active: Arc::default(), callers, stranger }
+    }
+
+    fn stranger(&self) -> MutexGuard<'_, Option<Share>> {
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the connection among those of strangers, until it belongs to somebody.
+    pub(super) fn is_strangers(&self, share: Share) {
+        *self.stranger() = Some(share);
+    }
+
+    /// Whether nobody knows who calls.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.stranger().is_some()
+    }
+
+    /// Whose share a call without an identity takes.
+    pub(super) fn address(&self) -> String {
+        match self.shown {
+            Shown::Peer(uid) => format!("uid:{uid}"),
+            _ => self.peer.to_string(),
+        }
     }
 
     /// Counts the connection among those of the caller, once; false if it has too many.
@@ -36,6 +61,7 @@ impl Connection {
         match (callers.len() < CALLERS_MAX, shares.take(caller, 1)) {
             (true, Some(share)) => {
                 callers.push((caller.to_owned(), share));
+                drop(self.stranger().take());
                 true
             }
             _ => false,

@@ -3,11 +3,12 @@
 use super::connection::Connection;
 use super::error::ApiError;
 use super::known::Known;
+use super::lane::Lane;
 use super::limits::Limits;
 use super::schema::{Method, Schema};
-use super::shares::Shares;
+use super::shares::{Share, Shares};
 use super::stream::{Outgoing, end_in, whole};
-use super::{message, strict};
+use super::{incoming, message, strict};
 use crate::admission::{Action, Desk, Question, Scene};
 use crate::identity::Identities;
 use ampoule_spec::Code;
@@ -50,13 +51,23 @@ pub struct Parts {
 /// Serves calls.
 pub(super) struct Front {
     routes: Routes,
-    schema: Schema,
+    schema: Arc<Schema>,
     pub(super) identities: Arc<Identities>,
     pub(super) desk: Arc<Desk>,
     reflection: bool,
     pub(super) limits: Limits,
-    pub(super) by_caller: Arc<Shares>,
-    bytes: Arc<Shares>,
+    local: Lane,
+    remote: Lane,
+}
+
+/// Who a call is from, as far as its shares go.
+struct Holder<'a> {
+    name: String,
+    bytes: &'a Arc<Shares>,
+    /// The largest message.
+    most: usize,
+    /// Held until the answer has ended.
+    call: Option<Share>,
 }
 
 impl Front {
@@ -70,7 +81,7 @@ impl Front {
             tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
             tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
         ];
-        let schema = Schema::read(&sets).map_err(|e| defect(&e))?;
+        let schema = Arc::new(Schema::read(&sets).map_err(|e| defect(&e))?);
         let described = || {
             let [ours, health, ..] = sets;
             tonic_reflection::server::Builder::configure()
@@ -91,9 +102,14 @@ impl Front {
             desk: parts.desk,
             reflection: parts.reflection,
             limits,
-            by_caller: Shares::new(limits.connections, limits.connections_per_caller),
-            bytes: Shares::new(limits.bytes, limits.bytes_per_caller),
+            local: Lane::new(&limits, true),
+            remote: Lane::new(&limits, false),
         })
+    }
+
+    /// What the callers of a kind of listener share.
+    pub(super) fn lane(&self, is_local: bool) -> &Lane {
+        if is_local { &self.local } else { &self.remote }
     }
 
     /// Answers a call, whatever happens in it.
@@ -104,27 +120,27 @@ impl Front {
     ) -> Result<Response<Outgoing>, Infallible> {
         connection.called();
         let answered = AssertUnwindSafe(self.answer(&connection, request)).catch_unwind().await;
-        let response = match answered {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => Status::from(error).into_http(),
-            Err(_) => Status::from(ApiError::new(Code::Internal, "a call panicked")).into_http(),
+        let (response, call) = match answered {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(error)) => (Status::from(error).into_http(), None),
+            Err(_) => (Status::from(ApiError::new(Code::Internal, "a call panicked")).into_http(), None),
         };
-        Ok(response.map(Outgoing::new))
+        Ok(response.map(|body| Outgoing::new(body, call)))
     }
 
     async fn answer(
         &self,
         connection: &Connection,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
+    ) -> Result<(Response<Body>, Option<Share>), ApiError> {
         let path = request.uri().path().trim_start_matches('/').to_owned();
         let (mut head, body) = request.into_parts();
         let method = self.schema.methods.get(&path);
         let holder = match method {
-            Some(method) if method.path.starts_with(HEALTH) => connection.peer.to_string(),
+            Some(method) if method.path.starts_with(HEALTH) => self.stranger(connection)?,
             _ => {
                 let known = self.identify(connection, &head.headers, &path).await?;
-                let holder = known.caller.subject.clone();
+                let holder = self.caller(connection, &known);
                 self.may_describe(connection, &known, method)?;
                 head.extensions.insert(known);
                 holder
@@ -137,14 +153,13 @@ impl Front {
         if let Some(limit) = limit {
             end_in(limit.saturating_add(Duration::from_secs(1)));
         }
+        let Holder { name, bytes: shares, most, call } = holder;
         let (body, share) = if method.streams_in {
-            (Body::new(body), None)
+            let schema = Arc::clone(&self.schema);
+            (incoming::messages(body, schema, method.input, &self.limits, shares, name), None)
         } else {
-            let (bytes, share) = message::read(body, &self.limits, &self.bytes, &holder).await?;
-            strict::check(&self.schema, method.input, message::payload(&bytes)).map_err(|e| ApiError {
-                field: Some(e.field.clone()),
-                ..ApiError::new(Code::CallInvalid, e.to_string())
-            })?;
+            let (bytes, share) = message::read(body, most, &self.limits, shares, &name).await?;
+            strict::check(&self.schema, method.input, message::payload(&bytes)).map_err(strict::refused)?;
             (whole(bytes), Some(share))
         };
         let answering = self.routes.clone().call(Request::from_parts(head, body));
@@ -152,9 +167,25 @@ impl Front {
         let answered = tokio::time::timeout(limit, answering).await;
         drop(share);
         match answered {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => Ok((response, call)),
             Err(_) => Err(ApiError::new(Code::CallTimeout, "the call was not answered within its time")),
         }
+    }
+
+    /// A call that needs no identity. It takes nothing that is of those who are known.
+    fn stranger(&self, connection: &Connection) -> Result<Holder<'_>, ApiError> {
+        let (lane, name) = (self.lane(connection.is_local()), connection.address());
+        let call = lane.stranger_calls.take(&name, 1).ok_or_else(|| {
+            let text = "too many calls without an identity from there";
+            ApiError::later(Code::CallBusy, text, Duration::from_secs(1))
+        })?;
+        let most = self.limits.stranger_message_bytes;
+        Ok(Holder { name, bytes: &lane.stranger_bytes, most, call: Some(call) })
+    }
+
+    fn caller(&self, connection: &Connection, known: &Known) -> Holder<'_> {
+        let bytes = &self.lane(connection.is_local()).bytes;
+        Holder { name: known.caller.subject.clone(), bytes, most: self.limits.message_bytes, call: None }
     }
 
     async fn identify(
@@ -173,7 +204,7 @@ impl Front {
                 "it is not known who calls: show a client certificate or a token that this host knows",
             )
         })?;
-        if !connection.belongs_to(&caller.subject, &self.by_caller) {
+        if !connection.belongs_to(&caller.subject, &self.lane(connection.is_local()).callers) {
             let after = Duration::from_secs(5);
             return Err(ApiError::later(Code::CallBusy, "too many connections of this caller", after));
         }

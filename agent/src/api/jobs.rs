@@ -2,23 +2,24 @@
 
 use super::error::ApiError;
 use super::known::Known;
-use super::{show, submit};
+use super::shares::Shares;
+use super::{download, show, submit};
 use crate::admission::{Action, Desk, Question};
 use crate::audit;
 use crate::content::{Contents, Importer, content_ref};
+use crate::fair::Seats;
 use crate::inputs::sha256_of;
 use crate::job::{Caller, Job, Jobs, JobsError, Means, State, Submission, Submitted, Wanted};
 use ampoule_proto::v1 as wire;
 use ampoule_proto::v1::job_service_server::{JobService, JobServiceServer};
 use ampoule_spec::{Code, JobId, JobSpec, Name, OutputName};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt};
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio::io::AsyncSeekExt;
-use tokio_util::io::ReaderStream;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// Jobs on a page if the request says nothing.
@@ -31,8 +32,13 @@ const PAGE_BYTES_MAX: usize = 3 << 20;
 const REASON_BYTES_MAX: usize = 256;
 /// The most states or outcomes in a filter: more than there are.
 const FILTER_MAX: usize = 16;
-/// Bytes of an output in one message.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Outputs that are sent at once, and those of one project among them: each costs a thread, or a file of the store.
+const DOWNLOADS: (usize, usize) = (16, 8);
+/// How long a download waits for its turn, and when it may ask again.
+const TURN_WITHIN: Duration = Duration::from_secs(20);
+const TURN_AGAIN: Duration = Duration::from_secs(2);
+/// Watches at once, and those of one project among them.
+const WATCHES: (usize, usize) = (4096, 2048);
 
 /// Knows which content of a job is not there yet.
 pub trait Uploads: Send + Sync + 'static {
@@ -67,6 +73,9 @@ pub struct JobRpc<J, U> {
     desk: Arc<Desk>,
     /// Stands for jobs that are not there when the policy is asked, so that this takes as long.
     nobodys: Arc<Job>,
+    /// Turns of projects at downloads.
+    downloads: Arc<Seats>,
+    watches: Arc<Shares>,
 }
 
 type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -82,7 +91,9 @@ pub fn service<J: Jobs, U: Uploads>(
     desk: Arc<Desk>,
 ) -> Result<JobServiceServer<JobRpc<J, U>>> {
     let nobodys = Arc::new(nobodys().map_err(|e| ApiError::new(Code::Internal, e))?);
-    Ok(JobServiceServer::new(JobRpc { jobs, uploads, desk, nobodys }))
+    let downloads = Seats::new(DOWNLOADS.0, DOWNLOADS.1);
+    let watches = Shares::new(WATCHES.0, WATCHES.1);
+    Ok(JobServiceServer::new(JobRpc { jobs, uploads, desk, nobodys, downloads, watches }))
 }
 
 fn nobodys() -> Result<Job, String> {
@@ -221,12 +232,17 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
     ) -> Result<BoxStream<wire::WatchJobResponse>> {
         let id = job_id(&request.job_id)?;
         let job = self.job_for(known, &id, Action::Read)?;
+        let share = self.watches.take(job.project.as_str(), 1).ok_or_else(|| {
+            ApiError::later(Code::CallBusy, "too many jobs of the project are watched", TURN_AGAIN)
+        })?;
         if request.logs {
             self.write(known, audit::Action::LogsRead, &job, &[]).await?;
         }
         let watched = self.jobs.watch(&id, request.after_cursor, request.logs, request.follow)?;
         let jobs = Arc::clone(&self.jobs);
         let told = watched.filter_map(move |watched| {
+            // It goes with the stream.
+            let _ = &share;
             let told = match watched {
                 Ok(watched) => show::watched(&watched, |job| jobs.queue_position(&job.id)).map(Ok),
                 Err(error) => Some(Err(Status::from(ApiError::from(error)))),
@@ -273,23 +289,16 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let id = job_id(&request.job_id)?;
         let output = OutputName::parse(&request.output).map_err(|e| ApiError::field("output", e))?;
         let job = self.job_for(known, &id, Action::Download)?;
+        let turn = self.downloads.take(job.project.as_str());
+        let seat = tokio::time::timeout(TURN_WITHIN, turn).await.map_err(|_| {
+            let text = "as many outputs of the project are sent as may at once";
+            ApiError::later(Code::CallBusy, text, TURN_AGAIN)
+        })?;
         let (jobs, name) = (Arc::clone(&self.jobs), output.clone());
-        let (file, length) = blocking(move || Ok(jobs.open_output(&id, name.as_str())?)).await?;
-        let mut offset = request.offset;
-        if offset > length {
-            return Err(ApiError::field("offset", format!("beyond the end: there are {length} bytes")));
-        }
+        let opened = blocking(move || Ok(jobs.open_output(&id, name.as_str())?)).await?;
+        download::check(&opened, request.offset)?;
         self.write(known, audit::Action::OutputsRead, &job, &[("output", output.as_str())]).await?;
-        let cannot = |e: std::io::Error| ApiError::new(Code::Internal, format!("an output: {e}"));
-        let mut file = tokio::fs::File::from_std(file);
-        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(cannot)?;
-        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES).map_err(move |e| Status::from(cannot(e)));
-        let parts = chunks.map_ok(move |data| {
-            let part = wire::DownloadOutputResponse { offset, data: data.into() };
-            offset += part.data.len() as u64;
-            part
-        });
-        Ok(Box::pin(parts))
+        download::parts(opened, request.offset, seat)
     }
 }
 

@@ -2,7 +2,20 @@
 
 use std::time::Duration;
 
-/// Limits of the listeners.
+/// How much there is for all, and for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// For all together.
+    pub all: usize,
+    /// For one.
+    pub each: usize,
+}
+
+const fn bound(all: usize, each: usize) -> Bound {
+    Bound { all, each }
+}
+
+/// Limits of the listeners. Local sockets and TCP have each of them for themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// How long a TLS handshake may take.
@@ -25,12 +38,14 @@ pub struct Limits {
     pub keep_alive_answer: Duration,
     /// How long calls in flight may take when the server stops.
     pub drain: Duration,
-    /// Connections in all.
-    pub connections: usize,
-    /// Connections from one address, or of one uid on a local socket.
-    pub connections_per_peer: usize,
-    /// Connections of one caller.
-    pub connections_per_caller: usize,
+    /// TLS handshakes that are under way, by address.
+    pub handshakes: Bound,
+    /// Connections whose caller has not been known yet, by address.
+    pub strangers: Bound,
+    /// How long such a connection may last.
+    pub stranger_age: Duration,
+    /// Connections, by caller; on local sockets by uid as well.
+    pub connections: Bound,
     /// Calls at once in a connection.
     pub streams: u32,
     /// Bytes of a request's headers.
@@ -39,10 +54,16 @@ pub struct Limits {
     pub pending_resets: usize,
     /// The largest message.
     pub message_bytes: usize,
-    /// Bytes of messages of one caller that are in flight.
-    pub bytes_per_caller: usize,
-    /// Bytes of messages in flight in all.
-    pub bytes: usize,
+    /// The largest first message of a stream: it says what the stream is about.
+    pub first_message_bytes: usize,
+    /// The largest of those after it.
+    pub part_bytes: usize,
+    /// Bytes of messages that are in flight, by caller.
+    pub bytes: Bound,
+    /// The largest message of a call that needs no identity.
+    pub stranger_message_bytes: usize,
+    /// Such calls that are in flight, by address or uid: each has a message of at most that size.
+    pub stranger_calls: Bound,
 }
 
 impl Default for Limits {
@@ -58,15 +79,19 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(20),
             keep_alive_answer: Duration::from_secs(20),
             drain: Duration::from_secs(30),
-            connections: 1024,
-            connections_per_peer: 128,
-            connections_per_caller: 64,
+            handshakes: bound(256, 64),
+            strangers: bound(128, 16),
+            stranger_age: Duration::from_secs(300),
+            connections: bound(512, 64),
             streams: 100,
             header_bytes: 16 << 10,
             pending_resets: 20,
             message_bytes: 4 << 20,
-            bytes_per_caller: 16 << 20,
-            bytes: 64 << 20,
+            first_message_bytes: 16 << 10,
+            part_bytes: (1 << 20) + (1 << 10),
+            bytes: bound(64 << 20, 16 << 20),
+            stranger_message_bytes: 1 << 10,
+            stranger_calls: bound(256, 16),
         }
     }
 }

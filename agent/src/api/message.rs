@@ -13,17 +13,18 @@ use std::time::Duration;
 /// What stands before a message (gRPC over HTTP/2): whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
-/// Reads the message with its prefix, and the end after it. The share of what is in flight is held as long as what comes back.
+/// Reads the message of at most `most` bytes with its prefix, and the end after it. The share of what is in flight is held as long as what comes back.
 ///
 /// # Errors
 /// `call.invalid`, `call.busy`, `call.timeout`. A message that is too large is refused by its prefix.
 pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
     body: B,
+    most: usize,
     limits: &Limits,
     shares: &Arc<Shares>,
     holder: &str,
 ) -> Result<(Bytes, Share), ApiError> {
-    let read = tokio::time::timeout(limits.message, whole(body, limits, shares, holder)).await;
+    let read = tokio::time::timeout(limits.message, whole(body, most, shares, holder)).await;
     read.unwrap_or_else(|_| {
         let text = format!("the request did not arrive within {} s", limits.message.as_secs());
         Err(ApiError::new(Code::CallTimeout, text))
@@ -32,7 +33,7 @@ pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
 
 async fn whole<B: Body<Data = Bytes> + Unpin>(
     mut body: B,
-    limits: &Limits,
+    most: usize,
     shares: &Arc<Shares>,
     holder: &str,
 ) -> Result<(Bytes, Share), ApiError> {
@@ -43,15 +44,8 @@ async fn whole<B: Body<Data = Bytes> + Unpin>(
         let frame = frame.map_err(|_| invalid("the request was cut short".to_owned()))?;
         let Ok(data) = frame.into_data() else { continue };
         bytes.extend_from_slice(&data);
-        let Some(length) = length(&bytes, limits)? else { continue };
+        let Some(length) = length(&bytes, most)? else { continue };
         if share.is_none() {
-            let busy = || {
-                ApiError::later(
-                    Code::CallBusy,
-                    "too many bytes of requests are in flight",
-                    Duration::from_secs(1),
-                )
-            };
             share = Some(shares.take(holder, length).ok_or_else(busy)?);
             bytes.reserve(length.saturating_sub(bytes.len()));
         }
@@ -59,22 +53,30 @@ async fn whole<B: Body<Data = Bytes> + Unpin>(
             return Err(invalid("more than one message, where the call takes one".to_owned()));
         }
     }
-    match (share, length(&bytes, limits)?) {
+    match (share, length(&bytes, most)?) {
         (Some(share), Some(length)) if length == bytes.len() => Ok((bytes.freeze(), share)),
         _ => Err(invalid("the request is no whole message".to_owned())),
     }
 }
 
+/// There is no share of the bytes in flight.
+pub(super) fn busy() -> ApiError {
+    ApiError::later(Code::CallBusy, "too many bytes of requests are in flight", Duration::from_secs(1))
+}
+
 /// How long the message is with its prefix; none if the prefix is not whole.
-fn length(bytes: &BytesMut, limits: &Limits) -> Result<Option<usize>, ApiError> {
+///
+/// # Errors
+/// `call.unknown` if it is compressed, `call.invalid` if it has more than `most` bytes.
+pub(super) fn length(bytes: &BytesMut, most: usize) -> Result<Option<usize>, ApiError> {
     let Some((mut prefix, _)) = bytes.split_at_checked(PREFIX_BYTES) else { return Ok(None) };
     if prefix.get_u8() != 0 {
         let text = "compressed messages are not taken; send them as they are";
         return Err(ApiError::new(Code::CallUnknown, text));
     }
     let length = prefix.get_u32() as usize;
-    if length > limits.message_bytes {
-        let text = format!("a message of {length} bytes; at most {} are read", limits.message_bytes);
+    if length > most {
+        let text = format!("a message of {length} bytes; at most {most} are read");
         return Err(ApiError::new(Code::CallInvalid, text));
     }
     Ok(Some(length + PREFIX_BYTES))

@@ -6,7 +6,7 @@
 use super::connection::Connection;
 use super::error::ApiError;
 use super::front::{Front, Parts};
-use super::shares::Shares;
+use super::shares::Share;
 use super::stream::Streams;
 use super::tls::Tls;
 use crate::admission::{Desk, Scene};
@@ -33,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(500);
 /// How long a connection that is to end and has no call may take.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long a stranger's may take, with or without a call: one may be without end.
+const STRANGER_GRACE: Duration = Duration::from_secs(5);
 /// How much of a response is kept for one stream until its reader takes it.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// How much of a request a peer may send ahead, by stream and in all.
@@ -57,7 +59,6 @@ enum Accepted {
 /// Serves calls on listeners.
 pub struct Server {
     front: Arc<Front>,
-    by_peer: Arc<Shares>,
 }
 
 impl std::fmt::Debug for Server {
@@ -72,10 +73,7 @@ impl Server {
     /// # Errors
     /// `internal` if a descriptor that was compiled in cannot be read.
     pub fn new(parts: Parts) -> Result<Arc<Self>, ApiError> {
-        let limits = parts.limits;
-        let front = Arc::new(Front::new(parts)?);
-        let by_peer = Shares::new(limits.connections, limits.connections_per_peer);
-        Ok(Arc::new(Self { front, by_peer }))
+        Ok(Arc::new(Self { front: Arc::new(Front::new(parts)?) }))
     }
 
     /// Serves until `stop`; then calls in flight have the drain's time. The socket's file is the caller's to remove.
@@ -127,27 +125,30 @@ impl Server {
             }
             Accepted::Tcp(_, address) => (Arc::clone(address), address.to_string(), None),
         };
-        let Some(share) = self.by_peer.take(&holder, 1) else {
+        let Some(share) = self.front.lane(uid.is_some()).accepted.take(&holder, 1) else {
             tracing::debug!(peer = holder, "a connection was closed: there are too many");
             return None;
         };
         Some(async move {
-            let _share = share;
             match (accepted, uid, tls) {
                 (Accepted::Unix(stream), Some(uid), _) => {
+                    let _share = share;
                     let connection = Connection::new(Shown::Peer(uid), peer);
                     self.connection(stream, connection, None, stop, kill).await;
                 }
-                (Accepted::Tcp(stream, _), _, Some(tls)) => self.tls(stream, peer, &tls, stop, kill).await,
+                (Accepted::Tcp(stream, _), _, Some(tls)) => {
+                    self.tls(stream, (peer, share), &tls, stop, kill).await;
+                }
                 _ => {}
             }
         })
     }
 
+    /// Serves a connection once it has proven what it can.
     async fn tls(
         &self,
         stream: TcpStream,
-        peer: Arc<str>,
+        (peer, accepted): (Arc<str>, Share),
         tls: &Tls,
         stop: CancellationToken,
         kill: CancellationToken,
@@ -162,6 +163,14 @@ impl Server {
         match shaken {
             Ok((stream, shown)) => {
                 let connection = Connection::new(shown, peer);
+                // Whoever is known needs no place among those who are not, and finds his own however many they are.
+                if self.front.identities.holder(&connection.shown).is_none() {
+                    let Some(share) = self.front.lane(false).strangers.take(&connection.peer, 1) else {
+                        return;
+                    };
+                    connection.is_strangers(share);
+                }
+                drop(accepted);
                 self.connection(stream, connection, Some(version), stop, kill).await;
             }
             Err(reason) => self.front.desk.unidentified(Scene { peer: &peer, call: "tls" }, &reason),
@@ -179,7 +188,7 @@ impl Server {
     ) {
         let limits = self.front.limits;
         if let Some(holder) = self.front.identities.holder(&connection.shown)
-            && !connection.belongs_to(&holder, &self.front.by_caller)
+            && !connection.belongs_to(&holder, &self.front.lane(connection.is_local()).callers)
         {
             return;
         }
@@ -258,9 +267,13 @@ impl<'a> Life<'a> {
         }
         let idle = self.busy.elapsed();
         match self.ending {
+            Some(since) if self.of.is_stranger() && since.elapsed() >= STRANGER_GRACE => Some(End::Now),
             Some(since) if since.elapsed() >= GRACE && idle >= TICK => Some(End::Now),
             Some(_) => None,
             None if calls == 0 && self.born.elapsed() >= limits.first_call => Some(End::Now),
+            None if self.of.is_stranger() && self.born.elapsed() >= limits.stranger_age => {
+                Some(End::Gracefully)
+            }
             None if idle >= limits.idle || self.born.elapsed() >= limits.age => Some(End::Gracefully),
             None => None,
         }

@@ -4,6 +4,7 @@
 //! again has a reader that takes nothing. Nobody polls then, so a second future beside the stream's looks at it; when it drops
 //! the stream's, h2 sends RST_STREAM.
 
+use super::shares::Share;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
@@ -109,11 +110,13 @@ pub(super) struct Outgoing {
     inner: Body,
     rest: Bytes,
     look: Option<Arc<Look>>,
+    /// Held until it has ended.
+    _share: Option<Share>,
 }
 
 impl Outgoing {
-    pub(super) fn new(inner: Body) -> Self {
-        Self { inner, rest: Bytes::new(), look: LOOK.try_with(Arc::clone).ok() }
+    pub(super) fn new(inner: Body, share: Option<Share>) -> Self {
+        Self { inner, rest: Bytes::new(), look: LOOK.try_with(Arc::clone).ok(), _share: share }
     }
 
     fn seen(&self, given: bool) {

@@ -5,7 +5,9 @@
 //! field or key twice, two of a oneof, another wire type (docs/design/0019).
 
 use super::convert::FieldError;
+use super::error::ApiError;
 use super::schema::{Field, Kind, MessageType, Schema};
+use ampoule_spec::Code;
 use std::collections::BTreeSet;
 
 /// How deep messages may lie in each other. Ours need six.
@@ -19,6 +21,11 @@ type Result<T> = std::result::Result<T, FieldError>;
 /// The path of the field and what is wrong with it. No byte of the message is in the text.
 pub(super) fn check(schema: &Schema, message: usize, bytes: &[u8]) -> Result<()> {
     walk(schema, message, bytes, "", 0)
+}
+
+/// As a caller hears it.
+pub(super) fn refused(error: FieldError) -> ApiError {
+    ApiError { field: Some(error.field.clone()), ..ApiError::new(Code::CallInvalid, error.to_string()) }
 }
 
 fn wrong(field: &str, reason: &str) -> FieldError {

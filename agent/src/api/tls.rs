@@ -11,6 +11,8 @@ use rustls::{RootCertStore, ServerConfig};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +23,10 @@ use zeroize::Zeroizing;
 const PEM_BYTES_MAX: u64 = 1 << 20;
 /// The one protocol that is spoken above TLS.
 const ALPN: &[u8] = b"h2";
+
+/// How long a client that is refused may take to read why, and how often it is listened to meanwhile.
+const LAST_WITHIN: Duration = Duration::from_secs(1);
+const LAST_READS_MAX: usize = 16;
 
 /// Files of a listener, PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +148,13 @@ impl Tls {
     /// For the operator: what rustls says, or that the client does not speak HTTP/2.
     pub(super) async fn accept(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Shown), String> {
         let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
-        let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|e| e.to_string())?;
+        let stream = match TlsAcceptor::from(config).accept(stream).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                let_read(stream).await;
+                return Err(error.to_string());
+            }
+        };
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
             return Err("the client does not say that it speaks HTTP/2 (ALPN h2)".to_owned());
@@ -153,6 +165,22 @@ impl Tls {
         };
         Ok((stream, shown))
     }
+}
+
+/// Lets a client read why it is refused: a socket that is closed with bytes unread is reset, and what was said is lost. The
+/// client goes when it has read that; one that does not is not waited for.
+async fn let_read(mut stream: TcpStream) {
+    let rest = async {
+        stream.shutdown().await?;
+        let mut bytes = [0; 4 << 10];
+        for _ in 0..LAST_READS_MAX {
+            if stream.read(&mut bytes).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(LAST_WITHIN, rest).await;
 }
 
 fn stamp(files: &TlsFiles) -> Stamp {

@@ -1,6 +1,7 @@
 //! The connection: a local socket, or TLS 1.3.
 
 use super::error::ClientError;
+use super::trust;
 use crate::files::read_file;
 use ampoule_proto::v1::content_service_client::ContentServiceClient;
 use ampoule_proto::v1::host_service_client::HostServiceClient;
@@ -198,8 +199,9 @@ fn https(host: &str, port: u16, credentials: &Credentials) -> Result<Channel> {
         async move {
             let tcp = TcpStream::connect(&address).await?;
             tcp.set_nodelay(true)?;
-            let stream = tls.connect(name, tcp).await?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
+            let stream = tls.connect(name, tcp).await.map_err(trust::told)?;
+            let begun = trust::begun(stream).await?;
+            Ok::<_, trust::Failure>(TokioIo::new(begun))
         }
     });
     Ok(endpoint(&format!("http://{authority}"))?.connect_with_connector_lazy(connect))

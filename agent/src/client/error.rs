@@ -1,5 +1,6 @@
 //! Why a daemon did not do what a client wanted.
 
+use super::trust::Distrust;
 use crate::local::LocalError;
 use ampoule_spec::Code;
 use std::path::PathBuf;
@@ -94,6 +95,10 @@ impl ClientError {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
+        if let Some(distrust) = distrust(&status) {
+            let (code, message) = (distrust.code(), distrust.to_string());
+            return Self::Refused { code, message, status: tonic::Code::Unauthenticated, retry_after: None };
+        }
         let details = status.get_error_details();
         let message: String = status.message().chars().take(TEXT_CHARS_MAX).collect();
         let named = details.error_info().and_then(|info| Code::parse(&info.reason));
@@ -104,6 +109,18 @@ impl From<Status> for ClientError {
         let retry_after = details.retry_info().and_then(|info| info.retry_delay);
         Self::Refused { code, message, status: status.code(), retry_after }
     }
+}
+
+/// Whether a status is that one of the two does not believe the other's certificate.
+fn distrust(status: &Status) -> Option<Distrust> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(status);
+    while let Some(error) = cause {
+        if let Some(distrust) = error.downcast_ref::<Distrust>() {
+            return Some(distrust.clone());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Whether a status was not said by the daemon, or says that it is going.

@@ -2,6 +2,7 @@
 
 use super::known::Known;
 use super::{ContentError, Result, Upload};
+use crate::fair::Seat;
 use crate::files::read_capped;
 use crate::inputs::{oci_documents, sha256_of};
 use ampoule_spec::Code;
@@ -10,7 +11,6 @@ use aws_lc_rs::digest::{Context, SHA256};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Who brings content into the store: a connection to the launcher.
 pub trait Importer: Send + Sync + 'static {
@@ -42,7 +42,7 @@ pub(super) struct Finished<I> {
     pub(super) importer: Arc<I>,
     pub(super) known: Arc<Known>,
     /// Held until it is done.
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) seat: Seat,
 }
 
 impl<I: Importer> Finished<I> {
@@ -55,7 +55,7 @@ impl<I: Importer> Finished<I> {
         if is_dropped {
             upload.discard();
         }
-        drop((upload, self.permit));
+        drop((upload, self.seat));
         taken
     }
 

@@ -17,6 +17,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 const REFERENCES_MAX: usize = 1000;
 /// The most bytes in one message.
 const DATA_BYTES_MAX: usize = 1 << 20;
+/// The most bytes of one message, with what stands around them.
+const MESSAGE_BYTES_MAX: usize = DATA_BYTES_MAX + (1 << 10);
 
 /// Who decides whether a caller may do something with a project's content.
 pub trait Gate: Send + Sync + 'static {
@@ -30,6 +32,9 @@ pub trait Gate: Send + Sync + 'static {
         project: &Name,
         extensions: &Extensions,
     ) -> impl Future<Output = Result<(), Status>> + Send;
+
+    /// So many bytes of an upload were taken.
+    fn received(&self, _bytes: u64) {}
 }
 
 /// The service.
@@ -41,7 +46,8 @@ pub struct Rpc<I, G> {
 
 /// The service over contents, behind a gate.
 pub fn service<I: Importer, G: Gate>(contents: Arc<Contents<I>>, gate: G) -> ContentServiceServer<Rpc<I, G>> {
-    ContentServiceServer::new(Rpc { contents, gate })
+    // The front reads no larger ones; whoever serves without it does not either.
+    ContentServiceServer::new(Rpc { contents, gate }).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 impl From<ContentError> for Status {
@@ -123,7 +129,9 @@ impl<I: Importer, G: Gate> Rpc<I, G> {
                 let text = format!("{} bytes in one message; send at most {DATA_BYTES_MAX}", data.len());
                 return Err(ContentError::wrong("data", text).into());
             }
+            let bytes = data.len() as u64;
             upload = upload.append(data).await?;
+            self.gate.received(bytes);
         }
         if upload.there() == upload.size() {
             return Ok(upload);

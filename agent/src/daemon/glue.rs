@@ -1,11 +1,10 @@
 //! What the parts of the daemon ask of each other, where neither knows the other.
 
-use super::config::Config;
+use super::able::ThisHost;
 use super::vitals::Vitals;
-use crate::api::host::{Host, HostFacts};
+use crate::api::ContentGate;
 use crate::api::jobs::Uploads;
-use crate::content::{ContentError, Contents, ImportError, Importer, content_ref};
-use crate::job::queue::Amount;
+use crate::content::{ContentError, Contents, Gate, ImportError, Importer, content_ref};
 use crate::job::{JobsError, Shown};
 use crate::local::{Runner, RunnerError};
 use crate::visits::{Source, Visit};
@@ -13,11 +12,8 @@ use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{Code, JobSpec, Name};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-/// How often a launcher that could not be asked is asked again.
-const MEASURE_AGAIN: Duration = Duration::from_secs(30);
+use std::sync::Arc;
+use tonic::{Extensions, Status};
 
 /// The content of all projects, over the launcher's store.
 pub(super) type ProjectContents = Contents<ToLauncher>;
@@ -65,8 +61,8 @@ impl Importer for ToLauncher {
 #[derive(Debug)]
 pub(super) struct OfProjects {
     pub(super) contents: Arc<ProjectContents>,
-    /// Profiles that jobs may ask for.
-    pub(super) profiles: Vec<Name>,
+    /// Says which profiles jobs may ask for.
+    pub(super) host: Arc<ThisHost>,
 }
 
 impl Shown for OfProjects {
@@ -95,15 +91,7 @@ impl Shown for OfProjects {
 
 impl Uploads for OfProjects {
     async fn missing(&self, project: &Name, spec: &JobSpec) -> Result<Vec<String>, JobsError> {
-        if !self.profiles.contains(&spec.profile) {
-            let known: Vec<&str> = self.profiles.iter().map(Name::as_str).collect();
-            let message = format!(
-                "profile {} is not allowed on this host; allowed: {}",
-                spec.profile,
-                known.join(", ")
-            );
-            return Err(JobsError { code: Code::AdmissionDenied, message, retry_after: None });
-        }
+        self.host.takes(&spec.profile).await?;
         let missing = self.contents.check(project, spec).await.map_err(unknown)?;
         Ok(missing.iter().map(named).collect())
     }
@@ -120,61 +108,19 @@ fn named(content: &Content) -> String {
     format!("{kind}:{}", reference.sha256)
 }
 
-/// What the host can do, as far as it is known.
+/// The gate of content, which counts what passes it.
 #[derive(Debug)]
-pub(super) struct ThisHost {
-    profiles: Vec<Name>,
-    socket: PathBuf,
-    capacity: Mutex<Amount>,
-    /// What the launcher measured last, and its version.
-    measured: Mutex<HostFacts>,
+pub(super) struct CountedGate {
+    pub(super) gate: ContentGate,
+    pub(super) vitals: Arc<Vitals>,
 }
 
-impl ThisHost {
-    pub(super) fn new(of: &Config, capacity: Amount) -> Self {
-        let (profiles, socket) = (of.profiles.clone(), of.runner.socket.clone());
-        Self { profiles, socket, capacity: Mutex::new(capacity), measured: Mutex::default() }
+impl Gate for CountedGate {
+    async fn allow(&self, call: &'static str, project: &Name, extensions: &Extensions) -> Result<(), Status> {
+        self.gate.allow(call, project, extensions).await
     }
 
-    /// It promises so much from now on.
-    pub(super) fn promise(&self, capacity: Amount) {
-        *self.capacity.lock().unwrap_or_else(PoisonError::into_inner) = capacity;
-    }
-
-    /// Has the launcher measure each profile until it has.
-    pub(super) async fn measure(self: Arc<Self>) {
-        loop {
-            let host = self.clone();
-            let measured = tokio::task::spawn_blocking(move || host.ask()).await;
-            if let Ok(Ok(facts)) = measured {
-                *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = facts;
-                return;
-            }
-            tokio::time::sleep(MEASURE_AGAIN).await;
-        }
-    }
-
-    fn ask(&self) -> Result<HostFacts, RunnerError> {
-        let mut facts = HostFacts::default();
-        for profile in &self.profiles {
-            let runner = Runner::connect(&self.socket)?;
-            let measured = runner.doctor(profile.clone())?;
-            facts.profiles.push((profile.to_string(), measured.missing));
-        }
-        Ok(facts)
-    }
-}
-
-impl Host for ThisHost {
-    async fn facts(&self) -> HostFacts {
-        let measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let capacity = *self.capacity.lock().unwrap_or_else(PoisonError::into_inner);
-        HostFacts {
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            cpu_millis: capacity.cpu_millis,
-            memory_bytes: capacity.memory_bytes,
-            disk_bytes: capacity.disk_bytes,
-            ..measured
-        }
+    fn received(&self, bytes: u64) {
+        self.vitals.metrics.upload_bytes.inc_by(bytes);
     }
 }

@@ -69,6 +69,7 @@ impl Ready {
             tls.take(new);
         }
         services.host.promise(self.rules.capacity);
+        services.host.ask_again();
         services.keeper.set(self.sources.0, self.rules).await;
     }
 }

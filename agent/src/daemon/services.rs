@@ -1,7 +1,8 @@
 //! Everything that serves, put together: jobs, content, callers and listeners.
 
+use super::able::ThisHost;
 use super::config::{Config, SigningKey};
-use super::glue::{OfProjects, ProjectContents, ThisHost, ToLauncher};
+use super::glue::{CountedGate, OfProjects, ProjectContents, ToLauncher};
 use super::record::Recorder;
 use super::vitals::Vitals;
 use super::{capacity, listen};
@@ -221,15 +222,16 @@ impl Services {
             ContentLimits { bytes: of.limits.upload_bytes, imports: IMPORTS, ..ContentLimits::default() };
         let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
         let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
-        let of_projects = Arc::new(OfProjects { contents: contents.clone(), profiles: of.profiles.clone() });
+        let host = Arc::new(ThisHost::new(of, rules.capacity));
+        let of_projects = Arc::new(OfProjects { contents: contents.clone(), host: host.clone() });
         let of_all = options(of, rules.clone(), of_projects.clone(), recorder.clone(), accept_loss)?;
         let keeper = Arc::new(Keeper::open(Options { drifted, ..of_all })?);
-        let host = Arc::new(ThisHost::new(of, rules.capacity));
         let health = HealthReporter::new();
+        let gate = CountedGate { gate: api::ContentGate(desk.clone()), vitals: vitals.clone() };
         let defect = |e: api::ApiError| Trouble::Defect(e.to_string());
         let routes =
             Routes::new(api::jobs::service(keeper.clone(), of_projects, desk.clone()).map_err(defect)?)
-                .add_service(content::service(contents.clone(), api::ContentGate(desk.clone())))
+                .add_service(content::service(contents.clone(), gate))
                 .add_service(api::host::service(keeper.clone(), host.clone(), desk.clone()));
         let parts = Parts {
             routes,
@@ -248,7 +250,7 @@ impl Services {
         let background = vec![
             tokio::spawn(super::counted::count(keeper.changes(), vitals.clone())),
             tokio::spawn(sweep(contents)),
-            tokio::spawn(host.clone().measure()),
+            tokio::spawn(host.clone().keep_asking()),
         ];
         let vitals = vitals.clone();
         let services = Self {
@@ -274,7 +276,9 @@ impl Services {
     pub(super) async fn look(&self) {
         let launcher = self.keeper.health().launcher;
         let (accepting, running, queued) = self.keeper.load();
-        self.vitals.set_launcher(launcher);
+        if self.vitals.set_launcher(launcher) && launcher {
+            self.host.ask_again();
+        }
         self.vitals.set_accepting(accepting);
         self.vitals.metrics.running.set(i64::from(running));
         self.vitals.metrics.queued.set(i64::from(queued));

@@ -14,12 +14,14 @@ pub(super) struct Vitals {
 }
 
 impl Vitals {
-    /// Whether the launcher answers.
-    pub(super) fn set_launcher(&self, up: bool) {
-        if self.launcher.swap(up, Ordering::Relaxed) != up {
+    /// Whether the launcher answers. True if that is new.
+    pub(super) fn set_launcher(&self, up: bool) -> bool {
+        let is_new = self.launcher.swap(up, Ordering::Relaxed) != up;
+        if is_new {
             tracing::info!(up, "the launcher");
         }
         self.metrics.launcher_up.set(i64::from(up));
+        is_new
     }
 
     /// Whether jobs are taken.

@@ -25,8 +25,9 @@ pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed,
 use super::ledger::{Ledger, OpenError};
 use super::model::{Caller, CancelWish, IdempotencyKey, Job, State, Submission};
 use super::queue::{NotQueued, Queue, Rules};
-use super::service::{EvidenceFiles, Jobs, JobsError, Page, Submitted, Wanted, Watched};
+use super::service::{EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched};
 use super::state::Change;
+use crate::fair::Seats;
 use crate::local::{LocalError, evidence};
 use ampoule_spec::{Code, JobId};
 use futures_util::Stream;
@@ -34,11 +35,10 @@ use holds::Holds;
 use inner::{Inner, Trouble, now, whole};
 use launcher::Launcher;
 use records::Records;
-use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use watching::{Seat, WAITING_MAX, Watcher};
@@ -100,7 +100,7 @@ impl Keeper {
             ledger,
             launcher: Arc::new(Launcher::new(options.socket.clone(), options.jobs.clone())),
             records,
-            imports: Arc::new(Semaphore::new(options.imports.max(1))),
+            imports: Seats::all_but_one(options.imports),
             holds: Holds::open(&options.state, options.drifted)?,
             ended: CancellationToken::new(),
             turn: Notify::new(),
@@ -266,7 +266,7 @@ impl Jobs for Keeper {
             .map_err(|e| error(Code::Internal, format!("the evidence of job {id} cannot be read: {e}")))
     }
 
-    fn open_output(&self, id: &JobId, output: &str) -> Result<(File, u64), JobsError> {
+    fn open_output(&self, id: &JobId, output: &str) -> Result<OpenedOutput, JobsError> {
         let end = self.finished(id)?;
         let missing =
             |why: &str| error(Code::InputMissing, format!("job {id} has no output {output:?}{why}"));

@@ -7,6 +7,7 @@ use ampoule_spec::{Code, JobId, LogChunk, Name, Outcome};
 use futures_util::Stream;
 use std::fs::File;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Why something that was asked of the jobs was not done.
@@ -87,6 +88,25 @@ pub struct EvidenceFiles {
     pub public_key: String,
 }
 
+/// An output that is there: nothing of it was read.
+#[derive(Debug)]
+pub enum OpenedOutput {
+    /// A file from its beginning.
+    File {
+        /// It.
+        file: File,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// A directory. A client has it as a plain tar archive, which is the same each time that it is made.
+    Tree {
+        /// Its root.
+        root: OwnedFd,
+        /// The time of each entry, in seconds since 1970.
+        epoch: u64,
+    },
+}
+
 /// The jobs of this host.
 pub trait Jobs: Send + Sync + 'static {
     /// Takes a job, or finds the one that the same caller has submitted under the same key. Durable when it returns.
@@ -136,12 +156,11 @@ pub trait Jobs: Send + Sync + 'static {
     /// `job.unknown` if there is no such job, `job.unfinished` if it has not finished.
     fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError>;
 
-    /// An output of a finished job as a file from its beginning, and its length; a tree as a plain tar archive, made now.
-    /// Blocks: it is opened in the store, which the launcher has.
+    /// An output of a finished job. Blocks: it is opened in the store, which the launcher has.
     ///
     /// # Errors
     /// [`JobsError`] if there is no such output, or it is not kept any more.
-    fn open_output(&self, id: &JobId, output: &str) -> Result<(File, u64), JobsError>;
+    fn open_output(&self, id: &JobId, output: &str) -> Result<OpenedOutput, JobsError>;
 
     /// Stops or resumes the intake, durably. Jobs that run and that wait.
     ///

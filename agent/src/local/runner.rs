@@ -111,6 +111,7 @@ pub struct Runner {
     recovered: Vec<Recovered>,
     privileged: bool,
     listening: bool,
+    version: String,
     /// Who is told how far an import is.
     watch: Watch,
 }
@@ -191,10 +192,12 @@ impl Runner {
             recovered: Vec::new(),
             privileged: false,
             listening: false,
+            version: String::new(),
             watch: Watch::default(),
         };
         match runner.receive()? {
-            Reply::Hello { recovered, privileged, listening, .. } => {
+            Reply::Hello { version, recovered, privileged, listening } => {
+                runner.version = version;
                 runner.recovered = recovered;
                 runner.privileged = privileged;
                 runner.listening = listening;
@@ -212,6 +215,11 @@ impl Runner {
     /// Has somebody told how far an import is.
     pub(crate) fn watch(&mut self, watch: &Watch) {
         self.watch = watch.clone();
+    }
+
+    /// The runner's version, as it says it.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Whether the runner has host root's authority.

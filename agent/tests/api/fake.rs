@@ -4,8 +4,8 @@ use ampoule_agent::api::host::{Host, HostFacts};
 use ampoule_agent::api::jobs::Uploads;
 use ampoule_agent::content::{ImportError, Importer};
 use ampoule_agent::job::{
-    Caller, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, Page, State, Submission, Submitted,
-    Wanted, Watched, WatchedEvent,
+    Caller, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, OpenedOutput, Page, State,
+    Submission, Submitted, Wanted, Watched, WatchedEvent,
 };
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{Code, JobId, JobSpec, LogChunk, Name, Sha256, UnixNanos};
@@ -26,6 +26,8 @@ pub(crate) struct Fake {
     pub(crate) submitted: Mutex<Vec<Submission>>,
     /// What is missing of every job.
     pub(crate) missing: Mutex<Vec<String>>,
+    /// A directory that every output is; none: they are files.
+    pub(crate) tree: Mutex<Option<std::path::PathBuf>>,
     /// What was done.
     pub(crate) order: Arc<Mutex<Vec<String>>>,
     /// Whether the queue is full.
@@ -143,13 +145,17 @@ impl Jobs for Fake {
         self.get(id).map(|_| EvidenceFiles::default()).ok_or_else(no_job)
     }
 
-    fn open_output(&self, id: &JobId, _: &str) -> Result<(File, u64), JobsError> {
+    fn open_output(&self, id: &JobId, _: &str) -> Result<OpenedOutput, JobsError> {
         self.did("open");
         self.get(id).ok_or_else(no_job)?;
+        if let Some(tree) = &*self.tree.lock().unwrap() {
+            let root = File::open(tree).unwrap().into();
+            return Ok(OpenedOutput::Tree { root, epoch: 7 });
+        }
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, b"output").unwrap();
         std::io::Seek::rewind(&mut file).unwrap();
-        Ok((file, 6))
+        Ok(OpenedOutput::File { file, length: 6 })
     }
 
     async fn drain(&self, _: bool, _: bool) -> Result<(u32, u32), JobsError> {

@@ -262,7 +262,7 @@ fn policy(dir: &Path, peer_has_role: bool) {
         subjects.push(format!("uid:{}", rustix::process::geteuid().as_raw()));
     }
     for subject in subjects {
-        bindings.push(json!({ "subject": subject, "role": "tenant", "projects": ["mine", "panics"] }));
+        bindings.push(json!({ "subject": subject, "role": "tenant", "projects": ["mine", "panics"], "host_image": true }));
         bindings.push(json!({ "subject": subject, "role": "host", "projects": ["*"] }));
     }
     let looks = format!("https://i.example#{LOOKER}");

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod audit;
+mod downloads;
 mod fake;
 mod fixture;
 mod host;
 mod hostile;
+mod lanes;
 mod matrix;
 mod raw;
 mod reload;

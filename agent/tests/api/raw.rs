@@ -70,3 +70,13 @@ pub(crate) async fn call(
 pub(crate) fn is_transport(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
+
+/// Sends messages of a stream that then goes on and says nothing. What is answered.
+pub(crate) async fn stream(channel: Channel, path: &str, messages: Vec<Vec<u8>>) -> Result<Bytes, Status> {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(|e| Status::from_error(Box::new(e)))?;
+    let messages = futures_util::stream::iter(messages.into_iter().map(Bytes::from));
+    let messages = futures_util::StreamExt::chain(messages, futures_util::stream::pending());
+    let path = format!("/{path}").parse().unwrap();
+    Ok(client.client_streaming(Request::new(messages), path, RawCodec).await?.into_inner())
+}

@@ -52,7 +52,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("", "policy", "`policy`", "\"/etc/ampoule/policy\"", "directory of the Rego policy that decides each call"),
     key("", "sources", "none", "\"/etc/ampoule/sources.toml\"", "[where inputs may come from](sources.md); none: content is uploaded, nothing is fetched"),
     key("", "identities", "`identities.toml`", "\"/etc/ampoule/identities.toml\"", "who is known by certificate or token; without the file only local peers are"),
-    key("", "profiles", "`[\"hermetic\"]`", "[\"hermetic\", \"fetch\"]", "profiles that jobs may ask for"),
+    key("", "profiles", "`[\"hermetic\"]`", "[\"hermetic\", \"fetch\"]", "profiles that jobs may ask for, of those that the launcher has and the host meets"),
     key("listen", "unix", "none", "\"/run/ampoule/agent.sock\"", "a local socket, mode 0660 and of the daemon's group; callers are known by their uid"),
     key("listen", "tcp", "none", "\"10.0.0.5:7443\"", "an address and port; needs `[tls]`"),
     key("listen", "systemd", "`[]`", "[\"agent\"]", "sockets of the unit, by `FileDescriptorName=`; one that is TCP needs `[tls]`"),

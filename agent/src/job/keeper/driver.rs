@@ -5,6 +5,7 @@
 use super::inner::Inner;
 use super::intake::{NotReady, Preparation};
 use super::launcher::Answer;
+use crate::fair::Seat;
 use crate::job::ledger::LedgerError;
 use crate::job::model::State;
 use crate::job::state::{Change, Life};
@@ -14,7 +15,7 @@ use ampoule_evidence::AgentClaims;
 use ampoule_spec::{Code, Failure, JobId};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, watch};
 
 /// How often a job that runs is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -99,7 +100,7 @@ impl Driver {
         let mut pause = Pause::new();
         let prepared = loop {
             let permit = tokio::select! {
-                permit = self.turn_to_import() => permit?,
+                permit = self.turn_to_import(life) => permit?,
                 () = self.reins.wished.notified() => break Err(NotReady::Cancelled),
             };
             if self.reins.cancel.is_cancelled() {
@@ -139,9 +140,15 @@ impl Driver {
         }
     }
 
-    async fn turn_to_import(&self) -> Result<OwnedSemaphorePermit, LedgerError> {
-        self.inner.launcher.until_up().await;
-        Arc::clone(&self.inner.imports).acquire_owned().await.map_err(|_| LedgerError::Closed)
+    async fn turn_to_import(&self, life: &Life) -> Result<Seat, LedgerError> {
+        let turn = async {
+            self.inner.launcher.until_up().await;
+            self.inner.imports.take(life.job.project.as_str()).await
+        };
+        tokio::select! {
+            seat = turn => Ok(seat),
+            () = self.inner.ended.cancelled() => Err(LedgerError::Closed),
+        }
     }
 
     async fn refuse(&self, failure: Failure) -> Result<(), LedgerError> {

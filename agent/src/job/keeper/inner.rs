@@ -5,6 +5,7 @@ use super::holds::Holds;
 use super::launcher::Launcher;
 use super::options::{Options, Sources};
 use super::records::Records;
+use crate::fair::Seats;
 use crate::job::ledger::{Ledger, LedgerError};
 use crate::job::model::{CancelWish, State};
 use crate::job::queue::{Entry, Queue, Rules};
@@ -14,7 +15,7 @@ use ampoule_spec::{Code, JobId, JobSpec, UnixNanos};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Who ends a job when nobody else does.
@@ -32,7 +33,7 @@ pub(super) struct Inner {
     pub(super) ledger: Ledger,
     pub(super) launcher: Arc<Launcher>,
     pub(super) records: Records,
-    pub(super) imports: Arc<Semaphore>,
+    pub(super) imports: Arc<Seats>,
     /// Why jobs are not taken or not started.
     pub(super) holds: Holds,
     /// Ends every task; jobs go on without us.
@@ -113,7 +114,6 @@ impl Inner {
     /// Ends every task of ours.
     pub(super) fn end(&self) {
         self.ended.cancel();
-        self.imports.close();
         for reins in locked(&self.drivers).values() {
             reins.cancel.cancel();
         }

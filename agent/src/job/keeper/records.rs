@@ -2,10 +2,9 @@
 
 use super::launcher::Launcher;
 use crate::chain::chain;
-use crate::inputs::scratch_file;
 use crate::job::ledger::Ledger;
 use crate::job::model::End;
-use crate::job::service::EvidenceFiles;
+use crate::job::service::{EvidenceFiles, OpenedOutput};
 use crate::job::state::Life;
 use crate::local::LocalError;
 use crate::local::evidence::Signing;
@@ -13,11 +12,8 @@ use crate::local::record::{record, recorded, recorded_output, sha256};
 use crate::local::release::Evidence;
 use ampoule_evidence::{AgentClaims, Unstarted};
 use ampoule_spec::{Code, Failure, JobId, OutputForm, UnixNanos};
-use ampoule_store::Limits;
-use ampoule_store::pack::pack_output;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -162,28 +158,27 @@ impl Records {
         Ok(EvidenceFiles { files, public_key: self.public_key().to_owned() })
     }
 
-    /// An output of a job as a file from its beginning, and its length; a tree as a plain tar archive, packed now. Blocks.
+    /// An output of a job. Blocks.
     ///
     /// # Errors
     /// If the store does not have it, or the launcher does not answer.
-    pub(super) fn open_output(&self, launcher: &Launcher, id: &JobId, name: &str) -> io::Result<(File, u64)> {
+    pub(super) fn open_output(
+        &self,
+        launcher: &Launcher,
+        id: &JobId,
+        name: &str,
+    ) -> io::Result<OpenedOutput> {
         let other = |error: &dyn std::error::Error| io::Error::other(chain(error));
         let found = recorded_output(&self.of(id), name).map_err(|e| other(&e))?;
         let (content, form, epoch) = found.ok_or(io::ErrorKind::NotFound)?;
         let opened = launcher.connect().and_then(|runner| runner.open(content)).map_err(|e| other(&e))?;
-        let mut file = File::from(opened.ok_or(io::ErrorKind::NotFound)?);
+        let opened = opened.ok_or(io::ErrorKind::NotFound)?;
         if form == OutputForm::Tree {
-            let mut archive = scratch_file(&std::env::temp_dir())?;
-            let limits = Limits { bytes_max: u64::MAX, ..Limits::default() };
-            let mut out = BufWriter::with_capacity(256 << 10, &mut archive);
-            pack_output(file.as_fd(), &mut out, epoch, &limits).map_err(|e| other(&e))?;
-            out.flush()?;
-            drop(out);
-            archive.rewind()?;
-            file = archive;
+            return Ok(OpenedOutput::Tree { root: opened, epoch });
         }
+        let file = File::from(opened);
         let length = file.metadata()?.len();
-        Ok((file, length))
+        Ok(OpenedOutput::File { file, length })
     }
 
     /// Removes a record, before the ledger forgets its job. Blocks.
