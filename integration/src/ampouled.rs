@@ -18,6 +18,16 @@ const SOON: Duration = Duration::from_secs(30);
 const POLICY: &str =
     "package ampoule.authz\ndefault allow := false\nallow if input.caller.subject == \"uid:0\"\n";
 
+/// A listener for a network, and who may do everything through it.
+pub(crate) struct Listen {
+    /// `ADDRESS:PORT`.
+    pub(crate) tcp: String,
+    /// The table `tls`.
+    pub(crate) tls: String,
+    /// Who.
+    pub(crate) subject: String,
+}
+
 /// A running daemon and its launcher.
 pub(crate) struct Ampouled<'l> {
     lab: &'l Lab<'l>,
@@ -49,23 +59,42 @@ impl<'l> Ampouled<'l> {
             .exits(0)?;
         let head =
             format!("authority = \"https://builds.test.example\"\nsigning.key = \"{}\"\n", private.display());
-        Self::start_as(lab, &head, "", public)
+        Self::start_as(lab, &head, "", public, None)
     }
 
     /// The same as [`Ampouled::start`], with these tables in the configuration.
     pub(crate) fn start_with(lab: &'l Lab<'l>, tables: &str) -> Result<Self> {
-        Self::start_as(lab, "dev = true\n", tables, lab.path("daemon/keys/development.pub"))
+        let key = lab.path("daemon/keys/development.pub");
+        Self::start_as(lab, "dev = true\n", tables, key, None)
     }
 
-    fn start_as(lab: &'l Lab<'l>, head: &str, tables: &str, key: PathBuf) -> Result<Self> {
+    /// The same, with a listener for a network as well.
+    pub(crate) fn start_listening(lab: &'l Lab<'l>, listen: &Listen) -> Result<Self> {
+        let key = lab.path("daemon/keys/development.pub");
+        Self::start_as(lab, "dev = true\n", "", key, Some(listen))
+    }
+
+    fn start_as(
+        lab: &'l Lab<'l>,
+        head: &str,
+        tables: &str,
+        key: PathBuf,
+        listen: Option<&Listen>,
+    ) -> Result<Self> {
         let listener = Listener::start(lab, &[])?;
-        lab.write("policy/authz.rego", POLICY)?;
+        let more = listen
+            .map(|listen| format!("allow if input.caller.subject == \"{}\"\n", listen.subject))
+            .unwrap_or_default();
+        lab.write("policy/authz.rego", format!("{POLICY}{more}"))?;
         if !lab.sources().exists() {
             lab.write("sources.toml", "sources = 1\n[project.default]\npublic = true\n")?;
         }
         let path = |name: &str| lab.path(name).display().to_string();
+        let (tcp, tls) = listen
+            .map(|listen| (format!("tcp = \"{}\"\n", listen.tcp), format!("[tls]\n{}", listen.tls)))
+            .unwrap_or_default();
         let config = format!(
-            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n{tables}",
+            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n{tcp}{tls}[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n{tables}",
             path("daemon"),
             path("policy"),
             lab.sources().display(),
@@ -87,10 +116,23 @@ impl<'l> Ampouled<'l> {
         Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
     }
 
+    fn said(&self) -> String {
+        fs::read_to_string(self.lab.path("agent.log")).unwrap_or_default()
+    }
+
+    /// Waits until its log has this text.
+    pub(crate) fn says(&self, text: &str) -> Result<()> {
+        let says = || self.said().contains(text);
+        procs::eventually(SOON, text, says).map_err(|e| e.context(self.said()))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        procs::signal(self.child.id().cast_signed(), signal)
+    }
+
     fn answers(&self) -> Result<()> {
-        let said = || fs::read_to_string(self.lab.path("agent.log")).unwrap_or_default();
         let answers = || self.ampoule("list").end().is_ok_and(|ran| ran.status == Some(0));
-        procs::eventually(SOON, "the daemon answers", answers).map_err(|e| e.context(said()))
+        procs::eventually(SOON, "the daemon answers", answers).map_err(|e| e.context(self.said()))
     }
 
     /// A command that asks it.

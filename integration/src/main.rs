@@ -6,6 +6,7 @@
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed: what they lack is null")]
 
 mod ampouled;
+mod certificates;
 mod check;
 mod faulty;
 mod harness;

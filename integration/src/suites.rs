@@ -20,6 +20,7 @@ mod limits;
 mod listen;
 mod listen_faults;
 mod logs;
+mod mutual;
 mod origins;
 mod out;
 mod outcomes;
@@ -92,6 +93,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "evidence", tests: evidence::TESTS },
     Suite { name: "submit", tests: submit::TESTS },
     Suite { name: "origins", tests: origins::TESTS },
+    Suite { name: "mutual", tests: mutual::TESTS },
     Suite { name: "upstream", tests: upstream::TESTS },
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
