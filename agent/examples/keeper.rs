@@ -128,7 +128,10 @@ async fn answer(keeper: &Keeper, asked: &Value) -> Result<Value, Failed> {
         }
         "evidence" => {
             let evidence = keeper.evidence(&id()?).map_err(refused)?;
-            let files = evidence.files.into_iter().map(|(name, bytes)| (name, STANDARD.encode(bytes).into()));
+            let files = evidence.files.into_iter().flat_map(|file| {
+                let bytes = STANDARD.encode(file.bytes);
+                file.names.into_iter().map(move |name| (name, bytes.clone().into()))
+            });
             Ok(json!({"files": files.collect::<serde_json::Map<_, _>>(), "key": evidence.public_key}))
         }
         "output" => {

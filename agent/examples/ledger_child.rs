@@ -2,7 +2,7 @@
 //!
 //! `ledger_child DIR WORK HOW CALL`: at the ledger's write, sync or cut number CALL it kills itself with SIGKILL, `HOW`: `before` or `after` the call, in
 //! the middle of it (`half`), or as if the power failed there: `lost` (nothing that was not synced is kept), `even` and `odd` (of what was
-//! not synced, every second sector is zeros). `fail`: the sync says that it failed. `never`: it works to the end.
+//! not synced, every second sector is zeros). With the work `compacting` the file is written anew again and again. `fail`: the sync says that it failed. `never`: it works to the end.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::expect_used)]
 
 #[path = "../tests/common/jobs.rs"]
@@ -162,13 +162,21 @@ async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [dir, work, how, call] = args.as_slice() else { panic!("ledger_child DIR WORK HOW CALL") };
     let (dir, call) = (PathBuf::from(dir), call.parse().unwrap());
-    let options = Options { reserve_bytes: 64 << 10, ..Options::default() };
-    let dying = |file| Dying { file, how: how.clone(), call, written: 0, synced: 0 };
+    // So little that it is written anew after almost every job.
+    let compact_bytes = if work == "compacting" { 1 } else { 64 << 20 };
+    let options = Options { reserve_bytes: 64 << 10, compact_bytes, ..Options::default() };
+    let dies = how.clone();
+    let dying = move |file| Dying { file, how: dies.clone(), call, written: 0, synced: 0 };
     let ledger = Ledger::open_on(&dir, &options, now(), dying);
     let ledger = Arc::new(ledger.unwrap());
     say("open");
     match work.as_str() {
         "in-turn" => in_turn(&ledger).await,
+        "compacting" => {
+            in_turn(&ledger).await;
+            // A second time it finds what it has done, and writes less.
+            assert!(ledger.compactions() > 0 || ledger.generation() > 1, "it was never written anew");
+        }
         "at-once" => at_once(ledger, 0).await,
         // Until somebody kills it.
         _ => {

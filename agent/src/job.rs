@@ -12,5 +12,6 @@ pub use keeper::{
 };
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{
-    EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched, WatchedEvent,
+    EvidenceFile, EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched,
+    WatchedEvent,
 };

@@ -217,7 +217,11 @@ fn record(dir: &Path) -> (proto::GetAttestationResponse, String) {
     };
     let sealed = seal(&run_attestation(&request).unwrap(), &signer).unwrap();
     let (public, _) = signer.public().unwrap();
-    let file = |name: &str, data: &[u8]| proto::EvidenceFile { name: name.to_owned(), data: data.to_vec() };
+    let file = |name: &str, data: &[u8]| proto::EvidenceFile {
+        name: name.to_owned(),
+        data: data.to_vec(),
+        also: Vec::new(),
+    };
     let files = vec![
         file("spec.json", &spec),
         file("report.json", &report),
@@ -312,4 +316,32 @@ async fn evidence_is_verified_before_anything_is_there() {
     assert!(out.join("evidence/run.intoto.jsonl").exists() && out.join("outputs").is_dir());
     // What is there is not replaced.
     assert_eq!(Fetch::check(&out).unwrap_err().code(), Code::FileUnusable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_with_several_names_is_written_under_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut good, _) = record(dir.path());
+    let out = dir.path().join("out");
+    let jobs = FakeJobs::default();
+    let set = |evidence: &proto::GetAttestationResponse| {
+        let mut script = jobs.0.lock().unwrap();
+        script.evidence = evidence.clone();
+        script.job = finished(proto::JobOutcome::Failed, "input.unreachable");
+    };
+    let run = good.files[2].data.clone();
+    for bad in ["../x", "logs", ""] {
+        good.files[2].also = vec!["b.intoto.jsonl".to_owned(), bad.to_owned()];
+        set(&good);
+        assert_eq!(fetched(&jobs, &out, None).await.unwrap_err().code(), Code::VerifyRefused, "{bad:?}");
+    }
+    good.files[2].also = (0..2_000).map(|number| format!("b{number}")).collect();
+    set(&good);
+    assert!(fetched(&jobs, &out, None).await.unwrap_err().to_string().contains("2003 files"));
+    good.files[2].also = vec!["b.intoto.jsonl".to_owned(), "c.intoto.jsonl".to_owned()];
+    set(&good);
+    fetched(&jobs, &out, None).await.unwrap();
+    for name in ["run.intoto.jsonl", "b.intoto.jsonl", "c.intoto.jsonl"] {
+        assert_eq!(std::fs::read(out.join("evidence").join(name)).unwrap(), run, "{name}");
+    }
 }

@@ -4,7 +4,7 @@
 #[path = "common/jobs.rs"]
 mod jobs;
 
-use ampoule_agent::job::ledger::{self, Ledger};
+use ampoule_agent::job::ledger::{self, Ledger, Retention};
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::Change;
 use ampoule_agent::job::{
@@ -15,7 +15,7 @@ use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
 use ampoule_evidence::{Authority, Kind, PublicKey, TrustedKey, Verified, VerifyRequest, verify};
 use ampoule_ipc::Channel;
-use ampoule_spec::wire::Reply;
+use ampoule_spec::wire::{Reply, Request};
 use ampoule_spec::{Code, Failure, GitSigner, JobId, Name, Outcome, Sha256, UnixNanos};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -92,9 +92,9 @@ async fn finished(keeper: &Keeper, id: &JobId) -> (Job, Vec<State>) {
 /// Verifies the one signed record of a job, as a stranger does.
 fn attested(keeper: &Keeper, job: &Job) -> (Verified, serde_json::Value) {
     let evidence = keeper.evidence(&job.id).unwrap();
-    let names: Vec<_> = evidence.files.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<_> = evidence.files.iter().map(|file| file.names.join(" ")).collect();
     assert_eq!(names, ["report.json", "result.json", "run.intoto.jsonl", "spec.json"]);
-    let file = |name: &str| &evidence.files.iter().find(|(n, _)| n == name).unwrap().1;
+    let file = |name: &str| &evidence.files.iter().find(|file| file.names == [name]).unwrap().bytes;
     let sha256 = |bytes: &[u8]| ampoule_agent::job::state::sha256(bytes).unwrap();
     let envelope = file("run.intoto.jsonl");
     assert_eq!(job.end.as_ref().unwrap().attestation, sha256(envelope));
@@ -397,7 +397,7 @@ async fn drain_that_cannot_be_kept_is_an_error_and_stops_the_intake_all_the_same
     assert!(keeper.submit(submission(1)).await.is_err());
 }
 
-/// A launcher that greets whoever comes, and does nothing for anybody.
+/// A launcher that greets whoever comes and has no job; of anything else it knows nothing.
 fn greet(socket: &Path) {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::CLOEXEC;
@@ -408,7 +408,13 @@ fn greet(socket: &Path) {
         while let Ok(accepted) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
             let recovered = Vec::new();
             let hello = Reply::Hello { version: "1".into(), privileged: true, recovered, listening: true };
-            let _ = Channel::new(accepted).send(&hello, &[]);
+            let session = Channel::new(accepted);
+            std::thread::spawn(move || {
+                let mut answered = session.send(&hello, &[]);
+                while let (Ok(()), Ok((Request::Jobs { .. }, _))) = (&answered, session.receive()) {
+                    answered = session.send(&Reply::Jobs { jobs: Vec::new(), more: false }, &[]);
+                }
+            });
         }
     });
 }
@@ -481,4 +487,30 @@ async fn job_has_not_ended_before_its_end_is_written_down() {
     let end = job.end.unwrap();
     assert!(asked.iter().all(|(id, sha256, _)| (id, sha256) == (&job.id, &end.attestation)), "{asked:?}");
     assert_eq!(asked.iter().filter(|(_, _, cannot)| !cannot).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_for_what_is_kept_has_the_old_swept() {
+    let dir = tempfile::tempdir().unwrap();
+    greet(&options(dir.path()).socket);
+    let mut options = options(dir.path());
+    options.ledger.retention = Retention { count: 1, least_ns: 0, ..Retention::default() };
+    // So that it is not the clock's doing.
+    options.keep.every = Duration::from_secs(3600);
+    let keeper = Keeper::open(options).unwrap();
+    until("the launcher is seen", || keeper.health().launcher).await;
+    for number in 1..3 {
+        keeper.submit(submission(number)).await.unwrap();
+        let _ = keeper.cancel(&job_id(number), &caller(), "").await;
+        finished(&keeper, &job_id(number)).await;
+    }
+    let record = dir.path().join(format!("agent/records/{}", job_id(1)));
+    assert!(record.exists());
+    let other = Submission { project: Name::parse("other").unwrap(), ..submission(8) };
+    keeper.submit(other).await.unwrap();
+    let refused = keeper.submit(submission(3)).await.unwrap_err();
+    assert!(refused.message.contains("2 finished jobs") && refused.retry_after.is_some(), "{refused:?}");
+    until("the oldest is forgotten", || keeper.get(&job_id(1)).is_none()).await;
+    assert!(!record.exists() && keeper.get(&job_id(2)).is_some());
+    keeper.submit(submission(3)).await.unwrap();
 }

@@ -6,7 +6,7 @@ mod jobs;
 
 use ampoule_agent::job::ledger::{Ledger, LedgerError, OpenError, Options, Retention};
 use ampoule_agent::job::state::{Change, Effect};
-use ampoule_agent::job::{Caller, CancelWish, JobsError, State, Wanted};
+use ampoule_agent::job::{Caller, CancelWish, JobsError, State, Submission, Wanted};
 use ampoule_spec::{Code, Name, Outcome, UnixNanos};
 use jobs::{end, job_id, submission};
 use std::path::Path;
@@ -187,12 +187,22 @@ async fn list_is_newest_first_and_filters_by_everything() {
     assert_eq!((page.jobs[0].id.clone(), page.more), (job_id(2), true));
 }
 
+const HOUR: u64 = 3_600_000_000_000;
+
+/// The clock `tenths` of an hour after the start.
+fn at(tenths: u32) -> UnixNanos {
+    UnixNanos(now().0 + u64::from(tenths) * HOUR / 10)
+}
+
+fn of(project: &str, number: u32) -> Submission {
+    Submission { project: Name::parse(project).unwrap(), ..submission(number) }
+}
+
 #[tokio::test]
 async fn finished_jobs_are_kept_by_count_and_age_and_others_for_good() {
     let dir = tempfile::tempdir().unwrap();
-    let hour = 3_600_000_000_000;
-    let options = Options { retention: Retention { count: 3, age_ns: hour }, ..options() };
-    let at = |n: u32| UnixNanos(now().0 + u64::from(n) * hour / 10);
+    let retention = Retention { count: 3, bytes: u64::MAX, age_ns: HOUR, least_ns: 0 };
+    let options = Options { retention: Retention { count: 9, ..retention }, ..options() };
     {
         let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
         for number in 0..6 {
@@ -201,17 +211,162 @@ async fn finished_jobs_are_kept_by_count_and_age_and_others_for_good() {
         for number in 0..5 {
             finish(&ledger, number, at(number)).await;
         }
-        assert_eq!(ledger.expired(&options.retention, at(5)), [job_id(0), job_id(1)]);
-        assert_eq!(ledger.expired(&options.retention, at(13)), [job_id(0), job_id(1), job_id(2)]);
+        assert_eq!(ledger.expired(&retention, at(5)), [job_id(0), job_id(1)]);
+        assert_eq!(ledger.expired(&retention, at(13)), [job_id(0), job_id(1), job_id(2)]);
+        // Whatever there is, for that time it stays.
+        let least = Retention { least_ns: HOUR / 2, ..retention };
+        assert_eq!(ledger.expired(&least, at(4)), []);
+        assert_eq!(ledger.expired(&least, at(5)), [job_id(0)]);
         ledger.forget(&job_id(0)).await.unwrap();
         assert_eq!(ledger.len(), 5);
     }
-    let ledger = Ledger::open(dir.path(), &options, at(5)).unwrap();
-    let there: Vec<_> = (0..6).map(|n| ledger.get(&job_id(n)).is_some()).collect();
-    assert_eq!(there, [false, false, true, true, true, true]);
-    drop(ledger);
+    // A start forgets nothing: the records of what is over are still there, and have to go first.
     let ledger = Ledger::open(dir.path(), &options, at(100)).unwrap();
-    assert_eq!((ledger.len(), ledger.unfinished().len()), (1, 1));
+    let there: Vec<_> = (0..6).map(|n| ledger.get(&job_id(n)).is_some()).collect();
+    assert_eq!(there, [false, true, true, true, true, true]);
+    assert_eq!(ledger.expired(&retention, at(100)).len(), 4);
+    assert_eq!(ledger.unfinished().len(), 1);
+}
+
+#[tokio::test]
+async fn project_that_has_its_fill_is_refused_and_takes_nothing_from_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let retention = Retention { count: 16, bytes: u64::MAX, age_ns: 1_000 * HOUR, least_ns: HOUR };
+    let options = Options { retention, ..options() };
+    let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
+    ledger.submit(of("quiet", 0), now()).await.unwrap();
+    finish(&ledger, 0, now()).await;
+    // 16, and an eighth more until the next sweep.
+    for number in 1..=18 {
+        ledger.submit(of("loud", number), now()).await.unwrap();
+        finish(&ledger, number, at(1)).await;
+    }
+    let refused = ledger.submit(of("loud", 19), at(5)).await.unwrap_err();
+    assert!(matches!(&refused, LedgerError::Kept { .. }), "{refused:?}");
+    let told = JobsError::from(refused);
+    let wait = told.retry_after.unwrap();
+    assert!(told.code == Code::AdmissionBusy && told.message.contains("18 finished jobs"), "{told:?}");
+    assert_eq!(wait, Duration::from_nanos(HOUR * 6 / 10), "until the oldest may go");
+    // Nothing of either is over; what was submitted before is found, and others are taken.
+    assert_eq!(ledger.expired(&retention, at(5)), []);
+    assert!(ledger.submit(of("loud", 1), at(5)).await.unwrap().attached);
+    ledger.submit(of("quiet", 20), at(5)).await.unwrap();
+    // Then the loud one's own oldest go, and no more of them than are over.
+    assert_eq!(ledger.expired(&retention, at(11)), [job_id(1), job_id(2)]);
+    for number in 1..3 {
+        ledger.forget(&job_id(number)).await.unwrap();
+    }
+    ledger.submit(of("loud", 19), at(11)).await.unwrap();
+    assert!(ledger.find("uid:7", &jobs::key(0)).is_some(), "another's key was forgotten");
+}
+
+#[tokio::test]
+async fn bytes_of_records_are_counted_by_project_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let retention = Retention { count: 100, bytes: 1 << 20, age_ns: 1_000 * HOUR, least_ns: 0 };
+    let options = Options { retention, ..options() };
+    let large = ampoule_agent::job::End { record_bytes: 300 << 10, ..end() };
+    {
+        let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
+        for number in 0..4 {
+            ledger.submit(of("p", number), now()).await.unwrap();
+            let id = job_id(number);
+            for change in [
+                Change::Began,
+                Change::Asked { runner: id.clone() },
+                Change::Reported { admitted: now() },
+                Change::Finished { at: at(number), end: Box::new(large.clone()) },
+            ] {
+                ledger.change(&id, change).await.unwrap();
+            }
+        }
+    }
+    let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
+    let refused = ledger.submit(of("p", 9), at(9)).await.unwrap_err();
+    assert!(refused.to_string().contains("bytes of jobs and records"), "{refused}");
+    ledger.submit(of("q", 9), at(9)).await.unwrap();
+    assert_eq!(ledger.expired(&retention, at(9)), [job_id(0)]);
+    ledger.forget(&job_id(0)).await.unwrap();
+    ledger.submit(of("p", 10), at(9)).await.unwrap();
+}
+
+fn length(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("ledger")).unwrap().len()
+}
+
+/// Brings jobs to their ends and has them forgotten.
+async fn churn(ledger: &Ledger, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        ledger.submit(submission(number), now()).await.unwrap();
+        finish(ledger, number, now()).await;
+        ledger.forget(&job_id(number)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ledger_that_works_is_compacted_and_nothing_of_what_is_kept_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { compact_bytes: 16 << 10, ..options() };
+    let ledger = std::sync::Arc::new(Ledger::open(dir.path(), &options, now()).unwrap());
+    for number in 0..5 {
+        ledger.submit(submission(number), now()).await.unwrap();
+    }
+    finish(&ledger, 0, now()).await;
+    let before: Vec<_> = (0..5).map(|n| ledger.get(&job_id(n))).collect();
+    let kept = length(dir.path());
+    // Somebody reads a spec all the while.
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (reading, reads) = (ledger.clone(), over.clone());
+    let reader = std::thread::spawn(move || {
+        let mut count = 0_u32;
+        while !reads.load(std::sync::atomic::Ordering::Relaxed) {
+            assert_eq!(reading.spec(&job_id(3)).unwrap(), Some(submission(3).spec));
+            count += 1;
+        }
+        count
+    });
+    let mut longest = 0;
+    for round in 0..40 {
+        churn(&ledger, 10 + round * 5..15 + round * 5).await;
+        longest = longest.max(length(dir.path()));
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(reader.join().unwrap() > 0);
+    assert!(ledger.compactions() > 5, "{} compactions", ledger.compactions());
+    // Twice what is kept, the growth, and what one round writes.
+    assert!(longest < 2 * kept + (16 << 10) + (32 << 10), "{longest} bytes of which {kept} are kept");
+    let check = |ledger: &Ledger| {
+        assert_eq!((0..5).map(|n| ledger.get(&job_id(n))).collect::<Vec<_>>(), before);
+        for number in 0..5 {
+            let spec = (number > 0).then(|| submission(number).spec);
+            assert_eq!(ledger.spec(&job_id(number)).unwrap(), spec);
+        }
+        assert_eq!((ledger.len(), ledger.generation() > 0), (5, true));
+    };
+    check(&ledger);
+    let generation = ledger.generation();
+    drop(std::sync::Arc::into_inner(ledger));
+    let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
+    check(&ledger);
+    assert_eq!((ledger.generation(), ledger.cut()), (generation + 1, None));
+}
+
+#[tokio::test]
+async fn ledger_that_cannot_be_compacted_works_on_and_is_compacted_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { compact_bytes: 8 << 10, ..options() };
+    let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
+    // In the way of the next file.
+    std::fs::create_dir(dir.path().join("ledger.new")).unwrap();
+    churn(&ledger, 0..20).await;
+    assert_eq!(ledger.compactions(), 0);
+    ledger.submit(submission(50), now()).await.unwrap();
+    std::fs::remove_dir(dir.path().join("ledger.new")).unwrap();
+    churn(&ledger, 100..120).await;
+    assert!(ledger.compactions() > 0);
+    drop(ledger);
+    let ledger = Ledger::open(dir.path(), &options, now()).unwrap();
+    assert_eq!((ledger.len(), ledger.spec(&job_id(50)).unwrap()), (1, Some(submission(50).spec)));
 }
 
 #[tokio::test]

@@ -120,6 +120,16 @@ fn power_cut_at_any_call_nothing_that_was_acknowledged_is_lost() {
 }
 
 #[test]
+fn killed_at_any_call_of_a_compaction_nothing_that_was_acknowledged_is_lost() {
+    killed_at_each_call("compacting", &HOWS[..3], 1, 3);
+}
+
+#[test]
+fn power_cut_at_any_call_of_a_compaction_nothing_that_was_acknowledged_is_lost() {
+    killed_at_each_call("compacting", &HOWS[3..], 1, 3);
+}
+
+#[test]
 fn power_cut_while_many_are_written_at_once_loses_nothing_that_was_acknowledged() {
     killed_at_each_call("at-once", &HOWS[2..], 7, 24);
 }

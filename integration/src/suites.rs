@@ -10,6 +10,7 @@ mod daemon;
 mod directories;
 mod evidence;
 mod exits;
+mod frozen;
 mod git;
 mod images;
 mod imports;

@@ -277,7 +277,11 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let jobs = Arc::clone(&self.jobs);
         let evidence = blocking(move || Ok(jobs.evidence(&id)?)).await?;
         self.write(known, audit::Action::EvidenceRead, &job, &[]).await?;
-        let files = evidence.files.into_iter().map(|(name, data)| wire::EvidenceFile { name, data });
+        let files = evidence.files.into_iter().map(|file| {
+            let mut names = file.names.into_iter();
+            let name = names.next().unwrap_or_default();
+            wire::EvidenceFile { name, data: file.bytes, also: names.collect() }
+        });
         Ok(wire::GetAttestationResponse { files: files.collect(), public_key_pem: evidence.public_key })
     }
 

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use tokio::runtime::Handle;
 
 type Result<T> = std::result::Result<T, ClientError>;
@@ -63,9 +64,33 @@ pub struct Fetched {
 /// A record whose run attestation was verified.
 struct Checked {
     record: JobRecord,
-    files: BTreeMap<String, Vec<u8>>,
+    files: BTreeMap<String, Arc<[u8]>>,
     trusted: Vec<TrustedKey>,
     run: Verified,
+}
+
+/// The files of evidence by name. A file with several names is in memory once.
+fn files(answer: Vec<proto::EvidenceFile>) -> Result<BTreeMap<String, Arc<[u8]>>> {
+    let count = answer.iter().fold(0_usize, |sum, file| sum.saturating_add(file.also.len() + 1));
+    if count > FILES_MAX {
+        return Err(unverified(format!("{count} files of evidence")));
+    }
+    let mut files = BTreeMap::new();
+    for file in answer {
+        let bytes: Arc<[u8]> = file.data.into();
+        for name in std::iter::once(file.name).chain(file.also) {
+            let is_name = !matches!(name.as_str(), "" | "." | ".." | "logs" | "result.json")
+                && name.len() <= 255
+                && !name.bytes().any(|b| b == b'/' || b.is_ascii_control());
+            match is_name {
+                true => drop(files.insert(name, bytes.clone())),
+                // It is written here from what was verified.
+                false if name == "result.json" => {}
+                false => return Err(unverified(format!("a file of evidence is called {name:?}"))),
+            }
+        }
+    }
+    Ok(files)
 }
 
 fn unverified(reason: impl ToString) -> ClientError {
@@ -112,21 +137,7 @@ impl Fetch<'_> {
     /// The evidence, with the run attestation verified and held against what the daemon says of the job.
     fn checked(&self, job: &proto::Job) -> Result<Checked> {
         let answer = self.runtime.block_on(self.client.evidence(&job.id))?;
-        if answer.files.len() > FILES_MAX {
-            return Err(unverified(format!("{} files of evidence", answer.files.len())));
-        }
-        let mut files = BTreeMap::new();
-        for file in answer.files {
-            let is_name = !matches!(file.name.as_str(), "" | "." | ".." | "logs" | "result.json")
-                && file.name.len() <= 255
-                && !file.name.bytes().any(|b| b == b'/' || b.is_ascii_control());
-            match is_name {
-                true => drop(files.insert(file.name, file.data)),
-                // It is written here from what was verified.
-                false if file.name == "result.json" => {}
-                false => return Err(unverified(format!("a file of evidence is called {:?}", file.name))),
-            }
-        }
+        let files = files(answer.files)?;
         let trusted = match self.trusted {
             Some(trusted) => trusted.to_vec(),
             None => vec![TrustedKey::any(
@@ -189,8 +200,15 @@ impl Fetch<'_> {
         let evidence = made.make("evidence").map_err(failed)?;
         let logs = evidence.make("logs").map_err(failed)?;
         let released = self.outputs(job, checked, &outputs)?;
+        let mut firsts: Vec<(&Arc<[u8]>, &str)> = Vec::new();
         for (name, bytes) in &checked.files {
-            evidence.write(name, bytes).map_err(failed)?;
+            match firsts.iter().find(|(of, _)| Arc::ptr_eq(of, bytes)) {
+                Some((_, first)) => evidence.write_also(name, first, bytes).map_err(failed)?,
+                None => {
+                    evidence.write(name, bytes).map_err(failed)?;
+                    firsts.push((bytes, name));
+                }
+            }
         }
         self.logs(job, checked, &logs)?;
         let failure = match Code::parse(&job.code) {

@@ -137,8 +137,12 @@ pub struct Retention {
     pub bytes: u64,
     /// Their records. Not shorter than `jobs`.
     pub records: Duration,
-    /// How many records.
+    /// The same at least. Not longer than `records`.
+    pub least: Duration,
+    /// How many records of a project.
     pub count: u64,
+    /// How many bytes of them.
+    pub record_bytes: u64,
 }
 
 /// Where the signing key is.

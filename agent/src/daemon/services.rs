@@ -174,7 +174,9 @@ fn options(
 ) -> Result<Options, Trouble> {
     let retention = ledger::Retention {
         count: usize::try_from(of.retention.count).unwrap_or(usize::MAX),
+        bytes: of.retention.record_bytes,
         age_ns: u64::try_from(of.retention.records.as_nanos()).unwrap_or(u64::MAX),
+        least_ns: u64::try_from(of.retention.least.as_nanos()).unwrap_or(u64::MAX),
     };
     Ok(Options {
         state: of.state.clone(),

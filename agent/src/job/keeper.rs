@@ -104,6 +104,7 @@ impl Keeper {
             holds: Holds::open(&options.state, options.drifted)?,
             ended: CancellationToken::new(),
             turn: Notify::new(),
+            full: Notify::new(),
             queue: Mutex::new(Queue::new(options.rules.clone())),
             drivers: Mutex::default(),
             watchers: Mutex::default(),

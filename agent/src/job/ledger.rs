@@ -4,8 +4,11 @@
 //! everything that waits, syncs **once**, and answers them all. What nobody was told may be lost in a crash, what
 //! somebody was told is not: a tail is cut only behind the last acknowledged frame, and damage before that keeps the daemon from starting.
 //!
+//! While it works the file is written anew when it has grown to twice what is kept.
+//!
 //! Of a job's spec only its place in the file is in memory, and of a finished job not even that.
 
+mod compact;
 mod frames;
 mod index;
 mod load;
@@ -15,11 +18,12 @@ use super::model::{IdempotencyKey, Job, State, Submission};
 use super::service::{JobsError, Page, Wanted};
 use super::state::{Change, Effect, Illegal, Life};
 use ampoule_journal::Medium;
-use ampoule_spec::{Code, JobId, JobSpec, UnixNanos};
+use ampoule_spec::{Code, JobId, JobSpec, Name, UnixNanos};
+use compact::Next;
 pub use frames::Cut;
 pub use index::Retention;
 use index::{Index, page};
-use load::Loaded;
+use load::{Begun, Loaded};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs::File;
 use std::io;
@@ -46,13 +50,20 @@ pub struct Options {
     pub retention: Retention,
     /// Bytes that stay set aside for the end of jobs when the disk is full.
     pub reserve_bytes: u64,
+    /// By how many bytes the file grows at least before it is written anew.
+    pub compact_bytes: u64,
     /// The operator accepts the loss of everything from this offset on. Only the offset that the refusal named counts.
     pub accept_loss: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { retention: Retention::default(), reserve_bytes: 64 << 20, accept_loss: None }
+        Self {
+            retention: Retention::default(),
+            reserve_bytes: 64 << 20,
+            compact_bytes: 64 << 20,
+            accept_loss: None,
+        }
     }
 }
 
@@ -134,6 +145,20 @@ pub enum LedgerError {
     /// The disk is full. Jobs that were taken go on to their end.
     #[error("the disk of the state directory is full: no new jobs are taken until there is room again")]
     Full(#[source] io::Error),
+    /// The project has as many finished jobs here, or as many bytes of their records, as it may, and none that is old enough to go.
+    #[error(
+        "project {project} has {kept} here, which is as much as it may have; what is finished and old enough goes by itself, oldest \
+         first: submit again in {} s, or have the operator raise [retention]",
+        retry_after.as_secs()
+    )]
+    Kept {
+        /// Whose.
+        project: Name,
+        /// How much of what.
+        kept: String,
+        /// When to submit again.
+        retry_after: Duration,
+    },
     /// The ledger was closed.
     #[error("the ledger is closed: the daemon is ending")]
     Closed,
@@ -153,6 +178,7 @@ impl From<LedgerError> for JobsError {
             LedgerError::NotFinished(_) => (Code::JobUnfinished, None),
             LedgerError::LowerAttempt { .. } | LedgerError::Oversize { .. } => (Code::JobInvalid, None),
             LedgerError::Full(_) => (Code::AdmissionBusy, Some(FULL_RETRY)),
+            LedgerError::Kept { retry_after, .. } => (Code::AdmissionBusy, Some(*retry_after)),
             LedgerError::Closed => (Code::AdmissionBusy, Some(Duration::from_secs(1))),
             LedgerError::Illegal(_) | LedgerError::Format(_) => (Code::Internal, None),
         };
@@ -173,10 +199,9 @@ pub struct Entered {
 struct Shared {
     /// Durable jobs alone.
     index: RwLock<Index>,
-    /// The file, for specs.
-    file: File,
     changes: broadcast::Sender<Arc<Life>>,
     syncs: AtomicU64,
+    compactions: AtomicU64,
 }
 
 impl Shared {
@@ -225,13 +250,13 @@ impl Ledger {
         dir: &Path,
         options: &Options,
         at: UnixNanos,
-        mut wrap: impl FnMut(File) -> M,
+        wrap: impl FnMut(File) -> M + Send + 'static,
     ) -> Result<Self, OpenError> {
         let failed = |doing| move |source| OpenError::File { path: dir.join(load::FILE), doing, source };
         let lock = lock(dir)?;
         let path = dir.join(load::FILE);
         let old = match File::options().read(true).write(true).open(&path) {
-            Ok(file) => Some(file),
+            Ok(file) => Some(Arc::new(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed("opened")(error)),
         };
@@ -240,12 +265,13 @@ impl Ledger {
             None => Loaded::default(),
         };
         let opened = load::opening(&loaded, at).map_err(failed("begun"))?;
-        let mut begun = load::begin(dir, old.as_ref(), &loaded, &opened, options, &mut wrap);
+        let mut wrap: Box<dyn FnMut(File) -> M + Send> = Box::new(wrap);
+        let mut begun = load::begin(dir, &loaded, &opened, &mut *wrap);
         if let (Err(OpenError::File { source, .. }), Some(old)) = (&begun, &old)
             && source.kind() == io::ErrorKind::StorageFull
         {
             load::give_back(old).map_err(failed("shortened"))?;
-            begun = load::begin(dir, Some(old), &loaded, &opened, options, &mut wrap);
+            begun = load::begin(dir, &loaded, &opened, &mut *wrap);
         }
         let begun = begun?;
         let mut room = Room::new(begun.file.try_clone().map_err(failed("opened"))?, options.reserve_bytes);
@@ -256,16 +282,23 @@ impl Ledger {
         }
         let (changes, _) = broadcast::channel(CHANGES_MAX);
         let index = RwLock::new(begun.index);
-        let shared = Arc::new(Shared { index, file: begun.file, changes, syncs: AtomicU64::new(0) });
-        let scribe = Scribe { writer: begun.writer, room, nonce: begun.nonce, shared: shared.clone() };
+        let (syncs, compactions) = (AtomicU64::new(0), AtomicU64::new(0));
+        let shared = Arc::new(Shared { index, changes, syncs, compactions });
+        let (generation, cut, nonce) = (opened.generation, opened.cut.clone(), opened.nonce);
+        let (reserve, growth) = (options.reserve_bytes, options.compact_bytes.max(1));
+        let mut next = Next { dir: dir.to_owned(), opened, wrap, reserve, growth, due: 0 };
+        next.after(begun.writer.offset());
+        let Begun { writer, file, .. } = begun;
+        let (retention, shared_with) = (options.retention, shared.clone());
+        let scribe = Scribe { writer, room, nonce, shared: shared_with, retention, file, next };
         let (asks, waiting) = mpsc::channel(ASKS_MAX);
         let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(|| scribe.run(waiting));
         Ok(Self {
             shared,
             asks: Some(asks),
             thread: Some(thread.map_err(failed("written by a thread"))?),
-            generation: opened.generation,
-            cut: opened.cut,
+            generation,
+            cut,
             _lock: lock,
         })
     }
@@ -285,10 +318,15 @@ impl Ledger {
         self.shared.syncs.load(Ordering::Relaxed)
     }
 
+    /// How often it was written anew since it was opened.
+    pub fn compactions(&self) -> u64 {
+        self.shared.compactions.load(Ordering::Relaxed)
+    }
+
     /// Writes a job down, or finds the one that the caller has submitted under the same key. Durable when it returns.
     ///
     /// # Errors
-    /// [`LedgerError`] for another request under the key, a lower attempt, or a full disk.
+    /// [`LedgerError`] for another request under the key, a lower attempt, a full disk, or a project that has as much here as it may.
     pub async fn submit(&self, submission: Submission, at: UnixNanos) -> Result<Entered, LedgerError> {
         let submission = Box::new(submission);
         self.ask(|reply| Ask::Submit { submission, at, reply }).await
@@ -348,8 +386,8 @@ impl Ledger {
     /// # Errors
     /// When it cannot be read.
     pub fn spec_bytes(&self, id: &JobId) -> io::Result<Option<Vec<u8>>> {
-        let at = self.shared.read().kept(id).and_then(|kept| kept.spec);
-        at.map(|at| load::spec_bytes(&self.shared.file, at)).transpose()
+        let at = self.shared.read().kept(id).and_then(|kept| kept.spec.clone());
+        at.map(|at| load::spec_bytes(&at)).transpose()
     }
 
     /// The same as a spec.

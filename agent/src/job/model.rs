@@ -137,6 +137,9 @@ pub struct End {
     pub attestation: Sha256,
     /// The builder that signed.
     pub builder: String,
+    /// Bytes of its record on the disk. 0 for one of before this was counted.
+    #[serde(default)]
+    pub record_bytes: u64,
 }
 
 /// A job as the ledger knows it. The spec itself is kept beside it.

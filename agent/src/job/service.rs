@@ -79,11 +79,20 @@ pub enum WatchedEvent {
     Progress(String),
 }
 
+/// One file of evidence.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EvidenceFile {
+    /// Its names in `DIR/evidence/` of `ampoule run`, at least one: all artifacts share one statement.
+    pub names: Vec<String>,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// The signed evidence of a finished job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EvidenceFiles {
-    /// Names and bytes, as in `DIR/evidence/` of `ampoule run`.
-    pub files: Vec<(String, Vec<u8>)>,
+    /// The files, by their first names.
+    pub files: Vec<EvidenceFile>,
     /// The public key (PEM, SubjectPublicKeyInfo).
     pub public_key: String,
 }

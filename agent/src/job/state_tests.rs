@@ -45,6 +45,7 @@ fn end(code: Option<Code>) -> Change {
         outputs: Vec::new(),
         attestation: sha256(b"envelope").unwrap(),
         builder: "b".to_owned(),
+        record_bytes: 9,
     };
     Change::Finished { at: UnixNanos(9), end: Box::new(end) }
 }

@@ -5,8 +5,8 @@
 //! filled through its descriptor, and after the rename compared with what then has its name.
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fstat, mkdirat, openat, renameat,
-    renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fstat, linkat, mkdirat, openat,
+    renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -57,6 +57,14 @@ impl Place {
         let mut file = self.create(name, 0o644)?;
         file.write_all(bytes)?;
         file.sync_all()
+    }
+
+    /// Gives a file of this directory another name, or writes its bytes again where the file system has no such thing.
+    pub(crate) fn write_also(&self, name: &str, first: &str, bytes: &[u8]) -> io::Result<()> {
+        match linkat(&self.0, first, &self.0, name, AtFlags::empty()) {
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => self.write(name, bytes),
+            other => Ok(other?),
+        }
     }
 
     /// Writes a file in place of an older one of the same name, which is never written to.

@@ -360,10 +360,18 @@ pub(super) fn write_evidence(
     let Some(sealed) = sealed else { return Ok(()) };
     let artifacts =
         evidence.record.report().outputs.iter().filter(|o| o.kind == ampoule_spec::OutputKind::Artifact);
+    // One statement has all artifacts as its subjects: its bytes are there once, under a name for each.
+    let mut first: Option<[String; 2]> = None;
     for output in artifacts {
-        let name = &output.name;
-        dir.write(&format!("{name}.intoto.jsonl"), sealed.envelope_json_line.as_bytes())?;
-        dir.write(&format!("{name}.sigstore.json"), sealed.bundle_json.as_bytes())?;
+        let names = [format!("{}.intoto.jsonl", output.name), format!("{}.sigstore.json", output.name)];
+        let files = [sealed.envelope_json_line.as_bytes(), sealed.bundle_json.as_bytes()];
+        for (at, (name, bytes)) in names.iter().zip(files).enumerate() {
+            match first.as_ref().and_then(|first| first.get(at)) {
+                Some(first) => dir.write_also(name, first, bytes)?,
+                None => dir.write(name, bytes)?,
+            }
+        }
+        first.get_or_insert(names);
     }
     Ok(())
 }

@@ -50,5 +50,6 @@ pub(crate) fn end() -> End {
         outputs: Vec::new(),
         attestation: request(1),
         builder: "b".to_owned(),
+        record_bytes: 1000,
     }
 }

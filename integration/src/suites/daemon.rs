@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant, SystemTime};
 
 pub(super) const TESTS: &[Test] = &[
@@ -19,22 +20,22 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("job_goes_on_without_its_agent", goes_on),
     Test::root("jobs_wait_for_a_launcher_that_is_down", waits),
     Test::root("directory_of_a_job_that_nobody_knows_is_left", unknown),
-    Test::root("job_of_a_stopped_session_is_aborted_and_never_runs", frozen),
+    Test::root("job_of_a_stopped_session_is_aborted_and_never_runs", super::frozen::frozen),
     Test::root("killed_at_random_every_job_ends_in_one_record", kills),
 ];
 
-const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 /// How many jobs and kills there are, if `AMPOULE_DAEMON_JOBS` and `AMPOULE_DAEMON_KILLS` do not say.
 const JOBS: u64 = 40;
 const KILLS: u64 = 10;
 
 /// An id whose order is that of the numbers.
-fn job_id(number: u64) -> String {
+pub(super) fn job_id(number: u64) -> String {
     format!("01890a5d-ac96-774b-bcce-{number:04x}{:08x}", std::process::id())
 }
 
 /// A request for a job of one step.
-fn submit(number: u64, script: &str, outputs: &Value) -> Value {
+pub(super) fn submit(number: u64, script: &str, outputs: &Value) -> Value {
     json!({"do": "submit", "key": format!("key-{number}"), "spec": {
         "ampoule": 1, "id": job_id(number), "attempt": 1, "name": "kept", "profile": "hermetic",
         "image": {"kind": "host"}, "source_date_epoch": 0, "outputs": outputs, "limits": {"memory_bytes": 134_217_728},
@@ -47,7 +48,7 @@ fn out() -> Value {
 }
 
 /// Removes every job's directory by the keeper's own retention, and ends both.
-fn finish(lab: &Lab, listener: Listener<'_>, keeper: Keeper<'_>) -> Result<()> {
+pub(super) fn finish(lab: &Lab, listener: Listener<'_>, keeper: Keeper<'_>) -> Result<()> {
     keeper.stop()?;
     let keeper = Keeper::start(&listener, lab, &["--keep-bytes", "0"])?;
     let jobs = lab.state().join("jobs");
@@ -64,7 +65,7 @@ fn finish(lab: &Lab, listener: Listener<'_>, keeper: Keeper<'_>) -> Result<()> {
 }
 
 /// The one signed record of a job verifies and says how the job ended.
-fn has_one_record(lab: &Lab, id: &str, job: &Value) -> Result<Value> {
+pub(super) fn has_one_record(lab: &Lab, id: &str, job: &Value) -> Result<Value> {
     let dir = keeper::state(lab).join("records").join(id);
     let attestation = dir.join("run.intoto.jsonl");
     let end = &job["end"];
@@ -106,6 +107,16 @@ fn run(lab: &Lab) -> Result<()> {
     ensure!(tree["length"].as_u64().is_some_and(|length| length > 512), "no archive: {tree}");
     let evidence = keeper.ask(json!({"do": "evidence", "id": job_id(1)}))?;
     ensure!(evidence["files"]["out.intoto.jsonl"].is_string(), "no provenance: {}", evidence["files"]);
+    equal("statement", &evidence["files"]["tree.intoto.jsonl"], &evidence["files"]["out.intoto.jsonl"])?;
+    // Two artifacts have one statement on the disk, and the job's record is counted.
+    let record = keeper::state(lab).join("records").join(job_id(1));
+    for name in ["intoto.jsonl", "sigstore.json"] {
+        let file =
+            |output: &str| fs::metadata(record.join(format!("{output}.{name}"))).map(|meta| meta.ino());
+        equal(name, &file("tree")?, &file("out")?)?;
+    }
+    let bytes = job["end"]["record_bytes"].as_u64().unwrap_or_default();
+    ensure!((6 * 4096..1 << 20).contains(&bytes), "the record has {bytes} bytes");
     for (number, script, code) in [(2, "exit 3", "step.exit_nonzero"), (3, "kill -9 $$", "step.signalled")] {
         keeper.ask(submit(number, script, &out()))?;
         let job = keeper.finished(&job_id(number))?;
@@ -234,56 +245,6 @@ fn unknown(lab: &Lab) -> Result<()> {
     client.forget(&id)?;
     drop(client);
     listener.stop()
-}
-
-/// The session that takes the keeper's jobs is stopped with a question that it has not read; the agent dies. The next one
-/// signs that the job never ran, and that stays so.
-fn frozen(lab: &Lab) -> Result<()> {
-    let listener = Listener::start(lab, &[])?;
-    let mut keeper = Keeper::start(&listener, lab, &[])?;
-    keeper.ask(submit(1, "true", &json!([])))?;
-    keeper.finished(&job_id(1))?;
-    let stopped = || {
-        let all = procs::all();
-        all.iter().filter(|p| p.parent == listener.pid() && p.is_runner()).map(|p| p.pid).collect::<Vec<_>>()
-    };
-    // The session that keeps sandboxes lives on; others live for a question.
-    let mut sessions = stopped();
-    std::thread::sleep(Duration::from_millis(300));
-    sessions.retain(|pid| stopped().contains(pid));
-    ensure!(!sessions.is_empty(), "no session takes the keeper's jobs");
-    for pid in &sessions {
-        procs::signal(*pid, Signal::STOP)?;
-    }
-    let marker = lab.marker();
-    keeper.ask(submit(2, &format!("exec sleep {marker}"), &json!([])))?;
-    let begun = Instant::now();
-    while keeper.ask(json!({"do": "get", "id": job_id(2)}))?["job"]["state"] != "running" {
-        ensure!(begun.elapsed() < patience(SOON), "it is not asked for");
-        keeper.listen(Duration::from_millis(20));
-    }
-    // It has written down that it asks, and then asked.
-    std::thread::sleep(Duration::from_millis(200));
-    keeper.kill()?;
-    let mut keeper = Keeper::start(&listener, lab, &[])?;
-    let job = keeper.finished(&job_id(2))?;
-    equal("code", &job["end"]["failure"]["code"], &Value::from("job.aborted"))?;
-    let predicate = has_one_record(lab, &job_id(2), &job)?;
-    equal("sandbox", &predicate["sandbox"], &Value::from("none"))?;
-    for pid in &sessions {
-        procs::signal(*pid, Signal::CONT)?;
-    }
-    procs::eventually(SOON, "the sessions have read what they were asked", || {
-        let alive = stopped();
-        sessions.iter().all(|pid| !alive.contains(pid))
-    })?;
-    let name = lab.state().join("jobs").join(job_id(2));
-    ensure!(name.is_file(), "it has a directory");
-    ensure!(procs::with_args(&format!("sleep {marker}")).is_empty(), "it runs");
-    equal("job", &keeper.ask(json!({"do": "get", "id": job_id(2)}))?["job"], &job)?;
-    has_one_record(lab, &job_id(2), &job)?;
-    fs::remove_file(name)?;
-    finish(lab, listener, keeper)
 }
 
 /// How a job is to end if nothing of ours dies.

@@ -325,12 +325,20 @@ fn retention(section: &Section<'_, '_>) -> Result<Retention> {
         jobs: section.duration("jobs", hours(168))?,
         bytes: section.size("bytes")?.unwrap_or(20 << 30),
         records: section.duration("records", hours(720))?,
+        least: section.duration("least", hours(1))?,
         count: section.count("count", 10_000)?,
+        record_bytes: section.size("record_bytes")?.unwrap_or(4 << 30),
     };
     if let (true, Some(table)) = (retention.records < retention.jobs, section.table) {
         return Err(table.wrong(
             "records are kept for a shorter time than what they are about",
             "make records at least as long as jobs",
+        ));
+    }
+    if let (true, Some(table)) = (retention.records < retention.least, section.table) {
+        return Err(table.wrong(
+            "records are kept at most for a shorter time than at least",
+            "make records at least as long as least",
         ));
     }
     Ok(retention)

@@ -99,7 +99,9 @@ fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
         ("retention", "jobs") => duration(retention.jobs),
         ("retention", "bytes") => show_size(retention.bytes).into(),
         ("retention", "records") => duration(retention.records),
+        ("retention", "least") => duration(retention.least),
         ("retention", "count") => count(retention.count),
+        ("retention", "record_bytes") => show_size(retention.record_bytes).into(),
         ("signing", "key") => match signing.as_ref()? {
             SigningKey::File(file) => path(file),
             SigningKey::Credential(_) => return None,

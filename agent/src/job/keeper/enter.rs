@@ -2,6 +2,7 @@
 
 use super::inner::{Inner, now, whole};
 use super::{RETRY_AFTER, error, intake};
+use crate::job::ledger::LedgerError;
 use crate::job::model::{State, Submission};
 use crate::job::queue::{Amount, NotQueued, Queue};
 use crate::job::service::{JobsError, Submitted};
@@ -68,7 +69,11 @@ impl Inner {
         promise: Option<Promise>,
     ) -> Result<Submitted, JobsError> {
         let spec = submission.spec.clone();
-        let entered = self.ledger.submit(submission, now()).await?;
+        let entered = self.ledger.submit(submission, now()).await.inspect_err(|error| {
+            if matches!(error, LedgerError::Kept { .. }) {
+                self.full.notify_one();
+            }
+        })?;
         let life = &entered.life;
         // Also one that was there before: whoever wrote it down may have died on the way to the queue.
         if life.job.state == State::Queued {

@@ -40,6 +40,8 @@ pub(super) struct Inner {
     pub(super) ended: CancellationToken,
     /// The queue may have a job to start.
     pub(super) turn: Notify,
+    /// Somebody was refused for what is kept of his project: some of it may be old enough to go.
+    pub(super) full: Notify,
     pub(super) queue: Mutex<Queue>,
     pub(super) drivers: Mutex<HashMap<JobId, Arc<Reins>>>,
     pub(super) watchers: Mutex<HashMap<JobId, usize>>,

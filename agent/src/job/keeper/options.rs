@@ -109,7 +109,7 @@ impl Needs {
 pub struct Keep {
     /// At most this long after the job's end.
     pub age: Duration,
-    /// At most this many bytes, all directories together; the oldest go first.
+    /// At most this many bytes, all directories together; of the project that has the most the oldest go first.
     pub bytes: u64,
     /// How often that is looked at.
     pub every: Duration,

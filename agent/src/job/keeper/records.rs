@@ -4,7 +4,7 @@ use super::launcher::Launcher;
 use crate::chain::chain;
 use crate::job::ledger::Ledger;
 use crate::job::model::End;
-use crate::job::service::{EvidenceFiles, OpenedOutput};
+use crate::job::service::{EvidenceFile, EvidenceFiles, OpenedOutput};
 use crate::job::state::Life;
 use crate::local::LocalError;
 use crate::local::evidence::Signing;
@@ -12,13 +12,17 @@ use crate::local::record::{record, recorded, recorded_output, sha256};
 use crate::local::release::Evidence;
 use ampoule_evidence::{AgentClaims, Unstarted};
 use ampoule_spec::{Code, Failure, JobId, OutputForm, UnixNanos};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The most bytes of one file of a record.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+/// The most bytes of a record that are read into memory for an answer. A spec, a report and two statements have no more, and
+/// whatever the number of artifacts there is one of each.
+const RECORD_BYTES_MAX: u64 = 60 << 20;
+/// In what a file takes of the disk.
+const BLOCK_BYTES: u64 = 4096;
 /// The most files of one record: two for each output, and six.
 const FILES_MAX: usize = 1024;
 
@@ -110,6 +114,7 @@ impl Records {
             outputs: found.outputs,
             attestation: sha256(&found.attestation),
             builder: found.builder,
+            record_bytes: bytes_of(&dir)?,
         })
     }
 
@@ -144,17 +149,32 @@ impl Records {
     /// # Errors
     /// If it is not there or cannot be read.
     pub(super) fn read(&self, id: &JobId) -> io::Result<EvidenceFiles> {
-        let mut files = Vec::new();
+        let mut found: BTreeMap<u64, (u64, Vec<String>)> = BTreeMap::new();
         for entry in fs::read_dir(self.of(id))?.take(FILES_MAX) {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if entry.file_type()?.is_file() {
-                let mut bytes = Vec::new();
-                File::open(entry.path())?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-                files.push((name, bytes));
+            let meta = entry.metadata()?;
+            if meta.is_file() {
+                let (_, names) = found.entry(meta.ino()).or_insert_with(|| (meta.len(), Vec::new()));
+                names.push(name);
             }
         }
-        files.sort();
+        // Before any of it is in memory.
+        let bytes = found.values().fold(0_u64, |sum, (bytes, _)| sum.saturating_add(*bytes));
+        if bytes > RECORD_BYTES_MAX {
+            let text =
+                format!("it has {bytes} bytes, at most {RECORD_BYTES_MAX} are handed out in one answer");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        let mut files = Vec::new();
+        for (length, mut names) in found.into_values() {
+            names.sort();
+            let Some(first) = names.first() else { continue };
+            let mut bytes = Vec::new();
+            File::open(self.of(id).join(first))?.take(length).read_to_end(&mut bytes)?;
+            files.push(EvidenceFile { names, bytes });
+        }
+        files.sort_by(|a, b| a.names.cmp(&b.names));
         Ok(EvidenceFiles { files, public_key: self.public_key().to_owned() })
     }
 
@@ -193,6 +213,62 @@ impl Records {
     }
 }
 
+/// What a record takes of the disk: a file that has several names counts once.
+fn bytes_of(dir: &Path) -> Result<u64, LocalError> {
+    let sum = || -> io::Result<u64> {
+        let (mut seen, mut bytes) = (BTreeSet::new(), 0_u64);
+        for entry in fs::read_dir(dir)? {
+            let meta = entry?.metadata()?;
+            if seen.insert(meta.ino()) {
+                bytes = bytes.saturating_add(meta.len().next_multiple_of(BLOCK_BYTES));
+            }
+        }
+        Ok(bytes)
+    };
+    sum().map_err(|e| refused(format!("the record {} cannot be looked at: {e}", dir.display())))
+}
+
 fn refused(reason: String) -> LocalError {
     LocalError::Evidence { code: Code::Internal, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::job::keeper::testing::{keeper, submission};
+
+    #[tokio::test]
+    async fn file_with_many_names_is_counted_read_and_sent_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = keeper(dir.path());
+        let (records, id) = (&keeper.inner.records, submission().spec.id);
+        let record = records.of(&id);
+        std::fs::create_dir(&record).unwrap();
+        std::fs::write(record.join("a.intoto.jsonl"), vec![b'x'; 5000]).unwrap();
+        for number in 0..200 {
+            let name = record.join(format!("b{number}.intoto.jsonl"));
+            std::fs::hard_link(record.join("a.intoto.jsonl"), name).unwrap();
+        }
+        std::fs::write(record.join("report.json"), "{}").unwrap();
+        assert_eq!(super::bytes_of(&record).unwrap(), 8192 + 4096);
+        let files = records.read(&id).unwrap().files;
+        let counts: Vec<_> = files.iter().map(|file| (file.names.len(), file.bytes.len())).collect();
+        assert_eq!(counts, [(201, 5000), (1, 2)]);
+        assert_eq!(files[0].names[..2], ["a.intoto.jsonl", "b0.intoto.jsonl"]);
+    }
+
+    #[tokio::test]
+    async fn record_that_is_too_large_is_refused_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = keeper(dir.path());
+        let (records, id) = (&keeper.inner.records, submission().spec.id);
+        std::fs::create_dir(records.of(&id)).unwrap();
+        for name in ["a", "b"] {
+            let file = std::fs::File::create(records.of(&id).join(name)).unwrap();
+            file.set_len(super::RECORD_BYTES_MAX / 2 + 1).unwrap();
+        }
+        let refused = records.read(&id).unwrap_err();
+        assert!(refused.to_string().contains("in one answer"), "{refused}");
+        std::fs::remove_file(records.of(&id).join("b")).unwrap();
+        assert_eq!(records.read(&id).unwrap().files.len(), 1);
+    }
 }

@@ -1,18 +1,26 @@
 //! Retention: directories of finished jobs go by age and size, then their records with the ledger's own retention.
+//!
+//! Guarantees: what one project has here takes nothing from another that has no more than an equal part of the bytes; records
+//! go by project alone.
 
 use super::inner::{Inner, now};
 use super::launcher::Listed;
 use super::options::Keep;
 use crate::job::model::State;
-use ampoule_spec::{JobId, UnixNanos};
-use std::collections::BTreeSet;
+use ampoule_spec::{JobId, Name, UnixNanos};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The least time between two sweeps.
+const SWEEP_GAP: Duration = Duration::from_secs(5);
 
 /// The directory of a finished job, and its outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kept {
     id: JobId,
+    project: Name,
     ended: UnixNanos,
     bytes: u64,
 }
@@ -22,7 +30,13 @@ impl Inner {
     pub(super) async fn keep_sweeping(self: Arc<Self>) {
         loop {
             self.sweep().await;
-            tokio::time::sleep(self.options.keep.every).await;
+            // Whoever is refused for what is old asks for the next one; that is no way to keep the launcher busy.
+            let gap = self.options.keep.every.min(SWEEP_GAP);
+            tokio::time::sleep(gap).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.options.keep.every.saturating_sub(gap)) => {}
+                () = self.full.notified() => {}
+            }
         }
     }
 
@@ -71,7 +85,8 @@ impl Inner {
             let outputs = life.job.end.iter().flat_map(|end| &end.outputs);
             let outputs = outputs.fold(0_u64, |sum, one| sum.saturating_add(one.bytes));
             let bytes = bytes_in(&self.launcher.job_dir(&job.id)).saturating_add(outputs);
-            Some(Kept { id: job.id.clone(), ended: life.job.finished_at?, bytes })
+            let project = life.job.project.clone();
+            Some(Kept { id: job.id.clone(), project, ended: life.job.finished_at?, bytes })
         });
         kept.collect()
     }
@@ -85,17 +100,27 @@ impl Inner {
     }
 }
 
-/// Those that go, oldest first.
+/// Those that go: first by age, then of whoever has the most bytes the oldest, until the rest fits.
 fn over(mut kept: Vec<Kept>, keep: &Keep, now: UnixNanos) -> Vec<JobId> {
     kept.sort_by(|a, b| (a.ended, &a.id).cmp(&(b.ended, &b.id)));
-    let mut bytes = kept.iter().fold(0_u64, |sum, one| sum.saturating_add(one.bytes));
     let age = u64::try_from(keep.age.as_nanos()).unwrap_or(u64::MAX);
-    let goes = kept.into_iter().take_while(|one| {
-        let over = bytes > keep.bytes || now.0.saturating_sub(one.ended.0) > age;
-        bytes = bytes.saturating_sub(one.bytes);
-        over
-    });
-    goes.map(|one| one.id).collect()
+    let young = kept.partition_point(|one| now.0.saturating_sub(one.ended.0) > age);
+    let rest = kept.split_off(young);
+    let mut gone: Vec<JobId> = kept.into_iter().map(|one| one.id).collect();
+    let mut projects: BTreeMap<Name, (u64, VecDeque<Kept>)> = BTreeMap::new();
+    for one in rest {
+        let (bytes, of) = projects.entry(one.project.clone()).or_default();
+        *bytes = bytes.saturating_add(one.bytes);
+        of.push_back(one);
+    }
+    while projects.values().fold(0_u64, |sum, (bytes, _)| sum.saturating_add(*bytes)) > keep.bytes {
+        let most = projects.iter().max_by_key(|(_, (bytes, _))| *bytes).map(|(name, _)| name.clone());
+        let Some((bytes, of)) = most.and_then(|name| projects.get_mut(&name)) else { break };
+        let Some(oldest) = of.pop_front() else { break };
+        *bytes = bytes.saturating_sub(oldest.bytes);
+        gone.push(oldest.id);
+    }
+    gone
 }
 
 /// The bytes of a job's directory, which can be entered and not read: its files by name.
@@ -107,11 +132,11 @@ fn bytes_in(dir: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn kept(n: u8, ended: u64, bytes: u64) -> Kept {
         let id = JobId::parse(&format!("01890a5d-ac96-774b-bcce-b3020{n:07}")).unwrap();
-        Kept { id, ended: UnixNanos(ended * 1_000_000_000), bytes }
+        let project = Name::parse("p").unwrap();
+        Kept { id, project, ended: UnixNanos(ended * 1_000_000_000), bytes }
     }
 
     #[test]
@@ -128,5 +153,19 @@ mod tests {
         assert_eq!(gone(100, 0), ids(&[jobs[1].clone(), jobs[2].clone(), jobs[0].clone()]));
         assert_eq!(gone(15, 100), ids(&[jobs[1].clone(), jobs[2].clone()]));
         assert_eq!(gone(30, 100), []);
+    }
+
+    #[test]
+    fn project_that_has_the_most_loses_its_own_oldest_and_no_other_does() {
+        let keep = Keep { age: Duration::from_secs(100), bytes: 30, every: Duration::from_secs(1) };
+        let of = |name: &str, one: Kept| Kept { project: Name::parse(name).unwrap(), ..one };
+        // The oldest of all is another's, and its part is small.
+        let mut jobs = vec![of("small", kept(0, 1, 9)), of("small", kept(1, 2, 1))];
+        jobs.extend((2..50).map(|n| of("large", kept(n, u64::from(n) + 10, 7))));
+        let gone = over(jobs.clone(), &keep, UnixNanos(70_000_000_000));
+        let left: Vec<_> = jobs.iter().filter(|one| !gone.contains(&one.id)).collect();
+        assert_eq!(left.iter().filter(|one| one.project.as_str() == "small").count(), 2);
+        let large: Vec<_> = left.iter().filter(|one| one.project.as_str() == "large").collect();
+        assert_eq!(large, [&&jobs[48], &&jobs[49]]);
     }
 }

@@ -5,11 +5,18 @@ use crate::job::service::{Page, Wanted};
 use crate::job::state::Life;
 use ampoule_spec::{JobId, Name, Sha256, UnixNanos};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Where a spec's frame is in the ledger's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SpecAt(pub(super) u64);
+/// Where a spec's frame is. It holds the file, which a compaction may have replaced: whoever has this can read the spec.
+#[derive(Debug, Clone)]
+pub(super) struct SpecAt {
+    pub(super) file: Arc<File>,
+    pub(super) offset: u64,
+    /// The spec's length.
+    pub(super) bytes: u64,
+}
 
 /// A job, and where its spec is unless it is finished.
 #[derive(Debug, Clone)]
@@ -18,19 +25,59 @@ pub(super) struct Kept {
     pub(super) spec: Option<SpecAt>,
 }
 
-/// How many finished jobs are kept, and for how long.
+/// What a job costs beside its record: its frame and its places in memory, roughly.
+const JOB_BYTES: u64 = 4096;
+/// By which part more than is kept a project may have before it is refused: what is over goes at the next sweep.
+const OVER: u8 = 8;
+/// When to ask again while what is old enough waits for the next sweep.
+const SOON: Duration = Duration::from_secs(5);
+
+/// What is kept of finished jobs. All of it counts by project: what one has says nothing about another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// At most this many.
+    /// At most this many of a project.
     pub count: usize,
+    /// At most this many bytes of a project: records, specs of jobs that are not finished, and some KiB for each job.
+    pub bytes: u64,
     /// At most this long after their end, in nanoseconds.
     pub age_ns: u64,
+    /// At least this long after their end, in nanoseconds, whatever else there is: a project that has more is refused.
+    pub least_ns: u64,
 }
 
 impl Default for Retention {
-    /// 10,000 jobs and 30 days.
+    /// 10,000 jobs and 4 GiB of a project, an hour at least and 30 days at most.
     fn default() -> Self {
-        Self { count: 10_000, age_ns: 30 * 24 * 60 * 60 * 1_000_000_000 }
+        let hour = 60 * 60 * 1_000_000_000;
+        Self { count: 10_000, bytes: 4 << 30, age_ns: 30 * 24 * hour, least_ns: hour }
+    }
+}
+
+/// A project has all that it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Full {
+    /// How much of what, for people.
+    pub(super) kept: String,
+    pub(super) retry_after: Duration,
+}
+
+/// What a project has.
+#[derive(Debug, Default)]
+struct Project {
+    ids: BTreeSet<JobId>,
+    finished: usize,
+    bytes: u64,
+}
+
+impl Kept {
+    fn bytes(&self) -> u64 {
+        let spec = self.spec.as_ref().map_or(0, |spec| spec.bytes);
+        let record = self.life.job.end.as_ref().map_or(0, |end| end.record_bytes);
+        JOB_BYTES.saturating_add(spec).saturating_add(record)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.life.job.finished_at.is_some()
     }
 }
 
@@ -39,7 +86,7 @@ impl Default for Retention {
 pub(super) struct Index {
     jobs: BTreeMap<JobId, Kept>,
     keys: HashMap<(String, IdempotencyKey), JobId>,
-    projects: HashMap<Name, BTreeSet<JobId>>,
+    projects: HashMap<Name, Project>,
     /// The highest attempt, and whose it is.
     fences: HashMap<Sha256, (u32, JobId)>,
 }
@@ -67,25 +114,36 @@ impl Index {
     }
 
     pub(super) fn put(&mut self, kept: Kept) {
-        let job = &kept.life.job;
+        let life = kept.life.clone();
+        let job = &life.job;
         if !self.jobs.contains_key(&job.id) {
             self.keys.insert((job.caller.subject.clone(), job.key.clone()), job.id.clone());
-            self.projects.entry(job.project.clone()).or_default().insert(job.id.clone());
-            let seen = self.fences.entry(kept.life.fence).or_insert((0, job.id.clone()));
+            let seen = self.fences.entry(life.fence).or_insert((0, job.id.clone()));
             if job.attempt >= seen.0 {
                 *seen = (job.attempt, job.id.clone());
             }
         }
-        self.jobs.insert(job.id.clone(), kept);
+        let (bytes, finished) = (kept.bytes(), kept.is_finished());
+        let of = self.projects.entry(job.project.clone()).or_default();
+        of.ids.insert(job.id.clone());
+        let before = self.jobs.insert(job.id.clone(), kept);
+        if let Some(before) = before {
+            of.bytes = of.bytes.saturating_sub(before.bytes());
+            of.finished = of.finished.saturating_sub(usize::from(before.is_finished()));
+        }
+        of.bytes = of.bytes.saturating_add(bytes);
+        of.finished = of.finished.saturating_add(usize::from(finished));
     }
 
     pub(super) fn remove(&mut self, id: &JobId) {
         let Some(kept) = self.jobs.remove(id) else { return };
         let job = &kept.life.job;
         self.keys.remove(&(job.caller.subject.clone(), job.key.clone()));
-        if let Some(ids) = self.projects.get_mut(&job.project) {
-            ids.remove(id);
-            if ids.is_empty() {
+        if let Some(of) = self.projects.get_mut(&job.project) {
+            of.ids.remove(id);
+            of.bytes = of.bytes.saturating_sub(kept.bytes());
+            of.finished = of.finished.saturating_sub(usize::from(kept.is_finished()));
+            if of.ids.is_empty() {
                 self.projects.remove(&job.project);
             }
         }
@@ -94,15 +152,45 @@ impl Index {
         }
     }
 
-    /// Finished jobs whose retention is over, oldest end first.
+    /// Finished jobs whose retention is over, of each project the oldest end first.
     pub(super) fn expired(&self, retention: &Retention, now: UnixNanos) -> Vec<JobId> {
-        let ended =
-            self.jobs.values().filter_map(|kept| Some((kept.life.job.finished_at?, &kept.life.job.id)));
-        let mut ended: Vec<_> = ended.collect();
-        ended.sort_unstable();
-        let surplus = ended.len().saturating_sub(retention.count);
-        let old = ended.partition_point(|(at, _)| now.0.saturating_sub(at.0) > retention.age_ns);
-        ended.into_iter().take(surplus.max(old)).map(|(_, id)| id.clone()).collect()
+        let mut gone = Vec::new();
+        for of in self.projects.values() {
+            let ended = of.ids.iter().filter_map(|id| self.jobs.get(id));
+            let ended = ended.filter_map(|kept| Some((kept.life.job.finished_at?, kept)));
+            let mut ended: Vec<_> = ended.collect();
+            ended
+                .sort_unstable_by(|(a, one), (b, other)| (a, &one.life.job.id).cmp(&(b, &other.life.job.id)));
+            let (mut count, mut bytes) = (of.finished, of.bytes);
+            for (at, kept) in ended {
+                let age = now.0.saturating_sub(at.0);
+                let is_over = count > retention.count || bytes > retention.bytes;
+                if age <= retention.age_ns && !(is_over && age >= retention.least_ns) {
+                    break;
+                }
+                gone.push(kept.life.job.id.clone());
+                (count, bytes) = (count.saturating_sub(1), bytes.saturating_sub(kept.bytes()));
+            }
+        }
+        gone
+    }
+
+    /// Whether a project has so much that it may have no more: an eighth more than is kept of it.
+    pub(super) fn full(&self, project: &Name, retention: &Retention, now: UnixNanos) -> Option<Full> {
+        let of = self.projects.get(project)?;
+        let count = retention.count.saturating_add((retention.count / usize::from(OVER)).max(1));
+        let bytes = retention.bytes.saturating_add(retention.bytes / u64::from(OVER));
+        let kept = if of.finished >= count {
+            format!("{} finished jobs", of.finished)
+        } else if of.bytes >= bytes {
+            format!("{} bytes of jobs and records", of.bytes)
+        } else {
+            return None;
+        };
+        // Ids are in the order of their making, and so roughly in that of their ends.
+        let first = of.ids.iter().filter_map(|id| self.jobs.get(id)?.life.job.finished_at).next();
+        let wait = first.map_or(0, |at| at.0.saturating_add(retention.least_ns).saturating_sub(now.0));
+        Some(Full { kept, retry_after: Duration::from_nanos(wait).max(SOON) })
     }
 
     /// Those that a list may have, newest first; filters that need a look at the job are for [`page`].
@@ -110,7 +198,8 @@ impl Index {
         let before = |id: &JobId| wanted.before.as_ref().is_none_or(|before| id < before);
         match &wanted.project {
             Some(project) => {
-                let ids = self.projects.get(project).into_iter().flatten().rev().filter(|id| before(id));
+                let ids = self.projects.get(project).into_iter().flat_map(|of| of.ids.iter().rev());
+                let ids = ids.filter(|id| before(id));
                 ids.filter_map(|id| self.jobs.get(id)).map(|kept| kept.life.clone()).collect()
             }
             None => {

@@ -8,7 +8,6 @@ use crate::job::state::{Life, sha256};
 use ampoule_journal::{Frame, HEADER_BYTES, MAGIC, Medium, Next, ReadError, Reader, WriteError, Writer};
 use ampoule_spec::{JobId, Sha256, UnixNanos};
 use rustix::fs::{FallocateFlags, fallocate};
-use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -39,8 +38,11 @@ impl Read for From<'_> {
 }
 
 /// A spec's bytes, from where its frame is.
-pub(super) fn spec_bytes(file: &File, at: SpecAt) -> io::Result<Vec<u8>> {
-    let frame = Reader::new(From { file, offset: at.0 }).next_frame().map_err(io::Error::other)?.frame();
+pub(super) fn spec_bytes(at: &SpecAt) -> io::Result<Vec<u8>> {
+    let frame = Reader::new(From { file: &at.file, offset: at.offset })
+        .next_frame()
+        .map_err(io::Error::other)?
+        .frame();
     let frame = frame.filter(|frame| frame.kind == frames::SPEC);
     frame.map(|frame| frame.payload).ok_or_else(|| io::Error::other("there is no spec at its place"))
 }
@@ -62,6 +64,7 @@ struct Stop {
 }
 
 struct Loading {
+    file: Arc<File>,
     loaded: Loaded,
     opened: Option<Opened>,
     /// A spec whose job must be the next frame.
@@ -82,7 +85,8 @@ impl Loading {
             (_, None) => Err("it does not begin as a ledger".to_owned()),
             (Said::Spec, _) => {
                 let digest = sha256(&frame.payload).map_err(|e| e.to_string())?;
-                self.spec = Some((SpecAt(frame.offset), digest));
+                let (file, bytes) = (self.file.clone(), length(&frame.payload));
+                self.spec = Some((SpecAt { file, offset: frame.offset, bytes }, digest));
                 Ok(())
             }
             (Said::Mark, _) => Ok(()),
@@ -110,7 +114,7 @@ impl Loading {
         let index = &mut self.loaded.index;
         let kept = index.kept(&changed.job).ok_or_else(|| format!("job {} is not there", changed.job))?;
         let (life, _) = kept.life.after(&changed.what).map_err(|e| format!("job {}: {e}", changed.job))?;
-        let spec = kept.spec.filter(|_| life.job.state != State::Finished);
+        let spec = kept.spec.clone().filter(|_| life.job.state != State::Finished);
         index.put(Kept { life: Arc::new(life), spec });
         Ok(())
     }
@@ -131,9 +135,9 @@ impl Loading {
 ///
 /// What a crash can have left is cut: an incomplete frame at the end, or anything unreadable after which no mark says that
 /// it had been acknowledged. Everything else is damage.
-pub(super) fn load(path: &Path, file: &File, options: &Options) -> Result<Loaded, OpenError> {
+pub(super) fn load(path: &Path, file: &Arc<File>, options: &Options) -> Result<Loaded, OpenError> {
     let mut reader = Reader::new(BufReader::with_capacity(256 << 10, From { file, offset: 0 }));
-    let mut loading = Loading { loaded: Loaded::default(), opened: None, spec: None };
+    let mut loading = Loading { file: file.clone(), loaded: Loaded::default(), opened: None, spec: None };
     let failed = |source| OpenError::File { path: path.to_owned(), doing: "read", source };
     let stop = loop {
         match reader.next_frame() {
@@ -192,68 +196,100 @@ fn acknowledged_after(file: &File, nonce: u64, damage: u64) -> io::Result<bool> 
     }
 }
 
-/// A new file that holds what is kept, in its place and durable.
+/// A new file that holds what is kept, durable.
 pub(super) struct Begun<M> {
     pub(super) writer: Writer<M>,
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     pub(super) index: Index,
-    pub(super) nonce: u64,
 }
 
-/// Writes the next file: all of `loaded` that is not over its retention.
+/// Begins the next file at start, in its place and durable: all of `loaded`. What is over its retention is in it too: what else there
+/// is of such a job, its record above all, goes before the ledger forgets it.
 pub(super) fn begin<M: Medium>(
     dir: &Path,
-    old: Option<&File>,
     loaded: &Loaded,
     opened: &Opened,
-    options: &Options,
-    wrap: impl FnOnce(File) -> M,
+    wrap: &mut dyn FnMut(File) -> M,
 ) -> Result<Begun<M>, OpenError> {
-    let path = dir.join(NEXT);
-    let failed = |source| OpenError::File { path: path.clone(), doing: "written", source };
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
-    let file = file.map_err(failed)?;
-    let mut writer = Writer::on(wrap(file.try_clone().map_err(failed)?));
-    let dropped: BTreeSet<_> = loaded.index.expired(&options.retention, opened.at).into_iter().collect();
-    let index = copy(&mut writer, old, loaded, opened, &dropped).map_err(failed)?;
-    writer.sync().map_err(|error| failed(io_of(error)))?;
-    let durable = writer.offset();
-    writer.append(MARK, &frames::mark(opened.nonce, durable)).map_err(|error| failed(io_of(error)))?;
-    let name = dir.join(FILE);
+    let begun = write_next(dir, &loaded.index, opened, wrap)?;
     if loaded.cut.as_ref().is_some_and(|cut| cut.accepted) {
         // What the operator gave up stays beside it, for whoever wants to look.
         let aside = dir.join(format!("{FILE}.damaged-{}", loaded.generation));
-        std::fs::hard_link(&name, aside).map_err(failed)?;
+        std::fs::hard_link(dir.join(FILE), &aside).map_err(written(&aside))?;
     }
-    std::fs::rename(&path, &name).map_err(failed)?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-    Ok(Begun { writer, file, index, nonce: opened.nonce })
+    put_in_place(dir)?;
+    sync(dir).map_err(written(dir))?;
+    Ok(begun)
+}
+
+fn written(path: &Path) -> impl Fn(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::File { path: path.clone(), doing: "written", source }
+}
+
+/// Writes the next file beside the one that is there, durable and without the name that counts.
+pub(super) fn write_next<M: Medium>(
+    dir: &Path,
+    index: &Index,
+    opened: &Opened,
+    wrap: &mut dyn FnMut(File) -> M,
+) -> Result<Begun<M>, OpenError> {
+    let path = dir.join(NEXT);
+    let failed = written(&path);
+    remove_next(dir).map_err(&failed)?;
+    let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
+    let file = Arc::new(file.map_err(&failed)?);
+    let mut writer = Writer::on(wrap(file.try_clone().map_err(&failed)?));
+    let index = copy(&mut writer, &file, index, opened).map_err(&failed)?;
+    writer.sync().map_err(|error| failed(io_of(error)))?;
+    let durable = writer.offset();
+    writer.append(MARK, &frames::mark(opened.nonce, durable)).map_err(|error| failed(io_of(error)))?;
+    Ok(Begun { writer, file, index })
+}
+
+/// Gives the next file the name that counts, in place of the one before.
+pub(super) fn put_in_place(dir: &Path) -> Result<(), OpenError> {
+    std::fs::rename(dir.join(NEXT), dir.join(FILE)).map_err(written(&dir.join(NEXT)))
+}
+
+/// Makes the names in the directory durable.
+pub(super) fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Removes a next file that was not put in place.
+pub(super) fn remove_next(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(dir.join(NEXT)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn copy<M: Medium>(
     writer: &mut Writer<M>,
-    old: Option<&File>,
-    loaded: &Loaded,
+    file: &Arc<File>,
+    from: &Index,
     opened: &Opened,
-    dropped: &BTreeSet<JobId>,
 ) -> io::Result<Index> {
     let mut index = Index::default();
     writer.append(frames::OPENED, &serde_json::to_vec(opened)?).map_err(io_of)?;
-    for kept in loaded.index.iter().filter(|kept| !dropped.contains(&kept.life.job.id)) {
-        let spec = match (kept.spec, old) {
-            (Some(at), Some(old)) => {
-                Some(SpecAt(writer.append(frames::SPEC, &spec_bytes(old, at)?).map_err(io_of)?))
+    for kept in from.iter() {
+        let spec = match &kept.spec {
+            Some(at) => {
+                let bytes = spec_bytes(at)?;
+                let offset = writer.append(frames::SPEC, &bytes).map_err(io_of)?;
+                Some(SpecAt { file: file.clone(), offset, bytes: length(&bytes) })
             }
-            _ => None,
+            None => None,
         };
         writer.append(frames::JOB, &serde_json::to_vec(&*kept.life)?).map_err(io_of)?;
         index.put(Kept { life: kept.life.clone(), spec });
     }
     Ok(index)
+}
+
+pub(super) fn length(bytes: &[u8]) -> u64 {
+    bytes.len().try_into().unwrap_or(u64::MAX)
 }
 
 /// What a journal's writer met, as an error of the file's.
@@ -274,9 +310,13 @@ pub(super) fn give_back(file: &File) -> io::Result<()> {
 /// What begins a file: its generation is one more than that of the file before.
 pub(super) fn opening(loaded: &Loaded, at: UnixNanos) -> io::Result<Opened> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let generation = loaded.generation.saturating_add(1);
+    Ok(Opened::new(generation, boot.trim().to_owned(), at, nonce()?, loaded.cut.clone()))
+}
+
+/// What the marks of a file are known by.
+pub(super) fn nonce() -> io::Result<u64> {
     let mut nonce = [0; 8];
     aws_lc_rs::rand::fill(&mut nonce).map_err(|_| io::Error::other("no random numbers"))?;
-    let generation = loaded.generation.saturating_add(1);
-    let (boot, nonce) = (boot.trim().to_owned(), u64::from_le_bytes(nonce));
-    Ok(Opened::new(generation, boot, at, nonce, loaded.cut.clone()))
+    Ok(u64::from_le_bytes(nonce))
 }

@@ -1,8 +1,9 @@
 //! The one thread that writes: it takes what waits, appends it, syncs once, and only then tells anybody.
 
+use super::compact::Next;
 use super::frames::{self, Changed, Forgotten};
-use super::index::{Index, Kept, SpecAt};
-use super::load::io_of;
+use super::index::{Full, Index, Kept, Retention, SpecAt};
+use super::load::{io_of, length};
 use super::{Entered, LedgerError, Shared};
 use crate::job::model::{State, Submission};
 use crate::job::state::{Change, Effect, Life};
@@ -62,6 +63,10 @@ pub(super) struct Scribe<M> {
     pub(super) room: Room,
     pub(super) nonce: u64,
     pub(super) shared: Arc<Shared>,
+    pub(super) retention: Retention,
+    /// The file that is written to, for the places of specs.
+    pub(super) file: Arc<File>,
+    pub(super) next: Next<M>,
 }
 
 /// What was appended and is not durable yet.
@@ -92,6 +97,7 @@ impl<M: Medium> Scribe<M> {
             }
             self.publish(&batch);
             batch.replies.into_iter().for_each(|reply| reply());
+            self.compact_if_due();
         }
         std::mem::forget(guard);
     }
@@ -154,6 +160,10 @@ impl<M: Medium> Scribe<M> {
             return Ok(Entered { life, attached: true });
         }
         let (life, spec) = Life::submitted(submission, at).map_err(|e| LedgerError::Format(e.to_string()))?;
+        let full = self.shared.read().full(&life.job.project, &self.retention, at);
+        if let Some(Full { kept, retry_after }) = full {
+            return Err(LedgerError::Kept { project: life.job.project, kept, retry_after });
+        }
         let (id, attempt) = (&life.job.id, life.job.attempt);
         if batch.index.kept(id).is_some() || self.shared.read().kept(id).is_some() {
             return Err(LedgerError::Format(format!("the id {id} is another job's")));
@@ -167,7 +177,8 @@ impl<M: Medium> Scribe<M> {
         self.room
             .make(self.writer.offset(), bytes.try_into().unwrap_or(u64::MAX))
             .map_err(LedgerError::full)?;
-        let spec = SpecAt(self.append(frames::SPEC, &spec)?);
+        let (file, bytes) = (self.file.clone(), length(&spec));
+        let spec = SpecAt { file, offset: self.append(frames::SPEC, &spec)?, bytes };
         self.append(frames::JOB, &job)?;
         let life = Arc::new(life);
         batch.put(Kept { life: life.clone(), spec: Some(spec) });
