@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// How often a job that runs is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a job that runs is looked at: a job of milliseconds is not to wait for us, one of minutes is not to be stared at.
+const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// How often a cancel that nobody took is offered again.
 const OFFER_EVERY: Duration = Duration::from_millis(250);
 /// How long to wait before something is tried again: doubled each time.
@@ -231,10 +231,15 @@ impl Driver {
     /// Waits for the report, and hands a cancel on. Says when the runner admitted the job.
     async fn until_reported(&self) -> Result<ampoule_spec::UnixNanos, LedgerError> {
         let dir = self.inner.launcher.job_dir(&self.id);
-        let mut cancelled = false;
+        let (begun, mut cancelled, mut said) = (tokio::time::Instant::now(), false, false);
         let mut offered = tokio::time::Instant::now() - OFFER_EVERY;
         loop {
-            if dir.join("report.json").exists() || self.is_gone(&dir).await {
+            let reported = dir.join("report.json").try_exists();
+            if let (Err(error), false) = (&reported, said) {
+                said = true;
+                tracing::error!(job = %self.id, %error, dir = %dir.display(), "the job's directory cannot be looked into; does it belong to this agent's group?");
+            }
+            if reported.unwrap_or(false) || self.is_gone(&dir).await {
                 let life = self.inner.ledger.get(&self.id);
                 let started = life.and_then(|life| life.job.started_at);
                 return Ok(started.unwrap_or_else(super::inner::now));
@@ -245,7 +250,7 @@ impl Driver {
                 cancelled = self.inner.launcher.cancel(&self.id).is_ok();
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(super::watching::pause(begun.elapsed(), LOOK_EVERY)) => {}
                 () = self.reins.wished.notified() => {}
                 () = self.inner.ended.cancelled() => return Err(LedgerError::Closed),
             }

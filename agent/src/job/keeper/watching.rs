@@ -11,14 +11,24 @@ use tokio::sync::mpsc;
 
 /// How many things may wait for a watcher that is slow.
 pub(super) const WAITING_MAX: usize = 16;
-/// How often a job that runs is looked at, and one that does not.
-const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(100));
+/// How often a job is looked at.
+const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(25));
+/// By how much its readers together slow that down, each.
+const EACH: Duration = Duration::from_micros(25);
 
 /// Counts a job's watchers for as long as it is held.
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) inner: Arc<Inner>,
     pub(super) id: JobId,
+}
+
+impl Seat {
+    /// How many read the job.
+    fn readers(&self) -> u32 {
+        let taken = self.inner.seats().get(&self.id).copied().unwrap_or_default();
+        u32::try_from(taken).unwrap_or(u32::MAX)
+    }
 }
 
 impl Drop for Seat {
@@ -31,6 +41,11 @@ impl Drop for Seat {
             }
         }
     }
+}
+
+/// How long to wait before something is looked at again in which nothing has happened for so long.
+pub(super) fn pause(idle: Duration, (least, most): (Duration, Duration)) -> Duration {
+    (idle / 8).clamp(least, most.max(least))
 }
 
 pub(super) type Item = Result<Watched, JobsError>;
@@ -55,6 +70,7 @@ impl Watcher {
 
     async fn tell_all(&mut self) -> Result<(), Gone> {
         let (mut tail, mut last, mut said) = (None, None, None);
+        let (mut news, mut before) = (tokio::time::Instant::now(), self.cursor);
         loop {
             let Some(life) = self.seat.inner.ledger.get(&self.seat.id) else {
                 return self.fail(Code::JobUnknown, "the job's retention is over".to_owned()).await;
@@ -70,6 +86,9 @@ impl Watcher {
                 Err(None) => return Err(Gone),
             }
             let finished = life.job.state == State::Finished;
+            if last.as_ref() != Some(&life.job) || self.cursor != before {
+                (news, before) = (tokio::time::Instant::now(), self.cursor);
+            }
             if last.as_ref() != Some(&life.job) || finished {
                 self.job(&life.job).await?;
                 last = Some(life.job.clone());
@@ -84,7 +103,8 @@ impl Watcher {
             if finished || !self.follow {
                 return Ok(());
             }
-            let pause = if tail.is_some() { LOOK_EVERY.0 } else { LOOK_EVERY.1 };
+            let least = LOOK_EVERY.0 + EACH * self.seat.readers();
+            let pause = pause(news.elapsed(), (least, LOOK_EVERY.1));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.out.closed() => return Err(Gone),
@@ -160,4 +180,19 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|_| Err(TailError::Io(std::io::Error::other("the reading ended early"))))
         .map_err(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pause_grows_with_silence_and_stays_in_its_bounds() {
+        let ms = Duration::from_millis;
+        for (idle, expected) in [(0, 1), (8, 1), (80, 10), (160, 20), (60_000, 25)] {
+            assert_eq!(pause(ms(idle), LOOK_EVERY), ms(expected), "{idle} ms");
+        }
+        // So many readers that the least is more than the most: they wait for the least.
+        assert_eq!(pause(ms(60_000), (ms(40), ms(25))), ms(40));
+    }
 }
