@@ -122,7 +122,7 @@ async fn job_that_is_cancelled_while_it_waits_ends_in_one_signed_record() {
     assert!(!submitted.attached && submitted.job.state == State::Queued);
     let again = Submission { spec: submission(2).spec, ..submission(1) };
     assert_eq!(keeper.submit(again).await.unwrap().job.id, job_id(1));
-    assert_eq!(keeper.submitted(&caller(), &submission(1).key).unwrap().id, job_id(1));
+    assert_eq!(keeper.attach(&submission(1)).unwrap().unwrap().job.id, job_id(1));
     let cancelled = keeper.cancel(&job_id(1), &caller(), "no need").await.unwrap();
     assert_eq!(cancelled.cancel.unwrap().by, "uid:7");
     let (job, states) = finished(&keeper, &job_id(1)).await;

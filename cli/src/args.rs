@@ -1,6 +1,6 @@
 //! The command line's grammar.
 
-use crate::remote::args::{CancelArgs, GetArgs, ListArgs, LogsArgs, SubmitArgs, WatchArgs};
+use crate::remote::args::{CancelArgs, DrainArgs, GetArgs, ListArgs, LogsArgs, SubmitArgs, WatchArgs};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show a daemon's job.
     Get(GetArgs),
+    /// Have a daemon take no more jobs, also over restarts, until this is undone; what runs ends as it would.
+    Drain(DrainArgs),
     /// Write man pages and completions of this program and of ampouled.
     #[command(hide = true)]
     Papers(PapersArgs),
@@ -88,6 +90,7 @@ impl Command {
             Self::Cancel(args) => args.json,
             Self::List(args) => args.json,
             Self::Get(args) => args.json,
+            Self::Drain(args) => args.json,
         }
     }
 }

@@ -84,6 +84,7 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::Cancel(args) => remote::jobs::cancel(&args),
         Command::List(args) => remote::jobs::list(&args),
         Command::Get(args) => remote::jobs::get(&args),
+        Command::Drain(args) => remote::host::drain(&args),
         Command::Papers(args) => papers::papers(&args),
         Command::Policy(PolicyCommand::Test(args)) => policy::test(&args),
     }

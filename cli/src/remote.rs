@@ -1,12 +1,14 @@
 //! Commands that ask a daemon.
 
 pub(crate) mod args;
+pub(crate) mod host;
 pub(crate) mod jobs;
 mod printer;
 mod signals;
 pub(crate) mod submit;
 
 use crate::failure::Failed;
+use crate::show;
 use ampoule_agent::client::{Client, ClientError, Credentials, Server};
 use ampoule_spec::Code;
 use args::ServerArgs;
@@ -33,6 +35,7 @@ impl Remote {
         let client = {
             let _entered = runtime.enter();
             Client::new(&server, &credentials)?
+                .saying(|error| show::line(&format!("ampoule: {error}; trying again")))
         };
         Ok(Self { client, runtime })
     }

@@ -85,8 +85,8 @@ pub(crate) fn normal_http(url: &str) -> Result<String, &'static str> {
 
 fn oci(reference: &str) -> Result<String, &'static str> {
     let name = reference.split_once("@sha256:").map_or(reference, |(name, _)| name);
-    let registry = name.strip_prefix("docker://").or_else(|| name.strip_prefix("oci://"));
-    if let Some(rest) = registry {
+    // Nothing else is spelt as an origin: what was not asked must not read as one.
+    if let Some(rest) = name.strip_prefix("docker://") {
         let (host, path) = rest.split_once('/').ok_or("a registry reference has a host and a repository")?;
         let uri = format!("oci://{}/{path}", host.to_ascii_lowercase());
         return check_absolute(&uri).map(|()| uri);
@@ -223,9 +223,15 @@ mod tests {
         ] {
             assert_eq!(oci(reference).as_deref(), Ok(uri), "{reference}");
         }
-        for reference in
-            ["oci:/home/me/base", "../base", "oci:a/b", "docker://base", "docker://u:p@r/x", "oci:.."]
-        {
+        for reference in [
+            "oci:/home/me/base",
+            "../base",
+            "oci:a/b",
+            "docker://base",
+            "docker://u:p@r/x",
+            "oci:..",
+            "oci://r.example/x",
+        ] {
             assert!(oci(reference).is_err(), "{reference}");
         }
     }

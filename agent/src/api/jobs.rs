@@ -65,6 +65,9 @@ impl<I: Importer> Uploads for Contents<I> {
     }
 }
 
+/// Why a job that was written down was not taken: the caller's key had one.
+const ATTACHED: &str = "job.attached";
+
 /// The service over jobs.
 #[derive(Debug)]
 pub struct JobRpc<J, U> {
@@ -163,11 +166,17 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let mut entry = known.entry(audit::Action::JobSubmitted).with("request", request);
         (entry.project, entry.job) = (Some(project.clone()), Some(id.clone()));
         known.write(&self.desk, &entry).await?;
-        self.jobs.submit(submission).await.map_err(|error| {
+        let submitted = self.jobs.submit(submission).await;
+        let reason = match &submitted {
+            // Another call under the key came first: there is no job of this id.
+            Ok(submitted) => submitted.attached.then_some(ATTACHED),
+            Err(error) => Some(error.code.as_str()),
+        };
+        if let Some(reason) = reason {
             let question = Question::project(&known.caller, Action::Submit, project.as_str());
-            self.desk.not_done(&question, known.scene(), Some(&id), error.code.as_str());
-            error.into()
-        })
+            self.desk.not_done(&question, known.scene(), Some(&id), reason);
+        }
+        Ok(submitted?)
     }
 
     fn shown(&self, job: &Job) -> wire::Job {
@@ -182,18 +191,17 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let submission = submit::submission(request, &known.caller)?;
         known.ask(&self.desk, &Question::submission(&submission), None)?;
         // A job that is there already needs its content no more, and is submitted no second time.
-        let is_new = self.jobs.submitted(&submission.caller, &submission.key).is_none();
-        if is_new {
-            let lacks = self.uploads.missing(&submission.project, &submission.spec).await?;
-            if !lacks.is_empty() {
-                let text = "content that the job names was not uploaded to the project";
-                let lacks = lacks.into_iter().map(|what| ("CONTENT", what)).collect();
-                return Err(ApiError { lacks, ..ApiError::new(Code::ContentMissing, text) });
+        let submitted = match self.jobs.attach(&submission)? {
+            Some(attached) => attached,
+            None => {
+                let lacks = self.uploads.missing(&submission.project, &submission.spec).await?;
+                if !lacks.is_empty() {
+                    let text = "content that the job names was not uploaded to the project";
+                    let lacks = lacks.into_iter().map(|what| ("CONTENT", what)).collect();
+                    return Err(ApiError { lacks, ..ApiError::new(Code::ContentMissing, text) });
+                }
+                self.take(known, submission).await?
             }
-        }
-        let submitted = match is_new {
-            true => self.take(known, submission).await?,
-            false => self.jobs.submit(submission).await?,
         };
         let job = Some(self.shown(&submitted.job));
         Ok(wire::SubmitJobResponse { job, attached: submitted.attached })

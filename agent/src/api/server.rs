@@ -16,6 +16,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -53,7 +54,7 @@ pub enum Listener {
 /// A connection that was accepted.
 enum Accepted {
     Unix(UnixStream),
-    Tcp(TcpStream, Arc<str>),
+    Tcp(TcpStream, IpAddr),
 }
 
 /// Serves calls on listeners.
@@ -123,7 +124,7 @@ impl Server {
                 let uid = stream.peer_cred().ok()?.uid();
                 ("unix".into(), format!("uid:{uid}"), Some(uid))
             }
-            Accepted::Tcp(_, address) => (Arc::clone(address), address.to_string(), None),
+            Accepted::Tcp(_, address) => (address.to_string().into(), neighbours(*address), None),
         };
         let Some(share) = self.front.lane(uid.is_some()).accepted.take(&holder, 1) else {
             tracing::debug!(peer = holder, "a connection was closed: there are too many");
@@ -165,7 +166,9 @@ impl Server {
                 let connection = Connection::new(shown, peer);
                 // Whoever is known needs no place among those who are not, and finds his own however many they are.
                 if self.front.identities.holder(&connection.shown).is_none() {
-                    let Some(share) = self.front.lane(false).strangers.take(&connection.peer, 1) else {
+                    let peer = connection.peer.as_ref();
+                    let holder = peer.parse().map_or_else(|_| peer.to_owned(), neighbours);
+                    let Some(share) = self.front.lane(false).strangers.take(&holder, 1) else {
                         return;
                     };
                     connection.is_strangers(share);
@@ -314,12 +317,24 @@ fn tls_of(listener: &Listener) -> Option<Arc<Tls>> {
     }
 }
 
+/// Whose connections count together: those of one address, and of version 6 those of one network of 64 bits, since whoever has one
+/// address there has all of them (RFC 6177).
+fn neighbours(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+    }
+}
+
 async fn accept(listener: &Listener) -> io::Result<Accepted> {
     match listener {
         Listener::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
         Listener::Tcp(listener, _) => {
             let (stream, address) = listener.accept().await?;
-            Ok(Accepted::Tcp(stream, address.ip().to_canonical().to_string().into()))
+            Ok(Accepted::Tcp(stream, address.ip().to_canonical()))
         }
     }
 }
@@ -381,5 +396,19 @@ impl Reserve {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_network_count_as_one() {
+        let of = |text: &str| neighbours(text.parse::<IpAddr>().unwrap().to_canonical());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

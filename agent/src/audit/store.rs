@@ -195,7 +195,11 @@ impl<D: Disk> Store<D> {
         let note = checkpoint.sign(&self.key).map_err(|e| AuditError::Key(e.to_string()))?;
         let next = self.dir.join(CHECKPOINT_NEXT);
         let failed = |source| AuditError::File { path: next.clone(), doing: "written", source };
-        self.write(&next, note.as_bytes()).map_err(failed)?;
+        let file = self.disk.write(&next, note.as_bytes()).map_err(failed)?;
+        // Its first name need not be durable: the rename replaces it, and that is.
+        if let Err(error) = self.disk.sync(&file, &next) {
+            fatal(&format!("{}: {error}", next.display()));
+        }
         self.disk.rename(&next, &self.dir.join(CHECKPOINT)).map_err(failed)?;
         // From here on the new checkpoint may be what a restart finds: there is no way back.
         if let Err(error) = self.disk.sync_dir(&self.dir) {

@@ -1,6 +1,7 @@
 //! The connection: a local socket, or TLS 1.3.
 
 use super::error::ClientError;
+use super::retry::{Backoff, Say};
 use super::trust;
 use crate::files::read_file;
 use ampoule_proto::v1::content_service_client::ContentServiceClient;
@@ -134,7 +135,10 @@ pub type Calls = InterceptedService<Channel, Bearer>;
 
 /// A daemon that is asked. Nothing is sent before the first call; a connection that was lost is opened again by the next.
 #[derive(Debug, Clone)]
-pub struct Client(Calls);
+pub struct Client {
+    calls: Calls,
+    say: Option<Say>,
+}
 
 impl Client {
     /// Prepares a connection. To be called within a runtime.
@@ -146,22 +150,33 @@ impl Client {
             Server::Unix(path) => unix(path.clone())?,
             Server::Https { host, port } => https(host, *port, credentials)?,
         };
-        Ok(Self(InterceptedService::new(channel, Bearer(credentials.token.clone()))))
+        let calls = InterceptedService::new(channel, Bearer(credentials.token.clone()));
+        Ok(Self { calls, say: None })
+    }
+
+    /// Has somebody hear why a call is tried again.
+    #[must_use]
+    pub fn saying(self, say: fn(&ClientError)) -> Self {
+        Self { say: Some(say), ..self }
+    }
+
+    pub(super) fn backoff(&self) -> Backoff {
+        Backoff::saying(self.say)
     }
 
     /// Jobs.
     pub fn jobs(&self) -> JobServiceClient<Calls> {
-        JobServiceClient::new(self.0.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+        JobServiceClient::new(self.calls.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Content.
     pub fn contents(&self) -> ContentServiceClient<Calls> {
-        ContentServiceClient::new(self.0.clone())
+        ContentServiceClient::new(self.calls.clone())
     }
 
     /// The host.
     pub fn host(&self) -> HostServiceClient<Calls> {
-        HostServiceClient::new(self.0.clone())
+        HostServiceClient::new(self.calls.clone())
     }
 }
 
@@ -179,8 +194,7 @@ fn unix(path: PathBuf) -> Result<Channel> {
     let connect = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move {
-            let said = |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-            UnixStream::connect(&path).await.map(TokioIo::new).map_err(said)
+            UnixStream::connect(&path).await.map(TokioIo::new).map_err(|error| trust::closed(&path, &error))
         }
     });
     Ok(endpoint("http://localhost")?.connect_with_connector_lazy(connect))

@@ -2,7 +2,6 @@
 
 use super::channel::Client;
 use super::error::ClientError;
-use super::retry::Backoff;
 use ampoule_proto::v1 as proto;
 use std::io::{self, Read};
 use tokio::runtime::Handle;
@@ -29,7 +28,7 @@ impl<'a> Download<'a> {
     }
 
     async fn next(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
-        let mut backoff = Backoff::default();
+        let mut backoff = self.client.backoff();
         loop {
             match self.attempt().await {
                 Ok(part) => return Ok(part),

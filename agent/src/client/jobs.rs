@@ -2,7 +2,6 @@
 
 use super::channel::Client;
 use super::error::ClientError;
-use super::retry::Backoff;
 use ampoule_proto::v1 as proto;
 use ampoule_spec::{Code, Exit};
 use std::time::Duration;
@@ -11,30 +10,39 @@ use tonic::{Request, Response, Status};
 /// How long one attempt to cancel a job may take.
 const CANCEL: Duration = Duration::from_secs(2);
 
-/// Calls until there is an answer, or an error that does not pass.
-async fn call<T, F: Future<Output = Result<Response<T>, Status>>>(
-    call: impl Fn() -> F,
-) -> Result<T, ClientError> {
-    let mut backoff = Backoff::default();
-    loop {
-        match call().await {
-            Ok(answer) => return Ok(answer.into_inner()),
-            Err(status) => backoff.wait(status.into()).await?,
-        }
-    }
-}
-
 fn there(job: Option<proto::Job>) -> Result<proto::Job, ClientError> {
     job.ok_or_else(|| ClientError::Answer { reason: "it has no job".to_owned() })
 }
 
 impl Client {
+    /// Calls until there is an answer, or an error that does not pass.
+    async fn call<T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<T, ClientError> {
+        let mut backoff = self.backoff();
+        loop {
+            match call().await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => backoff.wait(status.into()).await?,
+            }
+        }
+    }
+
+    /// Stops or resumes the intake of the host. Jobs that still run, and that wait.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn drain(&self, request: proto::DrainRequest) -> Result<proto::DrainResponse, ClientError> {
+        self.call(|| async { self.host().drain(request).await }).await
+    }
+
     /// Submits a job, or finds the one of the same key. Trying again is harmless: the key says which job is meant.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn submit(&self, request: &proto::SubmitJobRequest) -> Result<(proto::Job, bool), ClientError> {
-        let answer = call(|| async { self.jobs().submit_job(request.clone()).await }).await?;
+        let answer = self.call(|| async { self.jobs().submit_job(request.clone()).await }).await?;
         Ok((there(answer.job)?, answer.attached))
     }
 
@@ -44,7 +52,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn get(&self, job_id: &str) -> Result<proto::Job, ClientError> {
         let request = || proto::GetJobRequest { job_id: job_id.to_owned() };
-        there(call(|| async { self.jobs().get_job(request()).await }).await?.job)
+        there(self.call(|| async { self.jobs().get_job(request()).await }).await?.job)
     }
 
     /// A page of jobs.
@@ -55,7 +63,7 @@ impl Client {
         &self,
         request: &proto::ListJobsRequest,
     ) -> Result<proto::ListJobsResponse, ClientError> {
-        call(|| async { self.jobs().list_jobs(request.clone()).await }).await
+        self.call(|| async { self.jobs().list_jobs(request.clone()).await }).await
     }
 
     /// Asks for a job's end. The wish is durable when this returns.
@@ -69,7 +77,7 @@ impl Client {
             request.set_timeout(CANCEL);
             request
         };
-        there(call(|| async { self.jobs().cancel_job(request()).await }).await?.job)
+        there(self.call(|| async { self.jobs().cancel_job(request()).await }).await?.job)
     }
 
     /// The evidence of a finished job.
@@ -78,7 +86,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn evidence(&self, job_id: &str) -> Result<proto::GetAttestationResponse, ClientError> {
         let request = || proto::GetAttestationRequest { job_id: job_id.to_owned() };
-        call(|| async { self.jobs().get_attestation(request()).await }).await
+        self.call(|| async { self.jobs().get_attestation(request()).await }).await
     }
 }
 

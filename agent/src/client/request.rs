@@ -13,7 +13,6 @@ use crate::sources::Policy;
 use ampoule_proto::v1 as proto;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{Code, InputSource, JobId, Name};
-use std::path::PathBuf;
 use tokio::runtime::Handle;
 
 type Result<T> = std::result::Result<T, LocalError>;
@@ -58,7 +57,7 @@ impl Requesting<'_> {
         let with = Intake {
             sources: Policy::built_in(),
             registry_auth: None,
-            commits: PathBuf::new(),
+            commits: None,
             watch: self.watch.clone(),
             cancel: self.cancel.clone(),
             memory: std::sync::Arc::new(()),

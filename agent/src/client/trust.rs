@@ -6,7 +6,8 @@
 
 use ampoule_spec::Code;
 use rustls::{AlertDescription, Error};
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
@@ -24,6 +25,9 @@ pub(super) enum Distrust {
     /// The daemon us.
     #[error("the daemon refuses the client's certificate: {0}")]
     Theirs(&'static str),
+    /// The system us: who may ask is who may write to the socket.
+    #[error("the daemon's socket {} is not for this user; be one of its group (ls -l says which), or ask over the network", .0.display())]
+    Socket(PathBuf),
 }
 
 impl Distrust {
@@ -32,6 +36,7 @@ impl Distrust {
         match self {
             Self::Ours(_) => Code::VerifyRefused,
             Self::Theirs(_) => Code::CallerUnknown,
+            Self::Socket(_) => Code::CallDenied,
         }
     }
 
@@ -70,6 +75,14 @@ pub(super) fn told(error: std::io::Error) -> Failure {
     match Distrust::of(&error) {
         Some(distrust) => Box::new(distrust),
         None => Box::new(error),
+    }
+}
+
+/// An error of connecting to a socket.
+pub(super) fn closed(path: &Path, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Box::new(Distrust::Socket(path.to_owned())),
+        kind => Box::new(std::io::Error::new(kind, format!("{}: {error}", path.display()))),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::channel::Client;
 use super::error::ClientError;
-use super::retry::Backoff;
 use crate::content::content_ref;
 use crate::inputs::sha256_of;
 use crate::local::take::{Pack, TakenPacked, Taker};
@@ -46,7 +45,7 @@ impl Uploader<'_> {
         &self,
         call: impl Fn() -> F,
     ) -> Result<T, LocalError> {
-        let mut backoff = Backoff::default();
+        let mut backoff = self.client.backoff();
         loop {
             if self.cancel.is_cancelled() {
                 return Err(LocalError::Cancelled);
@@ -68,7 +67,7 @@ impl Uploader<'_> {
     /// Uploads what the project does not have, from where an earlier attempt ended.
     fn upload(&self, content: &Content, bytes: u64, source: &Source<'_>) -> Result<(), LocalError> {
         let reference = Self::reference(content)?;
-        let mut backoff = Backoff::default();
+        let mut backoff = self.client.backoff();
         let mut reached = 0;
         loop {
             let get = || proto::GetUploadRequest {

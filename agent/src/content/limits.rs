@@ -29,6 +29,15 @@ pub struct ContentLimits {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+impl ContentLimits {
+    /// With so many bytes of unfinished uploads in all, of which one project has at most half.
+    pub fn of_bytes(bytes: u64) -> Self {
+        let limits = Self::default();
+        let project_bytes = limits.project_bytes.min(bytes / 2);
+        Self { bytes, project_bytes, upload_bytes: limits.upload_bytes.min(project_bytes), ..limits }
+    }
+}
+
 impl Default for ContentLimits {
     /// 16 GiB an upload, 64 uploads and 32 GiB a project, 512 uploads and 128 GiB in all; a minute of silence, a day,
     /// 4 imports; a million contents a project, 90 days.
@@ -45,5 +54,22 @@ impl Default for ContentLimits {
             known_per_project: 1_000_000,
             known_age: 90 * 24 * HOUR,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_project_has_at_most_half_whatever_there_is() {
+        for bytes in [0, 1, 20 << 30, 64 << 30, 1 << 40] {
+            let limits = ContentLimits::of_bytes(bytes);
+            assert!(
+                limits.project_bytes <= bytes / 2 && limits.upload_bytes <= limits.project_bytes,
+                "{limits:?}"
+            );
+        }
+        assert_eq!(ContentLimits::of_bytes(64 << 30).project_bytes, 32 << 30);
     }
 }

@@ -220,8 +220,7 @@ impl Services {
         let identities = Arc::new(identities.map_err(|e| config("identities")(&e))?);
         let (desk, tls) = (Arc::new(desk), open_tls(of)?);
         let to_launcher = ToLauncher { socket: of.runner.socket.clone(), vitals: vitals.clone() };
-        let limits =
-            ContentLimits { bytes: of.limits.upload_bytes, imports: IMPORTS, ..ContentLimits::default() };
+        let limits = ContentLimits { imports: IMPORTS, ..ContentLimits::of_bytes(of.limits.upload_bytes) };
         let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
         let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
         let host = Arc::new(ThisHost::new(of, rules.capacity));

@@ -23,7 +23,7 @@ mod watching;
 pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness};
 
 use super::ledger::{Ledger, OpenError};
-use super::model::{Caller, CancelWish, IdempotencyKey, Job, State, Submission};
+use super::model::{Caller, CancelWish, Job, State, Submission};
 use super::queue::{NotQueued, Queue, Rules};
 use super::service::{EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched};
 use super::state::Change;
@@ -212,8 +212,8 @@ impl Jobs for Keeper {
         self.inner.enter(submission).await
     }
 
-    fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job> {
-        self.inner.ledger.find(&caller.subject, key).map(|life| life.job.clone())
+    fn attach(&self, submission: &Submission) -> Result<Option<Submitted>, JobsError> {
+        self.inner.attach(submission)
     }
 
     fn get(&self, id: &JobId) -> Option<Job> {

@@ -2,7 +2,7 @@
 //!
 //! Who may ask was decided before; nothing here judges a caller, but everything records one.
 
-use super::model::{Caller, IdempotencyKey, Job, Labels, State, Submission};
+use super::model::{Caller, Job, Labels, State, Submission};
 use ampoule_spec::{Code, JobId, LogChunk, Name, Outcome};
 use futures_util::Stream;
 use std::fs::File;
@@ -124,8 +124,11 @@ pub trait Jobs: Send + Sync + 'static {
     /// `job.key_reused` for another request under the key; `admission.busy` with a time for a full queue or quota.
     fn submit(&self, submission: Submission) -> impl Future<Output = Result<Submitted, JobsError>> + Send;
 
-    /// The job that the caller has submitted under the key: what it names need not be asked for again.
-    fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job>;
+    /// The job that the caller has submitted under the key, if there is one: what it names need not be asked for again.
+    ///
+    /// # Errors
+    /// `job.key_reused` for another request under the key.
+    fn attach(&self, submission: &Submission) -> Result<Option<Submitted>, JobsError>;
 
     /// A job as it is now.
     fn get(&self, id: &JobId) -> Option<Job>;

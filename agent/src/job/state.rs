@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// The most characters of a reason for a cancel that are kept.
 const REASON_CHARS_MAX: usize = 1024;
+/// The most bytes of a failure's message.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// A job, and what only its driver needs to know of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +161,31 @@ pub fn fence(caller: &Caller, project: &Name, spec: &JobSpec) -> Result<Sha256, 
 pub fn sha256(bytes: &[u8]) -> Result<Sha256, serde_json::Error> {
     let text: String = digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     serde_json::from_value(serde_json::Value::String(text))
+}
+
+/// A failure as it is kept: what a message repeats of a tenant's URLs may be as long as the tenant likes, and a job must fit into a
+/// frame of the ledger whatever became of it.
+pub fn kept(failure: Failure) -> Failure {
+    let Failure { mut message, .. } = failure;
+    if message.len() > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push('…');
+    }
+    Failure { message, ..failure }
+}
+
+impl Change {
+    /// The change as it is written down.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        match self {
+            Self::Refused { failure } => Self::Refused { failure: kept(failure) },
+            Self::Finished { at, end } => {
+                Self::Finished { at, end: Box::new(End { failure: end.failure.clone().map(kept), ..*end }) }
+            }
+            other => other,
+        }
+    }
 }
 
 impl Life {

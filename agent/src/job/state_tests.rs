@@ -224,3 +224,20 @@ fn fence_is_the_same_for_attempts_at_one_job_alone() {
         assert_ne!(of(&first), of(&other));
     }
 }
+
+#[test]
+fn message_of_any_length_is_kept_short_enough_for_a_frame() {
+    for length in [0, 1, 4095, 4096, 4097, 4098, 3 << 20] {
+        let message = "é".repeat(length / 2) + &"x".repeat(length % 2);
+        let long = Failure { message: message.clone(), ..failure(Code::InputUnreachable) };
+        let refused = Change::Refused { failure: long.clone() }.bounded();
+        let Change::Finished { at, mut end } = end(Some(Code::InputUnreachable)) else { panic!("an end") };
+        end.failure = Some(long);
+        let finished = Change::Finished { at, end }.bounded();
+        let life = after(&queued(), &[refused, finished]);
+        let bytes = serde_json::to_vec(&life).unwrap().len();
+        assert!(bytes < 16 << 10, "{length}: {bytes}");
+        let kept = life.failure.unwrap().message;
+        assert_eq!(kept == message, length <= 4096, "{length}: {}", kept.len());
+    }
+}

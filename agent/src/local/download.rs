@@ -39,9 +39,14 @@ struct Claimed<'a> {
     from: &'a str,
 }
 
+/// What is said of a place at most: a server redirects to as long a name as it likes, and all claims are in one statement.
+const FROM_BYTES_MAX: usize = 2 << 10;
+
 impl<'a> From<&'a Came> for Claimed<'a> {
     fn from(came: &'a Came) -> Self {
-        Self { at: rfc3339(came.visit.at), earlier: came.earlier, from: &came.visit.from }
+        let from = &came.visit.from;
+        let from = from.get(..from.floor_char_boundary(FROM_BYTES_MAX)).unwrap_or_default();
+        Self { at: rfc3339(came.visit.at), earlier: came.earlier, from }
     }
 }
 

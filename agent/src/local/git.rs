@@ -174,7 +174,9 @@ impl<'a> GitIntake<'a> {
             let snapshot = fetch.run(&guard, &self.limits, &stop, &received);
             let snapshot = snapshot.map_err(|error| cancelled_or(cancel, error.into()))?;
             // What is lost here is fetched again.
-            let _ = self.keep(&self.kept_commit(), snapshot.object());
+            if let Some(kept) = self.kept_commit() {
+                let _ = self.keep(&kept, snapshot.object());
+            }
             if let (Some(tag), Some(kept)) = (snapshot.tag(), self.kept_tag()) {
                 let _ = self.keep(&kept, tag);
             }
@@ -235,7 +237,7 @@ impl<'a> GitIntake<'a> {
 
     /// The commit, if nobody has to be asked for it. Its name is its hash, so what was kept needs no trust.
     fn known_commit(&self) -> Option<Vec<u8>> {
-        self.kept(&self.kept_commit()).filter(|object| commit_time(self.plan.commit, object).is_ok())
+        self.kept(&self.kept_commit()?).filter(|object| commit_time(self.plan.commit, object).is_ok())
     }
 
     fn commit_object(&mut self) -> Result<Vec<u8>> {
@@ -245,14 +247,14 @@ impl<'a> GitIntake<'a> {
         }
     }
 
-    fn kept_commit(&self) -> PathBuf {
-        self.with.commits.join(self.plan.commit.to_string())
+    fn kept_commit(&self) -> Option<PathBuf> {
+        Some(self.with.commits.as_ref()?.join(self.plan.commit.to_string()))
     }
 
     /// A tag's name has no `%`.
     fn kept_tag(&self) -> Option<PathBuf> {
         let tag = self.plan.tag.as_ref()?.replace('/', "%");
-        Some(self.with.commits.join(format!("{}-{tag}", self.plan.commit)))
+        Some(self.with.commits.as_ref()?.join(format!("{}-{tag}", self.plan.commit)))
     }
 
     fn kept(&self, path: &Path) -> Option<Vec<u8>> {
@@ -261,7 +263,7 @@ impl<'a> GitIntake<'a> {
 
     /// Keeps an object for the next run, which then need not fetch it to know the commit's time or signature.
     fn keep(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-        let dir = &self.with.commits;
+        let Some(dir) = path.parent() else { return Ok(()) };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         // Others keep the same one at the same time.
         let new = dir.join(format!(".new-{}", uuid::Uuid::now_v7()));

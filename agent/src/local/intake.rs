@@ -29,7 +29,7 @@ pub(crate) struct Intake {
     /// A file of credentials for registries.
     pub(crate) registry_auth: Option<PathBuf>,
     /// A directory of commits and tags that need not be fetched again; made when there is one to keep.
-    pub(crate) commits: PathBuf,
+    pub(crate) commits: Option<PathBuf>,
     /// Who is told how far something is that lasts.
     pub(crate) watch: Watch,
     /// What ends it.
@@ -60,7 +60,7 @@ pub(super) fn take_in(
     let with = Intake {
         sources: options.sources.clone(),
         registry_auth: options.registry_auth.clone(),
-        commits: options.state.join("git"),
+        commits: Some(options.state.join("git")),
         watch: options.watch.clone(),
         cancel: cancel.clone(),
         memory: Arc::new(Here {

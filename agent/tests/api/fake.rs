@@ -82,10 +82,14 @@ impl Jobs for Fake {
         Ok(Submitted { job, attached: false })
     }
 
-    fn submitted(&self, caller: &Caller, key: &IdempotencyKey) -> Option<Job> {
-        let all = self.submitted.lock().unwrap();
-        let found = all.iter().find(|s| s.caller.subject == caller.subject && s.key == *key)?;
-        Some(job(found.spec.id.as_str(), found.project.as_str()))
+    fn attach(&self, submission: &Submission) -> Result<Option<Submitted>, JobsError> {
+        let mut all = self.submitted.lock().unwrap();
+        let (subject, key) = (&submission.caller.subject, &submission.key);
+        let found = all.iter().find(|s| s.caller.subject == *subject && s.key == *key);
+        let Some(found) = found else { return Ok(None) };
+        let job = job(found.spec.id.as_str(), found.project.as_str());
+        all.push(submission.clone());
+        Ok(Some(Submitted { job, attached: true }))
     }
 
     fn get(&self, id: &JobId) -> Option<Job> {

@@ -125,6 +125,21 @@ pub(crate) struct CancelArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct DrainArgs {
+    /// Take jobs again.
+    #[arg(long, conflicts_with = "cancel_queued")]
+    pub(crate) undo: bool,
+    /// End the jobs that wait.
+    #[arg(long)]
+    pub(crate) cancel_queued: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
     /// Only those of this project.
     #[arg(long, value_name = "NAME")]

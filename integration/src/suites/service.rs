@@ -19,6 +19,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("broken_policy_is_not_taken_and_a_good_one_is", policies),
     Test::root("nothing_is_done_or_read_without_an_audit_entry", audited),
     Test::root("sources_and_limits_are_read_again", reloads),
+    Test::root("drain_turns_clients_away_until_it_is_undone", drained),
 ];
 
 const SOON: Duration = Duration::from_secs(30);
@@ -309,4 +310,34 @@ fn reloads(lab: &Lab) -> Result<()> {
     let digests: std::collections::BTreeSet<_> =
         reloads.iter().filter_map(|e| e["detail"]["sha256"].as_str()).collect();
     equal("digests of sources", &digests.len(), &2)
+}
+
+/// A drain by command holds over a restart; who submits meanwhile hears why he waits, and is served when it is undone. Who may
+/// not write to the socket is told at once.
+fn drained(lab: &Lab) -> Result<()> {
+    lab.leaves_jobs();
+    prepare(lab)?;
+    let launcher = Listener::start(lab, &[])?;
+    let daemon = Daemon::start(lab)?;
+    let server = format!("unix://{}", socket(lab).display());
+    let drain = |args: &[&str]| lab.ampoule().arg("drain").args(args).args(["--server", &server]).end();
+    let said = drain(&["--json"])?.exits(0)?.json_lines()?;
+    equal("drain", &said, &vec![serde_json::json!({"drained": true, "running": 0, "queued": 0})])?;
+    daemon.stop()?;
+    let daemon = Daemon::start(lab)?;
+    let mut waits = submit(lab, &step("echo x > /build/out"))?.start()?;
+    waits.until_says("is being drained; trying again")?;
+    let said = drain(&["--undo"])?.exits(0)?.stdout_text();
+    equal("undone", &said, &"jobs are taken again: 0 run, 0 wait\n".to_owned())?;
+    waits.end()?.exits(0)?;
+    drain(&["--undo", "--cancel-queued"])?.exits(64)?;
+    fs::copy(lab.program("ampoule"), lab.path("ampoule"))?;
+    let stranger = lab.call("setpriv").args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    let stranger = stranger.arg(lab.path("ampoule")).args(["list", "--server", &server]);
+    stranger.end()?.exits(77)?.says(&["is not for this user", "group"])?;
+    daemon.stop()?;
+    launcher.stop()?;
+    let entries = entries(lab, &lab.path("agent/audit"))?;
+    let drains: Vec<_> = entries.iter().filter(|e| e["action"] == "daemon.drained").collect();
+    equal("drains in the audit log", &drains.len(), &2)
 }

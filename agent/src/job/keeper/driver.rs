@@ -315,7 +315,8 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentCla
     let with = Intake {
         sources: sources.of(&life.job.project),
         registry_auth: sources.registry_auth.get(&life.job.project).cloned(),
-        commits: inner.options.state.join("git"),
+        // Nobody here asks for a commit's time or signature.
+        commits: None,
         watch: Watch::new(move |progress| {
             told.progress.send_replace(Some(shown(progress)));
         }),

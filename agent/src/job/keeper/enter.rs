@@ -6,7 +6,8 @@ use crate::job::ledger::LedgerError;
 use crate::job::model::{State, Submission};
 use crate::job::queue::{Amount, NotQueued, Queue};
 use crate::job::service::{JobsError, Submitted};
-use ampoule_spec::{Code, Name};
+use crate::job::state::Life;
+use ampoule_spec::{Code, JobSpec, Name};
 use std::sync::Arc;
 
 /// A place in the queue for a job that is being written down: it counts against the quotas like one that waits.
@@ -44,53 +45,72 @@ impl Inner {
     /// # Errors
     /// [`JobsError`].
     pub(super) async fn enter(self: &Arc<Self>, submission: Submission) -> Result<Submitted, JobsError> {
-        let found = self.ledger.find(&submission.caller.subject, &submission.key);
-        let promise = match found {
-            Some(_) => None,
-            None => {
-                if let Some(why) = self.holds.refusal() {
-                    let text = format!("no new jobs are taken: {why}");
-                    return Err(JobsError {
-                        retry_after: Some(RETRY_AFTER),
-                        ..error(Code::AdmissionBusy, text)
-                    });
-                }
-                intake::check_wire(&submission.spec).map_err(|f| error(f.code, f.message))?;
-                let needs = self.options.needs.of(&submission.spec);
-                Some(Promise::make(self, &submission.project, &needs)?)
-            }
-        };
+        if let Some(attached) = self.attach(&submission)? {
+            return Ok(attached);
+        }
+        self.holds()?;
+        intake::check_wire(&submission.spec).map_err(|f| error(f.code, f.message))?;
+        let needs = self.options.needs.of(&submission.spec);
+        let promise = Promise::make(self, &submission.project, &needs)?;
         whole(self.clone().write_and_queue(submission, promise)).await
+    }
+
+    /// The job that the caller has submitted under the key, if there is one. Nothing is written.
+    ///
+    /// # Errors
+    /// [`JobsError`] if it was another request.
+    pub(super) fn attach(self: &Arc<Self>, submission: &Submission) -> Result<Option<Submitted>, JobsError> {
+        let found = self.ledger.find(&submission.caller.subject, &submission.key);
+        let Some(life) = found else { return Ok(None) };
+        if life.job.request != submission.request {
+            return Err(LedgerError::OtherRequest { job: life.job.id.clone() }.into());
+        }
+        // Whoever wrote it down may have died on the way to the queue.
+        self.queue_up(&life, &submission.spec, None);
+        Ok(Some(Submitted { job: life.job.clone(), attached: true }))
+    }
+
+    /// Whether jobs are taken.
+    fn holds(&self) -> Result<(), JobsError> {
+        let Some(why) = self.holds.refusal() else { return Ok(()) };
+        let text = format!("no new jobs are taken: {why}");
+        Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) })
     }
 
     async fn write_and_queue(
         self: Arc<Self>,
         submission: Submission,
-        promise: Option<Promise>,
+        promise: Promise,
     ) -> Result<Submitted, JobsError> {
+        // A drain that came meanwhile has ended what waits, and has not seen this.
+        self.holds()?;
         let spec = submission.spec.clone();
         let entered = self.ledger.submit(submission, now()).await.inspect_err(|error| {
             if matches!(error, LedgerError::Kept { .. }) {
                 self.full.notify_one();
             }
         })?;
-        let life = &entered.life;
-        // Also one that was there before: whoever wrote it down may have died on the way to the queue.
-        if life.job.state == State::Queued {
-            let entry = self.entry(life, &spec);
-            let mut queue = self.queue();
-            if let Some(promise) = promise {
-                promise.redeem(&mut queue);
-            }
-            queue.enter(entry);
-            // Whoever ended it meanwhile did not find it in the queue.
-            if self.ledger.get(&life.job.id).is_none_or(|life| life.job.state != State::Queued) {
-                queue.leave(&life.job.id);
-            }
-            drop(queue);
-            self.turn.notify_one();
+        self.queue_up(&entered.life, &spec, Some(promise));
+        Ok(Submitted { job: entered.life.job.clone(), attached: entered.attached })
+    }
+
+    /// Puts a job that waits into the queue, if it is not there.
+    fn queue_up(self: &Arc<Self>, life: &Arc<Life>, spec: &JobSpec, promise: Option<Promise>) {
+        if life.job.state != State::Queued {
+            return;
         }
-        Ok(Submitted { job: life.job.clone(), attached: entered.attached })
+        let entry = self.entry(life, spec);
+        let mut queue = self.queue();
+        if let Some(promise) = promise {
+            promise.redeem(&mut queue);
+        }
+        queue.enter(entry);
+        // Whoever ended it meanwhile did not find it in the queue.
+        if self.ledger.get(&life.job.id).is_none_or(|life| life.job.state != State::Queued) {
+            queue.leave(&life.job.id);
+        }
+        drop(queue);
+        self.turn.notify_one();
     }
 }
 

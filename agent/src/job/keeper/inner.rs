@@ -147,7 +147,7 @@ impl Inner {
     ) -> Result<Arc<Life>, LedgerError> {
         let (inner, id) = (self.clone(), id.clone());
         whole(async move {
-            let (life, effects) = inner.ledger.change(&id, change).await?;
+            let (life, effects) = inner.ledger.change(&id, change.bounded()).await?;
             for effect in effects {
                 inner.see_to(&life, effect);
             }

@@ -5,7 +5,7 @@ use crate::git::GitPlace;
 use crate::jobfile::{GitPlan, ImagePlan, InputPlan, SourcePlan};
 use crate::local::intake::{Intake, Taking};
 use crate::local::{LocalError, Note, Runner};
-use crate::registry::Reference;
+use crate::registry::{Reference, SCHEME};
 use crate::visits::{Memory, Source, Visit};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
@@ -58,9 +58,18 @@ fn failure(code: Code, message: String) -> Failure {
 
 /// Refuses what only a client could vouch for, as long as the agent does not verify it itself.
 ///
+/// A reference that is not one of a registry's is nobody's origin: the image was uploaded.
+///
 /// # Errors
 /// `job.invalid` with the field of the message.
 pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
+    let invalid = |message: String| failure(Code::JobInvalid, message);
+    ampoule_evidence::check_uris(spec).map_err(|error| invalid(error.to_string()))?;
+    if let Image::Oci { reference, .. } = &spec.image
+        && reference.starts_with(SCHEME)
+    {
+        Reference::parse(reference).map_err(|error| invalid(format!("image.oci.reference: {error}")))?;
+    }
     for (at, input) in spec.inputs.iter().enumerate() {
         let (field, what) = match &input.source {
             InputSource::Attestation { .. } => ("attestation", "whose attestation an input has"),
@@ -282,6 +291,25 @@ mod tests {
     }
 
     #[test]
+    fn reference_that_is_asked_nowhere_reads_as_no_origin() {
+        let check = |text: &str| {
+            let mut spec = spec();
+            let Image::Oci { reference, .. } = &mut spec.image else { panic!("an image of a registry") };
+            *reference = text.to_owned();
+            check_wire(&spec)
+        };
+        for taken in ["docker://h.example/r", "docker://h.example/r:1", "oci:base", "base", ""] {
+            assert!(check(taken).is_ok(), "{taken}");
+        }
+        for refused in
+            ["oci://h.example/r", "docker://h.example/Base", "docker:/h.example/r", "DOCKER://h/r", "oci:a/b"]
+        {
+            let failure = check(refused).unwrap_err();
+            assert!(failure.code == Code::JobInvalid && failure.message.contains("image"), "{failure:?}");
+        }
+    }
+
+    #[test]
     fn failure_of_an_intake_has_no_path_of_the_host() {
         let file = |code, reason: &str| LocalError::File {
             code,
@@ -296,7 +324,7 @@ mod tests {
         let with = Intake {
             sources: Policy::built_in(),
             registry_auth: Some(PathBuf::from("/etc/ampoule/auth.json")),
-            commits: PathBuf::new(),
+            commits: None,
             watch: Watch::default(),
             cancel: Cancel::default(),
             memory: Arc::new(()),
