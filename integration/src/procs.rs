@@ -109,6 +109,14 @@ pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("kill {}", pid.as_raw_nonzero()))
 }
 
+/// Kills a process; one that has died by the death of another before it is as dead.
+pub(crate) fn kill(pid: i32) -> Result<()> {
+    match signal(pid, Signal::KILL) {
+        Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::SRCH) => Ok(()),
+        other => other,
+    }
+}
+
 /// How long something may take that takes at most `limit` where the processor is real.
 ///
 /// `AMPOULE_PATIENCE` is a factor for machines that are emulated. What a job file limits is not meant: that

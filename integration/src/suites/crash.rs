@@ -80,7 +80,7 @@ fn killed(lab: &Lab, victims: &[fn(&Cast) -> i32]) -> Result<()> {
     let id = only_job(lab)?;
     let groups = if lab.is_root() { groups_of_live(lab)? } else { Vec::new() };
     for victim in victims {
-        procs::signal(victim(&cast), Signal::KILL)?;
+        procs::kill(victim(&cast))?;
     }
     stopped(&format!("sleep {marker}"))?;
     let client_died = victims.iter().any(|v| v(&cast) == cast.client);
@@ -159,9 +159,9 @@ fn daemons(lab: &Lab) -> Result<()> {
     live.until_runs(&format!("probe wait {marker}"))?;
     procs::eventually(SOON, "all daemons run", || procs::with_args(&format!("wait {marker}")).len() >= 7)?;
     let cast = Cast::of(live.pid())?;
-    procs::signal(cast.client, Signal::KILL)?;
-    procs::signal(cast.launcher, Signal::KILL)?;
-    procs::signal(cast.supervisor, Signal::KILL)?;
+    for victim in [cast.client, cast.launcher, cast.supervisor] {
+        procs::kill(victim)?;
+    }
     stopped(&format!("wait {marker}"))?;
     live.end()?;
     runners_end(lab)?;
@@ -219,7 +219,7 @@ fn recovery_beside(lab: &Lab) -> Result<()> {
     let mut live = lab.run(&lab.job(&exec("long", &["sleep", &long]))?).start()?;
     live.until_runs(&format!("sleep {long}"))?;
     for victim in [cast.client, cast.launcher, cast.supervisor] {
-        procs::signal(victim, Signal::KILL)?;
+        procs::kill(victim)?;
     }
     dead.end()?;
     let state = lab.state().display().to_string();
@@ -242,7 +242,7 @@ fn dead_job(lab: &Lab) -> Result<String> {
     let (live, cast) = sleeping(lab, &marker)?;
     let id = only_job(lab)?;
     for victim in [cast.client, cast.launcher, cast.supervisor] {
-        procs::signal(victim, Signal::KILL)?;
+        procs::kill(victim)?;
     }
     stopped(&format!("sleep {marker}"))?;
     live.end()?;
@@ -294,7 +294,7 @@ fn earlier_steps(lab: &Lab) -> Result<()> {
     let id = only_job(lab)?;
     let cast = Cast::of(live.pid())?;
     for victim in [cast.client, cast.launcher, cast.supervisor] {
-        procs::signal(victim, Signal::KILL)?;
+        procs::kill(victim)?;
     }
     live.end()?;
     runners_end(lab)?;
