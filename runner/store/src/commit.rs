@@ -69,6 +69,15 @@ impl Staging {
     }
 }
 
+/// What is said of a content that was taken in.
+fn imported(content: &Content, sealed: &Sealed, received: &Received) -> Imported {
+    let sha256 = match content {
+        Content::Directory { .. } | Content::Git { .. } => sealed.digest.sha256,
+        _ => received.sha256,
+    };
+    Imported { sha256, bytes: sealed.bytes, entries: sealed.entries }
+}
+
 impl Store {
     /// Begins an import.
     ///
@@ -161,10 +170,8 @@ impl Store {
         let content = self.identify(staging, &staging.content, &sealed, received)?;
         self.finish(staging, &sealed)?;
         self.publish(staging, &content, &sealed, received, claims)?;
-        self.find(&content)?.ok_or_else(|| StoreError::Damaged {
-            entry: sealed.digest.blake3.to_string(),
-            reason: "it vanished".to_owned(),
-        })
+        // Not looked up: it may have been collected meanwhile, and was there.
+        Ok(imported(&content, &sealed, received))
     }
 
     /// Holds a tree against the content's name and gives the content with its digest filled in.
@@ -326,13 +333,9 @@ impl Store {
         received: &Received,
         claims: &Claims,
     ) -> Result<(), StoreError> {
-        let sha256 = match content {
-            Content::Directory { .. } | Content::Git { .. } => sealed.digest.sha256,
-            _ => received.sha256,
-        };
         let bytes = record::write(&Record {
             content: content.clone(),
-            imported: Imported { sha256, bytes: sealed.bytes, entries: sealed.entries },
+            imported: imported(content, sealed, received),
             tree: sealed.digest.blake3,
             source_bytes: received.bytes,
             source_sha256: received.sha256,
