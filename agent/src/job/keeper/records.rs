@@ -26,6 +26,9 @@ const BLOCK_BYTES: u64 = 4096;
 /// The most files of one record: two for each output, and six.
 const FILES_MAX: usize = 1024;
 
+/// What the name of a record begins with that is not whole yet, or not any more.
+const UNFINISHED: &str = ".ampoule-";
+
 /// Where records are, and who signs them.
 #[derive(Debug)]
 pub(super) struct Records {
@@ -48,7 +51,7 @@ impl Records {
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with(".ampoule-")) {
+            if name.to_str().is_some_and(|name| name.starts_with(UNFINISHED)) {
                 fs::remove_dir_all(entry.path())?;
             }
         }
@@ -174,6 +177,10 @@ impl Records {
             File::open(self.of(id).join(first))?.take(length).read_to_end(&mut bytes)?;
             files.push(EvidenceFile { names, bytes });
         }
+        // It was removed while it was listed.
+        if files.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         files.sort_by(|a, b| a.names.cmp(&b.names));
         Ok(EvidenceFiles { files, public_key: self.public_key().to_owned() })
     }
@@ -201,15 +208,21 @@ impl Records {
         Ok(OpenedOutput::File { file, length })
     }
 
-    /// Removes a record, before the ledger forgets its job. Blocks.
+    /// Removes a record, before the ledger forgets its job: its name first, durably, so that no crash brings back what nobody
+    /// knows any more and no reader sees a part of it. Blocks.
     ///
     /// # Errors
-    /// If it is there and cannot be removed.
+    /// If it is there and cannot be removed; to be tried again.
     pub(super) fn remove(&self, id: &JobId) -> io::Result<()> {
-        match fs::remove_dir_all(self.of(id)) {
+        let unless_gone = |done: io::Result<()>| match done {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
-        }
+        };
+        // As one that is not finished: what a crash leaves of it goes at the next start.
+        let gone = self.dir.join(format!("{UNFINISHED}{id}.gone"));
+        unless_gone(fs::rename(self.of(id), &gone))?;
+        File::open(&self.dir)?.sync_all()?;
+        unless_gone(fs::remove_dir_all(&gone))
     }
 }
 
@@ -270,5 +283,52 @@ mod tests {
         assert!(refused.to_string().contains("in one answer"), "{refused}");
         std::fs::remove_file(records.of(&id).join("b")).unwrap();
         assert_eq!(records.read(&id).unwrap().files.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn record_that_is_removed_is_seen_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = keeper(dir.path());
+        let (records, id) = (&keeper.inner.records, submission().spec.id);
+        for _ in 0..20 {
+            std::fs::create_dir(records.of(&id)).unwrap();
+            for number in 0..300 {
+                std::fs::write(records.of(&id).join(format!("f{number}")), "x").unwrap();
+            }
+            std::thread::scope(|scope| {
+                let reading = scope.spawn(|| {
+                    let mut seen = Vec::new();
+                    while let Ok(read) = records.read(&id) {
+                        seen.push(read.files.len());
+                    }
+                    seen
+                });
+                records.remove(&id).unwrap();
+                let seen = reading.join().unwrap();
+                assert!(seen.iter().all(|files| *files == 300), "{seen:?}");
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn rest_of_a_record_that_was_not_removed_to_its_end_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = submission().spec.id;
+        for again in [true, false] {
+            let mut keeper = keeper(dir.path());
+            let records = &keeper.inner.records;
+            // What a kill leaves between the name and the rest.
+            let rest = records.dir.join(format!("{}{id}.gone", super::UNFINISHED));
+            std::fs::create_dir(&rest).unwrap();
+            std::fs::write(rest.join("report.json"), "{}").unwrap();
+            if again {
+                records.remove(&id).unwrap();
+            } else {
+                keeper.close().await;
+                keeper = super::super::testing::keeper(dir.path());
+            }
+            assert!(!rest.exists(), "{again}");
+            keeper.close().await;
+        }
     }
 }
