@@ -4,6 +4,7 @@ use crate::bundle::BUNDLE_MEDIA_TYPE;
 use crate::dsse::{PAYLOAD_TYPE, pae};
 use crate::key::{KeyError, PublicKey, SignatureRefused};
 use crate::statement::{UnsignedStatement, sha256};
+use crate::verify::ATTESTATION_BYTES_MAX;
 use ampoule_spec::{Code, Sha256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -47,7 +48,18 @@ pub enum SealError {
     /// The files have no JSON form.
     #[error("the envelope has no JSON form")]
     Json(#[from] serde_json::Error),
+    /// No verifier would read it.
+    #[error(
+        "the statement has {bytes} bytes, and its attestation would be larger than the {ATTESTATION_BYTES_MAX} bytes that are read"
+    )]
+    TooLarge {
+        /// The statement's length.
+        bytes: usize,
+    },
 }
+
+/// The most bytes of an envelope or bundle beside the statement: names, one signature, a fingerprint.
+const AROUND_BYTES_MAX: usize = 4 << 10;
 
 impl SealError {
     /// The code of the job's end.
@@ -105,8 +117,14 @@ struct KeyOut<'a> {
 /// Signs a statement once, checks the signature, and writes both files.
 ///
 /// # Errors
-/// [`SealError`] if there is no signature that verifies with the signer's own public key.
+/// [`SealError`] if the files would be larger than [`verify`](crate::verify()) reads, or there is no signature that verifies with the
+/// signer's own public key.
 pub fn seal(statement: &UnsignedStatement, signer: &dyn Signer) -> Result<Sealed, SealError> {
+    let bytes = statement.bytes().len();
+    let encoded = base64::encoded_len(bytes, true).and_then(|encoded| encoded.checked_add(AROUND_BYTES_MAX));
+    if encoded.is_none_or(|encoded| encoded > ATTESTATION_BYTES_MAX) {
+        return Err(SealError::TooLarge { bytes });
+    }
     seal_bytes(statement.bytes(), signer)
 }
 

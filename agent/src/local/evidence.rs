@@ -6,10 +6,15 @@ use super::release::Evidence;
 use super::runner::Runner;
 use super::{LocalError, Options};
 use crate::signing::FileSigner;
-use ampoule_evidence::{Authority, Issuer, RunRequest, Sealed, Signer, run_attestation, seal};
-use ampoule_spec::Sha256;
+use ampoule_evidence::{
+    AgentClaims, Authority, Issuer, RunRequest, SealError, Sealed, Signer, run_attestation, seal,
+};
 use ampoule_spec::wire::Recovered;
+use ampoule_spec::{Code, Name, Sha256};
 use std::path::{Path, PathBuf};
+
+/// The claim that says which claims are not there.
+const LEFT_OUT: &str = "left-out";
 
 /// The key to sign with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +47,9 @@ pub(crate) fn open(key: &SigningKey, authority: &Authority, keys: &Path) -> Resu
         SigningKey::File(path) => (FileSigner::load(path)?, false, String::new()),
         SigningKey::Credential(path) => (FileSigner::load_credential(path)?, false, String::new()),
     };
-    let (pem, fingerprint) = signer.public().map_err(|e| LocalError::Evidence {
-        code: ampoule_spec::Code::ProvenanceRefused,
-        reason: e.to_string(),
-    })?;
+    let (pem, fingerprint) = signer
+        .public()
+        .map_err(|e| LocalError::Evidence { code: Code::ProvenanceRefused, reason: e.to_string() })?;
     let name = if name.is_empty() { format!("{}.pub", file_name(&fingerprint)) } else { name };
     let public_key_file = keys.join(&name);
     let written = Place::open(keys).and_then(|keys| keys.replace(&name, pem.as_bytes()));
@@ -64,21 +68,35 @@ impl Signing {
         &self.signer
     }
 
-    /// Signs the run attestation of a record.
+    /// Signs the run attestation of a record. Claims with which it would be larger than anybody reads are left out, and it says
+    /// so: spec and report are bounded, and without claims there is always one.
     pub(crate) fn attest_run(
         &self,
         evidence: &Evidence,
         provenance_sha256: Option<Sha256>,
     ) -> Result<Sealed, LocalError> {
         let refused = |code, reason: String| LocalError::Evidence { code, reason };
-        let request = RunRequest {
-            record: &evidence.record,
-            issuer: &self.issuer,
-            provenance_sha256,
-            agent_claims: &evidence.claims,
+        let sealed = |agent_claims: &AgentClaims| {
+            let (record, issuer) = (&evidence.record, &self.issuer);
+            let request = RunRequest { record, issuer, provenance_sha256, agent_claims };
+            let statement = run_attestation(&request).map_err(|e| refused(e.code(), e.to_string()))?;
+            match seal(&statement, self.signer()) {
+                Err(SealError::TooLarge { bytes }) => Ok(Err(bytes)),
+                other => other.map(Ok).map_err(|e| refused(e.code(), e.to_string())),
+            }
         };
-        let statement = run_attestation(&request).map_err(|e| refused(e.code(), e.to_string()))?;
-        seal(&statement, self.signer()).map_err(|e| refused(e.code(), e.to_string()))
+        let too_large = match sealed(&evidence.claims)? {
+            Ok(sealed) => return Ok(sealed),
+            Err(bytes) => bytes,
+        };
+        let names: Vec<_> = evidence.claims.keys().map(|name| name.as_str()).collect();
+        let left_out = format!("{}: with it the statement would have {too_large} bytes", names.join(", "));
+        let left_out = Name::parse(LEFT_OUT).map(|name| AgentClaims::from([(name, left_out)]));
+        let sealed = sealed(&left_out.unwrap_or_default())?;
+        sealed.map_err(|bytes| {
+            let reason = format!("the run attestation has {bytes} bytes without any claim of the agent's");
+            refused(Code::Internal, reason)
+        })
     }
 }
 
@@ -107,4 +125,64 @@ pub(super) fn sign_recovered(
         Err(_) => None,
     };
     say(Note::Recovered { job: job.clone(), removed: recovered.removed.clone(), outcome, record });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::record::{record, recorded};
+    use ampoule_evidence::{ATTESTATION_BYTES_MAX, Unstarted};
+    use ampoule_spec::{Failure, UnixNanos};
+
+    /// A job that ended with a message of so many bytes.
+    fn evidence(message: usize) -> Evidence {
+        let spec = serde_json::json!({
+            "ampoule": 1, "id": "01890a5d-ac96-774b-bcce-b302099a8057", "attempt": 1, "name": "j", "profile": "hermetic",
+            "image": {"kind": "host"}, "source_date_epoch": 1,
+            "steps": [{"name": "s", "run": ["true"], "cwd": "/build", "timeout_ms": 1000}],
+        });
+        let failure =
+            Failure { code: Code::JobCancelled, message: "m".repeat(message), step: None, teardown: None };
+        let end = Unstarted { acknowledged: UnixNanos(1), ended: UnixNanos(2), failure };
+        Evidence::unstarted(serde_json::to_vec(&spec).unwrap(), &end).unwrap()
+    }
+
+    fn claims(bytes: usize) -> AgentClaims {
+        AgentClaims::from([(Name::parse("downloads").unwrap(), "d".repeat(bytes))])
+    }
+
+    #[test]
+    fn job_with_claims_of_any_size_ends_in_a_record_that_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::parse("https://ampoule.example").unwrap();
+        std::fs::create_dir(dir.path().join("keys")).unwrap();
+        let signing = open(&SigningKey::Development, &authority, &dir.path().join("keys")).unwrap();
+        // As large as a report may be, with what else is in it; and claims up to and over the end.
+        let full = usize::try_from(ampoule_spec::REPORT_BYTES_MAX).unwrap() - 4096;
+        let room = ATTESTATION_BYTES_MAX / 4 * 3 - full;
+        for (message, claimed, whole) in [
+            (10, 100, true),
+            (full, room - (8 << 10), true),
+            (full, room, false),
+            (10, ATTESTATION_BYTES_MAX, false),
+        ] {
+            let evidence = evidence(message).with_claims(claims(claimed));
+            let id = evidence.record.spec().id.as_str();
+            let record_dir = dir.path().join(format!("{message}-{claimed}")).join(id);
+            std::fs::create_dir(record_dir.parent().unwrap()).unwrap();
+            record(&evidence, &record_dir, &signing).unwrap();
+            let found = recorded(&record_dir).unwrap().unwrap();
+            assert!(found.attestation.len() <= ATTESTATION_BYTES_MAX);
+            let envelope: serde_json::Value = serde_json::from_slice(&found.attestation).unwrap();
+            let payload = base64::Engine::decode(
+                &base64::engine::general_purpose::STANDARD,
+                envelope["payload"].as_str().unwrap(),
+            );
+            let statement: serde_json::Value = serde_json::from_slice(&payload.unwrap()).unwrap();
+            let said = &statement["predicate"]["agentClaims"];
+            assert_eq!(said["downloads"].is_string(), whole, "{message} {claimed}");
+            let left_out = said["left-out"].as_str().unwrap_or_default();
+            assert_eq!(left_out.starts_with("downloads: with it"), !whole, "{left_out}");
+        }
+    }
 }
