@@ -52,13 +52,10 @@ actions! {
     OutputsRead = "read.outputs",
     /// Evidence was read.
     EvidenceRead = "read.evidence",
-    /// The configuration was read anew; `detail.sha256` is the digest of all that it says.
+    /// The configuration and what it names were read anew; `detail` has the digest of all that it says, and those of the policy, the
+    /// identities, the certificate and the sources.
     ConfigReloaded = "reload.config",
-    /// The policy was read anew; `detail.sha256` is its digest.
-    PolicyReloaded = "reload.policy",
-    /// Where inputs may come from was read anew; `detail.sha256` is the file's digest.
-    SourcesReloaded = "reload.sources",
-    /// Callers' identities, or keys and certificates of the listeners, were read anew; `detail` names them.
+    /// Certificates of the listeners were found to be others on the disk; `detail` names them.
     KeysReloaded = "reload.keys",
     /// The intake was stopped or resumed; `detail.drain` says which.
     Drained = "daemon.drained",

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 const SOON: Duration = Duration::from_secs(30);
 /// When one is asked again that can do everything.
 const LATER: Duration = Duration::from_secs(600);
-/// How long a submission waits for the first answer after a start.
+/// How long a submission waits for the first answer about its profile, after a start or a reload that names it.
 const FIRST_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a launcher said.
@@ -49,7 +49,7 @@ impl Said {
 #[derive(Debug)]
 pub(super) struct ThisHost {
     /// What the operator lets jobs ask for.
-    profiles: Vec<Name>,
+    profiles: Mutex<Vec<Name>>,
     socket: PathBuf,
     capacity: Mutex<Amount>,
     said: watch::Sender<Option<Arc<Said>>>,
@@ -58,7 +58,7 @@ pub(super) struct ThisHost {
 
 impl ThisHost {
     pub(super) fn new(of: &Config, capacity: Amount) -> Self {
-        let (profiles, socket) = (of.profiles.clone(), of.runner.socket.clone());
+        let (profiles, socket) = (Mutex::new(of.profiles.clone()), of.runner.socket.clone());
         let (said, again) = (watch::Sender::new(None), Notify::new());
         Self { profiles, socket, capacity: Mutex::new(capacity), said, again }
     }
@@ -66,6 +66,16 @@ impl ThisHost {
     /// It promises so much from now on.
     pub(super) fn promise(&self, capacity: Amount) {
         *self.capacity.lock().unwrap_or_else(PoisonError::into_inner) = capacity;
+    }
+
+    /// The operator lets jobs ask for these from now on. What the launcher says of them is asked now.
+    pub(super) fn allow(&self, profiles: Vec<Name>) {
+        *self.profiles.lock().unwrap_or_else(PoisonError::into_inner) = profiles;
+        self.ask_again();
+    }
+
+    fn allowed(&self) -> Vec<Name> {
+        self.profiles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has the launcher asked now: another one may have come, or the operator has changed something.
@@ -113,7 +123,7 @@ impl ThisHost {
     fn ask(&self) -> Result<Said, RunnerError> {
         let runner = Runner::connect(&self.socket)?;
         let mut said = Said { runner_version: runner.version().to_owned(), profiles: BTreeMap::new() };
-        for profile in &self.profiles {
+        for profile in self.allowed() {
             let answer = match runner.doctor(profile.clone()) {
                 Ok(measured) => Answer::Lacks(measured.missing),
                 Err(RunnerError::Refused { code, message }) if is_final(code) => {
@@ -121,7 +131,7 @@ impl ThisHost {
                 }
                 Err(error) => return Err(error),
             };
-            said.profiles.insert(profile.clone(), answer);
+            said.profiles.insert(profile, answer);
         }
         Ok(said)
     }
@@ -130,17 +140,20 @@ impl ThisHost {
     ///
     /// # Errors
     /// `admission.denied` for one that the operator does not let jobs ask for, the launcher's code for one that it does not
-    /// have, `sandbox.unsupported` for one that the host does not meet, `admission.busy` if the launcher was never asked.
+    /// have, `sandbox.unsupported` for one that the host does not meet, `admission.busy` if the launcher has not said yet.
     pub(super) async fn takes(&self, profile: &Name) -> Result<(), JobsError> {
         let refuse = |code, message: String| Err(JobsError { code, message, retry_after: None });
-        if !self.profiles.contains(profile) {
-            let known: Vec<&str> = self.profiles.iter().map(Name::as_str).collect();
+        let allowed = self.allowed();
+        if !allowed.contains(profile) {
+            let known: Vec<&str> = allowed.iter().map(Name::as_str).collect();
             let known = known.join(", ");
             let text = format!("profile {profile} is not allowed on this host; allowed: {known}");
             return refuse(Code::AdmissionDenied, text);
         }
         let mut said = self.said.subscribe();
-        let asked = tokio::time::timeout(FIRST_WITHIN, said.wait_for(Option::is_some)).await;
+        let is_known =
+            |said: &Option<Arc<Said>>| said.as_ref().is_some_and(|said| said.profiles.contains_key(profile));
+        let asked = tokio::time::timeout(FIRST_WITHIN, said.wait_for(is_known)).await;
         let answer = match asked {
             Ok(Ok(said)) => said.as_ref().and_then(|said| said.profiles.get(profile).cloned()),
             _ => None,
@@ -154,7 +167,7 @@ impl ThisHost {
             Some(Answer::Refuses(code, reason)) => refuse(code, reason),
             None => Err(JobsError {
                 code: Code::AdmissionBusy,
-                message: "the launcher has not said yet which profiles it has".to_owned(),
+                message: format!("the launcher has not said yet whether it has the profile {profile}"),
                 retry_after: Some(FIRST_WITHIN),
             }),
         }
@@ -169,7 +182,8 @@ fn is_final(code: Code) -> bool {
 impl Host for ThisHost {
     async fn facts(&self) -> HostFacts {
         let said = self.said.borrow().clone().unwrap_or_default();
-        let profiles = said.profiles.iter().map(|(name, answer)| {
+        let allowed = self.allowed();
+        let profiles = said.profiles.iter().filter(|(name, _)| allowed.contains(name)).map(|(name, answer)| {
             let missing = match answer {
                 Answer::Lacks(missing) => missing.clone(),
                 Answer::Refuses(_, reason) => vec![reason.clone()],
@@ -230,6 +244,26 @@ mod tests {
         let missing: Vec<_> =
             facts.profiles.iter().map(|(name, lacks)| (name.as_str(), lacks.len())).collect();
         assert_eq!(missing, [("dev", 1), ("hermetic", 0), ("ours", 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn profiles_are_those_that_were_allowed_last_and_a_new_one_is_waited_for() {
+        let host = Arc::new(host());
+        let lacks_nothing = |names: &[&str]| {
+            let profiles = names.iter().map(|text| (name(text), Answer::Lacks(vec![])));
+            Said { profiles: profiles.collect(), ..Said::default() }
+        };
+        host.hear(lacks_nothing(&["hermetic", "dev", "ours"]));
+        host.allow(vec![name("hermetic"), name("fetch")]);
+        assert_eq!(host.takes(&name("dev")).await.unwrap_err().code, Code::AdmissionDenied);
+        assert_eq!(host.facts().await.profiles, [("hermetic".to_owned(), vec![])]);
+        let asks = tokio::spawn({
+            let host = host.clone();
+            async move { host.takes(&name("fetch")).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        host.hear(lacks_nothing(&["hermetic", "fetch"]));
+        asks.await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -214,6 +214,11 @@ impl Config {
         read::config(text, name, base)
     }
 
+    /// The keys that another configuration says something else of, as in `listen.tcp`.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        show::differences(self, other)
+    }
+
     /// The whole configuration as a file that reads back as the same. It holds no secret.
     pub fn show(&self) -> String {
         show::show(self)

@@ -251,10 +251,10 @@ impl Daemon {
             Ok(config) => {
                 self.level.set(&config.log.level);
                 self.config = reload::in_force(&self.config, config.clone());
-                if config != self.config {
-                    tracing::warn!(
-                        "keys have changed that are not read again: they take effect with the next start"
-                    );
+                let waits = self.config.differences(&config);
+                if !waits.is_empty() {
+                    let keys = waits.join(", ");
+                    tracing::warn!(keys, "these keys take effect with the next start alone");
                 }
                 tracing::info!("the configuration was read again");
             }
@@ -272,10 +272,8 @@ impl Daemon {
         let config = Config::load(&self.file).map_err(|e| Ended::Config(e.to_string()))?;
         look_at(&config)?;
         let ready = Ready::read(&config, services)?;
-        for entry in ready.entries() {
-            let unwritten = |e| Ended::Host(format!("the audit log: {}", crate::chain::chain(&e)));
-            services.recorder.write(&entry).await.map_err(unwritten)?;
-        }
+        let unwritten = |e| Ended::Host(format!("the audit log: {}", crate::chain::chain(&e)));
+        services.recorder.write(&ready.entry()).await.map_err(unwritten)?;
         ready.take(services).await;
         Ok(config)
     }

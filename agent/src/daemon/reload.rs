@@ -9,7 +9,7 @@ use crate::export::sha256_of;
 use crate::identity::NewIdentities;
 use crate::job::Sources;
 use crate::job::queue::Rules;
-use ampoule_spec::Sha256;
+use ampoule_spec::{Name, Sha256};
 
 /// Everything that can be read again, good and not in force yet.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(super) struct Ready {
     tls: Option<NewTls>,
     sources: (Sources, Option<Sha256>),
     rules: Rules,
+    profiles: Vec<Name>,
 }
 
 impl Ready {
@@ -36,29 +37,24 @@ impl Ready {
             tls: services.tls.as_ref().map(|tls| tls.read()).transpose().map_err(|e| wrong("tls", &e))?,
             sources: services::sources(of)?,
             rules: services::rules(of, services.measured),
+            profiles: of.profiles.clone(),
         })
     }
 
-    /// What is written down before it is in force.
-    pub(super) fn entries(&self) -> Vec<AuditEvent> {
-        let entry = |action| AuditEvent::now(action, OURSELVES);
-        let mut keys = entry(Action::KeysReloaded);
-        if let Some(sha256) = self.identities.sha256() {
-            keys = keys.with("identities", sha256.to_string());
-        }
-        if let Some(tls) = &self.tls {
-            keys = keys.with("certificate", tls.sha256().to_string());
-        }
-        let mut sources = entry(Action::SourcesReloaded);
-        if let Some(sha256) = self.sources.1 {
-            sources = sources.with("sha256", sha256.to_string());
-        }
-        vec![
-            entry(Action::ConfigReloaded).with("sha256", &self.config),
-            entry(Action::PolicyReloaded).with("sha256", self.policy.sha256().to_string()),
-            keys,
-            sources,
-        ]
+    /// What is written down before it is in force: one entry, so that no part of it stands there alone.
+    pub(super) fn entry(&self) -> AuditEvent {
+        let entry = AuditEvent::now(Action::ConfigReloaded, OURSELVES)
+            .with("config", &self.config)
+            .with("policy", self.policy.sha256().to_string());
+        let more = [
+            ("identities", self.identities.sha256().map(|sha256| sha256.to_string())),
+            ("certificate", self.tls.as_ref().map(|tls| tls.sha256().to_string())),
+            ("sources", self.sources.1.map(|sha256| sha256.to_string())),
+        ];
+        more.into_iter().filter_map(|(name, sha256)| Some((name, sha256?))).fold(
+            entry,
+            |entry, (name, sha256)| entry.with(name, sha256),
+        )
     }
 
     /// Puts it in force.
@@ -69,7 +65,7 @@ impl Ready {
             tls.take(new);
         }
         services.host.promise(self.rules.capacity);
-        services.host.ask_again();
+        services.host.allow(self.profiles);
         services.keeper.set(self.sources.0, self.rules).await;
     }
 }
@@ -78,7 +74,7 @@ impl Ready {
 pub(super) fn in_force(before: &Config, new: Config) -> Config {
     let mut now = before.clone();
     let upload_bytes = now.limits.upload_bytes;
-    (now.sources, now.registry_auth) = (new.sources, new.registry_auth);
+    (now.sources, now.registry_auth, now.profiles) = (new.sources, new.registry_auth, new.profiles);
     (now.limits, now.quota, now.projects) = (new.limits, new.quota, new.projects);
     now.limits.upload_bytes = upload_bytes;
     now.log.level = new.log.level;

@@ -237,11 +237,15 @@ fn audited(lab: &Lab) -> Result<()> {
         at("read.evidence", &id)?,
         at("read.outputs", &id)?,
         at("reload.config", "")?,
-        at("reload.policy", "")?,
-        at("reload.keys", "")?,
         at("daemon.stopped", "")?,
     ];
     ensure!(order.is_sorted(), "{order:?}: {entries:#?}");
+    // A reload has one entry, whatever it has read: half of one can stand nowhere.
+    let reloads: Vec<_> =
+        entries.iter().filter(|e| e["action"].as_str().is_some_and(|a| a.starts_with("reload."))).collect();
+    equal("entries of a reload", &reloads.len(), &1)?;
+    let said = reloads.first().and_then(|e| e["detail"].as_object()).context("no detail")?;
+    equal("what a reload says", &said.keys().map(String::as_str).collect(), &vec!["config", "policy"])?;
     let logs = entries.iter().filter(|e| e["action"] == "read.logs" && e["job"] == id.as_str()).count();
     ensure!(logs >= 2, "the logs were read {logs} times: {entries:#?}");
     for action in ["job.submitted", "job.finished"] {
@@ -261,10 +265,11 @@ fn reloads(lab: &Lab) -> Result<()> {
     prepare(lab)?;
     let server = Server::start("200 OK", b"from afar\n".to_vec())?;
     let config = fs::read_to_string(lab.path("agent.toml"))?;
-    let configure = |limits: &str| {
+    let configure_with = |top: &str, limits: &str| {
         let sources = format!("sources = '{}'\n", lab.sources().display());
-        lab.write("agent.toml", format!("{sources}{config}[limits]\n{limits}\n")).map(drop)
+        lab.write("agent.toml", format!("{top}{sources}{config}[limits]\n{limits}\n")).map(drop)
     };
+    let configure = |limits: &str| configure_with("", limits);
     lab.write("sources.toml", "sources = 1\n[project.default]\nallow = []\n")?;
     configure("memory = '64MiB'")?;
     let launcher = Listener::start(lab, &[])?;
@@ -284,10 +289,14 @@ fn reloads(lab: &Lab) -> Result<()> {
     daemon.live.signal(Signal::HUP)?;
     daemon.live.until_says_times("was read again", 2)?;
     submit(lab, &job)?.end()?.exits(0)?;
+    configure_with("profiles = ['another']\n", "memory = '1GiB'")?;
+    daemon.live.signal(Signal::HUP)?;
+    daemon.live.until_says_times("was read again", 3)?;
+    submit(lab, &job)?.end()?.says(&["is not allowed on this host; allowed: another"])?;
     // One runs, and one waits for more than there will be.
     configure("memory = '1GiB'\nrunning = 1")?;
     daemon.live.signal(Signal::HUP)?;
-    daemon.live.until_says_times("was read again", 3)?;
+    daemon.live.until_says_times("was read again", 4)?;
     let marker = lab.marker();
     let sleep = super::sh("s", &format!("exec sleep {marker}")) + "[limits]\nmemory = '256MiB'\n";
     let mut runs = submit(lab, &sleep)?.start()?;
@@ -305,10 +314,10 @@ fn reloads(lab: &Lab) -> Result<()> {
     daemon.stop()?;
     launcher.stop()?;
     let entries = entries(lab, &lab.path("agent/audit"))?;
-    let reloads: Vec<_> = entries.iter().filter(|e| e["action"] == "reload.sources").collect();
-    equal("reloads of sources", &reloads.len(), &4)?;
+    let reloads: Vec<_> = entries.iter().filter(|e| e["action"] == "reload.config").collect();
+    equal("reloads", &reloads.len(), &5)?;
     let digests: std::collections::BTreeSet<_> =
-        reloads.iter().filter_map(|e| e["detail"]["sha256"].as_str()).collect();
+        reloads.iter().filter_map(|e| e["detail"]["sources"].as_str()).collect();
     equal("digests of sources", &digests.len(), &2)
 }
 

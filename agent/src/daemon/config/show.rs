@@ -1,6 +1,6 @@
 //! The configuration as a file.
 
-use super::keys::{KEYS, SECTIONS};
+use super::keys::{KEYS, Key, SECTIONS};
 use super::{Config, LogFormat, MetricsListener, Quota, SigningKey};
 use crate::jobfile::values::{show_duration, show_size};
 use std::path::Path;
@@ -24,6 +24,22 @@ pub(super) fn show(config: &Config) -> String {
         }
     }
     text
+}
+
+/// The keys that two configurations say different things of. What projects have is left out: a reload takes all of it.
+pub(super) fn differences(one: &Config, other: &Config) -> Vec<String> {
+    let differs = |key: &&Key| match key.section {
+        "project.NAME" => false,
+        section => {
+            let of = |config| value(config, section, key.name).map(|value| value.to_string());
+            of(one) != of(other)
+        }
+    };
+    let name = |key: &Key| match key.section {
+        "" => key.name.to_owned(),
+        section => format!("{section}.{}", key.name),
+    };
+    KEYS.iter().filter(differs).map(name).collect()
 }
 
 fn table(text: &mut String, section: &str, header: &str, value: impl Fn(&str) -> Option<Value>) {
