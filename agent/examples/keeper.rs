@@ -73,7 +73,7 @@ fn main() -> Result<(), Failed> {
         },
         imports: 4,
         readers: 8,
-        drifted: false,
+        drifted: None,
     };
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -7,6 +7,7 @@ pub mod args;
 mod capacity;
 pub mod config;
 mod counted;
+mod drift;
 mod glue;
 pub mod host;
 mod http;

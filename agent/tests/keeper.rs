@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use jobs::{job_id, submission};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ fn options(dir: &Path) -> Options {
         keep: Keep::default(),
         imports: 2,
         readers: 2,
-        drifted: false,
+        drifted: None,
     }
 }
 
@@ -360,11 +360,11 @@ async fn drain_and_drift_are_two_reasons_and_a_drain_outlives_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let keeper = open(dir.path());
     keeper.drain(true, false).await.unwrap();
-    keeper.set_drifted(true);
-    keeper.set_drifted(false);
+    keeper.set_drifted(true, 0);
+    keeper.set_drifted(false, 0);
     let refused = keeper.submit(submission(1)).await.unwrap_err();
     assert!(refused.message.contains("drained"), "{refused}");
-    keeper.set_drifted(true);
+    keeper.set_drifted(true, 0);
     keeper.drain(false, false).await.unwrap();
     let refused = keeper.submit(submission(1)).await.unwrap_err();
     assert!(refused.message.contains("baseline") && refused.retry_after.is_some(), "{refused}");
@@ -378,10 +378,10 @@ async fn drain_and_drift_are_two_reasons_and_a_drain_outlives_restarts() {
     keeper.submit(submission(1)).await.unwrap();
     keeper.close().await;
     // Drift is told anew at each start.
-    let keeper = Keeper::open(Options { drifted: true, ..options(dir.path()) }).unwrap();
+    let keeper = Keeper::open(Options { drifted: Some(true), ..options(dir.path()) }).unwrap();
     assert!(keeper.submit(submission(2)).await.unwrap_err().message.contains("baseline"));
     assert_eq!(keeper.load(), (false, 0, 1));
-    keeper.set_drifted(false);
+    keeper.set_drifted(false, 0);
     keeper.submit(submission(2)).await.unwrap();
 }
 
@@ -397,8 +397,11 @@ async fn drain_that_cannot_be_kept_is_an_error_and_stops_the_intake_all_the_same
     assert!(keeper.submit(submission(1)).await.is_err());
 }
 
-/// A launcher that greets whoever comes and has no job; of anything else it knows nothing.
-fn greet(socket: &Path) {
+/// A launcher that greets whoever comes and has no job; it is too busy to take one, and counts how often it is asked to. Of
+/// anything else it knows nothing.
+fn greet(socket: &Path) -> Arc<AtomicUsize> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::CLOEXEC;
     let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
@@ -408,15 +411,24 @@ fn greet(socket: &Path) {
         while let Ok(accepted) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
             let recovered = Vec::new();
             let hello = Reply::Hello { version: "1".into(), privileged: true, recovered, listening: true };
-            let session = Channel::new(accepted);
+            let (session, count) = (Channel::new(accepted), count.clone());
             std::thread::spawn(move || {
                 let mut answered = session.send(&hello, &[]);
-                while let (Ok(()), Ok((Request::Jobs { .. }, _))) = (&answered, session.receive()) {
-                    answered = session.send(&Reply::Jobs { jobs: Vec::new(), more: false }, &[]);
+                while let (Ok(()), Ok((request, _))) = (&answered, session.receive()) {
+                    let answer = match request {
+                        Request::Jobs { .. } => Reply::Jobs { jobs: Vec::new(), more: false },
+                        Request::Run { .. } => {
+                            count.fetch_add(1, Ordering::SeqCst);
+                            Reply::Refused { code: Code::AdmissionBusy, message: "busy".into() }
+                        }
+                        _ => break,
+                    };
+                    answered = session.send(&answer, &[]);
                 }
             });
         }
     });
+    asked
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -429,14 +441,41 @@ async fn jobs_that_wait_are_not_started_on_a_host_that_has_drifted() {
         keeper.close().await;
     }
     greet(&options(dir.path()).socket);
-    let keeper = Keeper::open(Options { drifted: true, ..options(dir.path()) }).unwrap();
+    let keeper = Keeper::open(Options { drifted: Some(true), ..options(dir.path()) }).unwrap();
     until("the launcher is seen", || keeper.health().launcher).await;
     // Both would have room. The second one ends by its time all the same, by the hand that starts jobs.
     let (late, _) = finished(&keeper, &job_id(2)).await;
     assert!(late.end.unwrap().failure.unwrap().message.contains("waited longer"));
     assert!(keeper.health().launcher && keeper.get(&job_id(1)).unwrap().state == State::Queued);
-    keeper.set_drifted(false);
+    // A look that began before the launcher came up says nothing about the host under it.
+    keeper.set_drifted(false, 0);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(keeper.get(&job_id(1)).unwrap().state, State::Queued);
+    let launchers = *keeper.launchers().borrow();
+    keeper.set_drifted(false, launchers);
     until("the job is started", || keeper.get(&job_id(1)).unwrap().state > State::Queued).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_that_was_asked_for_and_not_taken_is_held_back_on_a_host_that_has_drifted() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = greet(&options(dir.path()).socket);
+    let asked = || asked.load(Ordering::SeqCst);
+    let keeper = Keeper::open(Options { drifted: Some(false), ..options(dir.path()) }).unwrap();
+    until("the launcher is seen", || keeper.health().launcher).await;
+    let launchers = *keeper.launchers().borrow();
+    keeper.set_drifted(false, launchers);
+    keeper.submit(submission(1)).await.unwrap();
+    until("the launcher is asked more than once", || asked() > 2).await;
+    keeper.set_drifted(true, launchers);
+    // Whoever was just asking.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = asked();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(asked(), before, "it was asked on a host that has drifted");
+    assert_eq!(keeper.get(&job_id(1)).unwrap().state, State::Running);
+    keeper.set_drifted(false, launchers);
+    until("the launcher is asked again", || asked() > before).await;
 }
 
 /// Writes ends down, or cannot.

@@ -2,6 +2,7 @@
 
 use super::args::Args;
 use super::config::Config;
+use super::drift::Watch;
 use super::logs::Level;
 use super::places::PlaceError;
 use super::reload::{self, Ready};
@@ -172,11 +173,10 @@ impl Daemon {
         // What is not known yet does not hold.
         self.vitals.set_launcher(false);
         self.vitals.set_accepting(false);
-        let drift = self.look_at_host().await?;
-        let drifted = self.config.host.refuse_on_drift && !drift.is_empty();
-        let services = Services::open(&self.config, &self.vitals, self.accept_loss, drifted).await?;
-        let mut seen = Seen::default();
-        seen.see(drift, &self.config, &services).await;
+        let mut watch = Watch::begin(&self.config, &self.vitals).await?;
+        let services =
+            Services::open(&self.config, &self.vitals, self.accept_loss, watch.drifted()).await?;
+        watch.tell_first(&services).await;
         let keeper = services.keeper.clone();
         let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every, keeper)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), dev = self.config.dev, "ready");
@@ -187,15 +187,16 @@ impl Daemon {
         look.tick().await;
         loop {
             tokio::select! {
-                _ = look.tick() => {
-                    let drift = self.look_at_host_again().await;
-                    seen.see(drift, &self.config, &services).await;
-                },
+                _ = look.tick() => watch.look(&services).await,
+                () = watch.until_risen(&services.keeper) => watch.look(&services).await,
                 what = signals.next() => match what {
                     Told::Reload => self.reload(&services).await,
                     Told::End => break,
                 },
-                _ = health.tick() => services.look().await,
+                _ = health.tick() => {
+                    services.look().await;
+                    watch.look_if_replaced(&services).await;
+                },
                 _ = status.tick() => self.tell_status(),
             }
         }
@@ -211,29 +212,6 @@ impl Daemon {
             pages.abort();
         }
         Ok(())
-    }
-
-    /// As [`Daemon::look_at_host`]; what cannot be compared is not known to be as it was.
-    async fn look_at_host_again(&self) -> Vec<String> {
-        self.look_at_host().await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the host cannot be compared with its baseline");
-            self.vitals.set_drift(1, self.config.host.refuse_on_drift);
-            vec!["the host cannot be compared with its baseline".to_owned()]
-        })
-    }
-
-    /// Compares the host with its baseline, if there is one. The facts that are others.
-    async fn look_at_host(&self) -> Result<Vec<String>, Ended> {
-        let Some(path) = self.config.host.baseline.clone() else { return Ok(Vec::new()) };
-        let config = self.config.clone();
-        let compared = tokio::task::spawn_blocking(move || host::compare(&path, &host::facts(&config))).await;
-        let drift = compared.map_err(|e| Ended::Defect(format!("the host's facts: {e}")))?;
-        let drift = drift.map_err(|e| Ended::Config(e.to_string()))?;
-        for host::Drift { fact, recorded, found } in &drift {
-            tracing::warn!(fact, recorded, found, "the host is not what its baseline says");
-        }
-        self.vitals.set_drift(drift.len(), self.config.host.refuse_on_drift);
-        Ok(drift.into_iter().map(|host::Drift { fact, .. }| fact).collect())
     }
 
     fn tell_status(&self) {
@@ -276,29 +254,6 @@ impl Daemon {
         services.recorder.write(&ready.entry()).await.map_err(unwritten)?;
         ready.take(services).await;
         Ok(config)
-    }
-}
-
-/// What was last told of the host.
-#[derive(Debug, Default)]
-struct Seen(Vec<String>);
-
-impl Seen {
-    /// Writes down a drift that is another than before, and ends or resumes the intake. What could not be written is tried
-    /// again at the next look, and until then what is better than before does not count.
-    async fn see(&mut self, drift: Vec<String>, config: &Config, services: &Services) {
-        let refuses = config.host.refuse_on_drift;
-        if drift != self.0 {
-            let entry = AuditEvent::now(Action::Drifted, OURSELVES).with("facts", drift.len().to_string());
-            if services.recorder.write(&entry.with("first", drift.join(", "))).await.is_err() {
-                if !drift.is_empty() {
-                    services.set_drifted(refuses).await;
-                }
-                return;
-            }
-            self.0 = drift;
-        }
-        services.set_drifted(refuses && !self.0.is_empty()).await;
     }
 }
 

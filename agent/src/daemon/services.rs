@@ -193,12 +193,13 @@ fn options(
         keep: Keep { age: of.retention.jobs, bytes: of.retention.bytes, ..Keep::default() },
         imports: IMPORTS,
         readers: READERS,
-        drifted: false,
+        drifted: None,
     })
 }
 
 impl Services {
-    /// Opens everything, and listens. What was acknowledged before is taken up; with `drifted` no job is taken or started.
+    /// Opens everything, and listens. What was acknowledged before is taken up; with drift no job is taken or started, and none is started under a launcher
+    /// that came up since the host was looked at; without an answer nobody minds.
     ///
     /// # Errors
     /// [`Trouble`].
@@ -206,7 +207,7 @@ impl Services {
         of: &Config,
         vitals: &Arc<Vitals>,
         accept_loss: Option<u64>,
-        drifted: bool,
+        drifted: Option<bool>,
     ) -> Result<Self, Trouble> {
         // What is free by and by is what jobs have left: it is measured once.
         let measured = capacity::measured(of);
@@ -293,8 +294,9 @@ impl Services {
     }
 
     /// Ends or resumes the intake and the start of jobs because of the host. An operator's drain is another matter.
-    pub(super) async fn set_drifted(&self, drifted: bool) {
-        self.keeper.set_drifted(drifted);
+    /// `under`: how often the launcher had come up before the look.
+    pub(super) async fn set_drifted(&self, drifted: bool, under: u64) {
+        self.keeper.set_drifted(drifted, under);
         self.look().await;
     }
 

@@ -38,7 +38,7 @@ use records::Records;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use watching::{Seat, WAITING_MAX, Watcher};
@@ -96,12 +96,14 @@ impl Keeper {
         let ledger = Ledger::open(&options.state, &options.ledger, now())?;
         let signing = evidence::open(&options.key, &options.authority, &keys)?;
         let records = Records::open(&options.state, signing)?;
+        let launcher = Arc::new(Launcher::new(options.socket.clone(), options.jobs.clone()));
+        let holds = Holds::open(&options.state, options.drifted, launcher.risen())?;
         let inner = Arc::new(Inner {
             ledger,
-            launcher: Arc::new(Launcher::new(options.socket.clone(), options.jobs.clone())),
+            launcher,
             records,
             imports: Seats::all_but_one(options.imports),
-            holds: Holds::open(&options.state, options.drifted)?,
+            holds,
             ended: CancellationToken::new(),
             turn: Notify::new(),
             full: Notify::new(),
@@ -149,10 +151,15 @@ impl Keeper {
         Health { launcher, unknown: unknown.into_iter().collect(), stuck: stuck.into_iter().collect() }
     }
 
-    /// Says whether the host is another than it was when its operator looked at it. Until it is as it was no jobs are taken and
-    /// none are started; a drain is another matter.
-    pub fn set_drifted(&self, drifted: bool) {
-        if self.inner.holds.set_drifted(drifted) {
+    /// How often the launcher has come up. Each time it may be another one, and the host too.
+    pub fn launchers(&self) -> watch::Receiver<u64> {
+        self.inner.launcher.risen()
+    }
+
+    /// Says whether the host is another than it was when its operator looked at it, by a look that began when the launcher had come
+    /// up so often. Until it is as it was no jobs are taken and none are started; a drain is another matter.
+    pub fn set_drifted(&self, drifted: bool, under: u64) {
+        if self.inner.holds.set_drifted(drifted, under) {
             self.inner.turn.notify_one();
         }
     }

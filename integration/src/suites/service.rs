@@ -19,6 +19,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("broken_policy_is_not_taken_and_a_good_one_is", policies),
     Test::root("nothing_is_done_or_read_without_an_audit_entry", audited),
     Test::root("sources_and_limits_are_read_again", reloads),
+    Test::root("drift_is_found_when_launcher_or_program_is_another", drifts),
     Test::root("drain_turns_clients_away_until_it_is_undone", drained),
 ];
 
@@ -60,20 +61,19 @@ fn prepare(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// `ampouled` as the agent's user, not started yet.
+fn as_agent<'l>(lab: &'l Lab<'l>) -> Result<crate::lab::Call<'l>> {
+    let (uid, gid) = agent(lab);
+    let (uid, gid) = (uid.to_string(), gid.to_string());
+    let call = lab.call("setpriv").args(["--reuid", &uid, "--regid", &gid, "--clear-groups"]);
+    let call = call.arg(lab.path("ampouled")).arg("--config").arg(lab.path("agent.toml"));
+    // The tests' own is root's.
+    Ok(call.env("TMPDIR", lab.path("agent")))
+}
+
 impl<'l> Daemon<'l> {
     fn start(lab: &'l Lab<'l>) -> Result<Self> {
-        let (uid, gid) = agent(lab);
-        let call = lab.call("setpriv").args([
-            "--reuid",
-            &uid.to_string(),
-            "--regid",
-            &gid.to_string(),
-            "--clear-groups",
-        ]);
-        let call = call.arg(lab.path("ampouled")).arg("--config").arg(lab.path("agent.toml"));
-        // The tests' own is root's.
-        let call = call.env("TMPDIR", lab.path("agent"));
-        let mut live = call.start()?;
+        let mut live = as_agent(lab)?.start()?;
         live.until_says("\"message\":\"ready\"")?;
         Ok(Self { live })
     }
@@ -319,6 +319,49 @@ fn reloads(lab: &Lab) -> Result<()> {
     let digests: std::collections::BTreeSet<_> =
         reloads.iter().filter_map(|e| e["detail"]["sources"].as_str()).collect();
     equal("digests of sources", &digests.len(), &2)
+}
+
+/// Long before it is compared by the clock the host is looked at again: when the launcher comes back, and when the file of a
+/// program is another. Each time stands in the audit log.
+fn drifts(lab: &Lab) -> Result<()> {
+    lab.leaves_jobs();
+    prepare(lab)?;
+    let config = fs::read_to_string(lab.path("agent.toml"))?;
+    let host = "[host]\nbaseline = 'agent/baseline.json'\nevery = '1h'\nrefuse_on_drift = true\n";
+    lab.write("agent.toml", config + host)?;
+    let runner = lab.path("ampoule-runner");
+    fs::copy(lab.program("ampoule-runner"), &runner)?;
+    as_agent(lab)?.arg("--record-baseline").end()?.exits(0)?;
+    let baseline = lab.path("agent/baseline.json");
+    let recorded = fs::read_to_string(&baseline)?;
+    let launcher = Listener::start(lab, &[])?;
+    let mut daemon = Daemon::start(lab)?;
+    let job = step("echo x > /build/out");
+    submit(lab, &job)?.end()?.exits(0)?;
+    launcher.kill()?;
+    fs::write(&baseline, recorded.replace("\"kernel.release\": \"", "\"kernel.release\": \"not "))?;
+    let launcher = Listener::start(lab, &[])?;
+    daemon.live.until_says_times("not what its baseline says", 1)?;
+    let mut waits = submit(lab, &job)?.start()?;
+    waits.until_says("not what its baseline says")?;
+    launcher.kill()?;
+    fs::write(&baseline, &recorded)?;
+    let launcher = Listener::start(lab, &[])?;
+    waits.end()?.exits(0)?;
+    let said = fs::File::options().append(true).open(&runner);
+    std::io::Write::write_all(&mut said?, b"x")?;
+    daemon.live.until_says("program.ampoule-runner")?;
+    daemon.stop()?;
+    launcher.stop()?;
+    let entries = entries(lab, &lab.path("agent/audit"))?;
+    let drifts = entries.iter().filter(|e| e["action"] == "host.drifted");
+    let told: Vec<_> = drifts.map(|e| (e["detail"]["facts"].as_str(), e["detail"]["first"].as_str())).collect();
+    let expected = [
+        (Some("1"), Some("kernel.release")),
+        (Some("0"), Some("")),
+        (Some("1"), Some("program.ampoule-runner")),
+    ];
+    equal("drifts in the audit log", &told, &expected.to_vec())
 }
 
 /// A drain by command holds over a restart; who submits meanwhile hears why he waits, and is served when it is undone. Who may

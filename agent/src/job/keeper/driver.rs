@@ -175,9 +175,14 @@ impl Driver {
     async fn ask(&self) -> Taken {
         let mut pause = Pause::new();
         loop {
-            // A wish that comes before there is somebody to ask ends the job here.
+            // A wish that comes before there is somebody to ask ends the job here. The launcher may be another than the one under
+            // which the inputs were fetched, and the host too.
+            let may_ask = async {
+                self.inner.launcher.until_up().await;
+                self.inner.holds.until_steady().await;
+            };
             tokio::select! {
-                () = self.inner.launcher.until_up() => {}
+                () = may_ask => {}
                 () = self.reins.wished.notified() => {}
             }
             if let Some(failure) = self.wished() {
@@ -185,7 +190,7 @@ impl Driver {
             }
             let (inner, id) = (self.inner.clone(), self.id.clone());
             let asked = tokio::task::spawn_blocking(move || match inner.ledger.spec_bytes(&id) {
-                Ok(Some(spec)) => inner.launcher.run(&spec, &id),
+                Ok(Some(spec)) => inner.launcher.run(&spec, &id, || inner.holds.is_steady()),
                 Ok(None) => Answer::Refused { code: Code::Internal, message: "its spec is gone".to_owned() },
                 Err(error) => Answer::Refused { code: Code::Internal, message: error.to_string() },
             });

@@ -1,7 +1,7 @@
 //! Why this host takes no jobs, or starts none: each reason is held by itself, and ends by itself.
 //!
 //! Guarantees: what an operator has drained stays drained over restarts, until an operator says otherwise; while the host
-//! has drifted, no job that waits is given to the runner.
+//! has drifted, or was not looked at since its launcher came up, no job that waits is given to the runner.
 
 use std::fs::File;
 use std::io;
@@ -19,15 +19,29 @@ pub(super) struct Holds {
     /// Held by whoever changes the file, so that it and `drained` say the same.
     order: tokio::sync::Mutex<()>,
     drained: AtomicBool,
-    drifted: watch::Sender<bool>,
+    host: watch::Sender<Host>,
+    /// How often the launcher came up. None: nobody looks at the host.
+    launchers: Option<watch::Receiver<u64>>,
+}
+
+/// The host as it was when somebody looked last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Host {
+    drifted: bool,
+    /// How often the launcher had come up before that look began.
+    under: u64,
 }
 
 impl Holds {
-    /// As it was left. Blocks for a moment.
+    /// As it was left. Whether the host has drifted, before any launcher was there; none: nobody looks. Blocks for a moment.
     ///
     /// # Errors
     /// If it cannot be seen whether the host is drained: then nobody may guess.
-    pub(super) fn open(state: &Path, drifted: bool) -> io::Result<Self> {
+    pub(super) fn open(
+        state: &Path,
+        drifted: Option<bool>,
+        launchers: watch::Receiver<u64>,
+    ) -> io::Result<Self> {
         let drained = match std::fs::symlink_metadata(state.join(FILE)) {
             Ok(_) => true,
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
@@ -37,7 +51,8 @@ impl Holds {
             state: state.to_owned(),
             order: tokio::sync::Mutex::default(),
             drained: drained.into(),
-            drifted: watch::Sender::new(drifted),
+            host: watch::Sender::new(Host { drifted: drifted == Some(true), under: 0 }),
+            launchers: drifted.map(|_| launchers),
         })
     }
 
@@ -58,32 +73,39 @@ impl Holds {
         Ok(())
     }
 
-    /// Says whether the host has drifted; whether that is news.
-    pub(super) fn set_drifted(&self, drifted: bool) -> bool {
-        self.drifted.send_if_modified(|before| std::mem::replace(before, drifted) != drifted)
+    /// Says whether the host has drifted, by a look that began when the launcher had come up so often; whether that is news.
+    pub(super) fn set_drifted(&self, drifted: bool, under: u64) -> bool {
+        let host = Host { drifted, under };
+        self.host.send_if_modified(|before| std::mem::replace(before, host) != host)
     }
 
     /// Why no new jobs are taken; none: they are.
     pub(super) fn refusal(&self) -> Option<&'static str> {
         if self.drained.load(Ordering::Relaxed) {
             Some("this host is being drained")
-        } else if self.has_drifted() {
+        } else if self.host.borrow().drifted {
             Some("this host is not what its baseline says; its operator has to look at it")
         } else {
             None
         }
     }
 
-    /// Whether jobs that wait must go on waiting. A drained host is emptied by running them.
-    pub(super) fn has_drifted(&self) -> bool {
-        *self.drifted.borrow()
+    /// Whether jobs that wait may be started. A drained host is emptied by running them. One whose launcher has come up since the
+    /// last look may be another, in an instant in which nobody looks: the next look is what they wait for.
+    pub(super) fn is_steady(&self) -> bool {
+        self.is_so(&self.host.borrow())
+    }
+
+    fn is_so(&self, host: &Host) -> bool {
+        let is_seen = |launchers: &watch::Receiver<u64>| *launchers.borrow() == host.under;
+        !host.drifted && self.launchers.as_ref().is_none_or(is_seen)
     }
 
     /// Waits until jobs may be started.
     pub(super) async fn until_steady(&self) {
-        let mut drifted = self.drifted.subscribe();
-        // The sender is ours, so this ends without drift.
-        let _ = drifted.wait_for(|drifted| !drifted).await;
+        let mut host = self.host.subscribe();
+        // The sender is ours, so this ends with a look that finds nothing.
+        let _ = host.wait_for(|host| self.is_so(host)).await;
     }
 }
 

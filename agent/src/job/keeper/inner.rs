@@ -253,7 +253,7 @@ impl Inner {
                 let wish = CancelWish { by: OURSELVES.to_owned(), reason, at: now() };
                 self.settle(&id, Change::CancelWished { wish }).await;
             }
-            while self.launcher.is_up() && !self.holds.has_drifted() {
+            while self.launcher.is_up() && self.holds.is_steady() {
                 let next = self.queue().next(now());
                 let Some(id) = next else { break };
                 if !self.settle(&id, Change::Began).await {

@@ -38,6 +38,8 @@ pub(super) struct Launcher {
     socket: PathBuf,
     jobs: PathBuf,
     up: watch::Sender<bool>,
+    /// How often it has come up: each time it may be another one.
+    risen: watch::Sender<u64>,
     /// The session that takes our jobs, one after another: it keeps prepared sandboxes, which are of use to it alone.
     line: Mutex<Option<Runner>>,
 }
@@ -45,7 +47,8 @@ pub(super) struct Launcher {
 impl Launcher {
     /// The launcher that listens on `socket` and keeps its job directories in `jobs`. It counts as down until it has answered.
     pub(super) fn new(socket: PathBuf, jobs: PathBuf) -> Self {
-        Self { socket, jobs, up: watch::Sender::new(false), line: Mutex::new(None) }
+        let (up, risen) = (watch::Sender::new(false), watch::Sender::new(0));
+        Self { socket, jobs, up, risen, line: Mutex::new(None) }
     }
 
     /// Where a job's directory is, if it has one.
@@ -55,6 +58,21 @@ impl Launcher {
 
     pub(super) fn is_up(&self) -> bool {
         *self.up.borrow()
+    }
+
+    /// How often it has come up so far.
+    pub(super) fn risen(&self) -> watch::Receiver<u64> {
+        self.risen.subscribe()
+    }
+
+    /// Whoever sees it up has the count of that time.
+    fn set_up(&self, is_up: bool) {
+        self.up.send_if_modified(|up| {
+            if is_up && !*up {
+                self.risen.send_modify(|risen| *risen += 1);
+            }
+            std::mem::replace(up, is_up) != is_up
+        });
     }
 
     fn line(&self) -> MutexGuard<'_, Option<Runner>> {
@@ -106,7 +124,7 @@ impl Launcher {
     pub(super) fn connect(&self) -> Result<Runner, RunnerError> {
         let connected = Runner::connect(&self.socket);
         let is_up = !matches!(&connected, Err(error) if !matches!(error, RunnerError::Refused { .. }));
-        self.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up);
+        self.set_up(is_up);
         connected
     }
 
@@ -143,8 +161,9 @@ impl Launcher {
         self.connect()?.forget(id)
     }
 
-    /// Asks the runner to take a job that then belongs to nobody's connection. Blocks.
-    pub(super) fn run(&self, spec: &[u8], id: &JobId) -> Answer {
+    /// Asks the runner to take a job that then belongs to nobody's connection; nobody is asked unless it `may` be, by whom this
+    /// then is. Blocks.
+    pub(super) fn run(&self, spec: &[u8], id: &JobId, may: impl FnOnce() -> bool) -> Answer {
         let file = crate::inputs::scratch_file(&std::env::temp_dir()).and_then(|mut file| {
             file.write_all(spec)?;
             file.rewind().map(|()| file)
@@ -157,11 +176,22 @@ impl Launcher {
             }
         };
         let mut line = self.line();
-        let runner = match line.take().filter(is_open).map_or_else(|| self.connect(), Ok) {
+        let before = line.take();
+        let had_one = before.is_some();
+        let before = before.filter(is_open);
+        if had_one && before.is_none() {
+            // A launcher that was replaced before anybody saw it down is another one all the same.
+            self.set_up(false);
+        }
+        let runner = match before.map_or_else(|| self.connect(), Ok) {
             Ok(runner) => runner,
             Err(RunnerError::Refused { code, message }) => return Answer::Refused { code, message },
             Err(_) => return Answer::NotThere,
         };
+        if !may() {
+            *line = Some(runner);
+            return Answer::NotThere;
+        }
         if runner.send(&Request::Run { lifetime: false }, &[file.as_fd()]).is_err() {
             return Answer::NotThere;
         }

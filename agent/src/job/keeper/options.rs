@@ -153,6 +153,7 @@ pub struct Options {
     pub imports: usize,
     /// Readers of one job at the same time.
     pub readers: usize,
-    /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`].
-    pub drifted: bool,
+    /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`]. None:
+    /// nobody looks at it, and no job waits for that.
+    pub drifted: Option<bool>,
 }

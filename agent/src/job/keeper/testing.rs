@@ -35,7 +35,7 @@ pub(super) fn keeper(dir: &Path) -> Keeper {
         keep: Keep::default(),
         imports: 1,
         readers: 1,
-        drifted: false,
+        drifted: None,
     })
     .unwrap()
 }
