@@ -8,13 +8,17 @@
 mod disk;
 mod event;
 mod key;
+mod pace;
 mod refusals;
+mod repeats;
 mod store;
 mod verify;
 
 pub use event::{Action, AuditEvent, Decision, EventError, OURSELVES};
 pub use key::LogKey;
+pub use pace::{Pace, Rate};
 pub use refusals::{KINDS_MAX, Tally};
+pub use repeats::Repeats;
 use store::Store;
 pub use verify::{LogRefused, LogVerified, verify_log};
 
@@ -24,6 +28,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// How many may wait to be written down; more wait to wait.
@@ -69,6 +74,12 @@ pub enum AuditError {
     /// It was not written, for another reason than this event.
     #[error("the audit log was not written: {0}")]
     NotWritten(String),
+    /// The caller has more written down than it may.
+    #[error("more is written into the audit log for this caller than it may have")]
+    TooOften {
+        /// When it may have the next entry.
+        retry_after: Duration,
+    },
     /// The log was closed.
     #[error("the audit log is closed: the daemon is ending")]
     Closed,

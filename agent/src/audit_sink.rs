@@ -1,7 +1,6 @@
 //! The seam between what judges and does calls and the audit log: the one way to an entry.
 
 use crate::audit::{AuditError, AuditEvent};
-use crate::job::Caller;
 use ampoule_spec::JobId;
 use futures_util::future::BoxFuture;
 
@@ -12,7 +11,7 @@ pub enum Refusal {
     Unidentified,
     /// The policy did not allow it.
     Denied,
-    /// It was allowed and written down, and then could not be done.
+    /// It was allowed, and then it was not done: there was no room for it, or there was nothing to do. It may have been written down.
     NotDone,
 }
 
@@ -34,8 +33,8 @@ pub struct Refused<'a> {
     pub refusal: Refusal,
     /// Where it came from: `unix` or an address.
     pub peer: &'a str,
-    /// Who called, as far as it is known.
-    pub caller: Option<&'a Caller>,
+    /// Who called, as far as it is known: a subject.
+    pub caller: Option<&'a str>,
     /// The call: `ampoule.v1.JobService/GetJob`, or `tls` for a handshake.
     pub call: &'a str,
     /// What it would have done, in the policy's words.
@@ -59,4 +58,13 @@ pub trait AuditSink: Send + Sync + 'static {
     /// # Errors
     /// [`AuditError`]: it is not written down, and must not be done.
     fn write<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>>;
+
+    /// The same of something that is about to be read. If that stands in the log as read by the same caller a moment ago, it may be
+    /// counted instead, and told when there is time.
+    ///
+    /// # Errors
+    /// As [`AuditSink::write`].
+    fn read<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
+        self.write(event)
+    }
 }

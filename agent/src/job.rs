@@ -8,10 +8,11 @@ mod service;
 pub mod state;
 
 pub use keeper::{
-    Health, Keep, Keeper, KeeperError, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness,
+    Health, Keep, Keeper, KeeperError, Needs, Options, Place, Shown, ShownToAll, Sources, Unwitnessed,
+    Witness,
 };
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{
-    EvidenceFile, EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched,
+    EvidenceFile, EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Promised, Submitted, Wanted, Watched,
     WatchedEvent,
 };

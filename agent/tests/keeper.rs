@@ -8,7 +8,7 @@ use ampoule_agent::job::ledger::{self, Ledger, Retention};
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::Change;
 use ampoule_agent::job::{
-    Caller, End, Job, Jobs, Keep, Keeper, Needs, Options, ShownToAll, Sources, State, Submission,
+    Caller, End, Job, Jobs, Keep, Keeper, Needs, Options, Promised, ShownToAll, Sources, State, Submission,
     Unwitnessed, WatchedEvent, Witness,
 };
 use ampoule_agent::local::SigningKey;
@@ -395,6 +395,69 @@ async fn drain_that_cannot_be_kept_is_an_error_and_stops_the_intake_all_the_same
     assert!(keeper.submit(submission(1)).await.is_err());
     assert!(keeper.drain(false, false).await.unwrap_err().message.contains("still drained"));
     assert!(keeper.submit(submission(1)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_counts_or_ends_every_job_that_was_being_entered_and_the_others_are_refused() {
+    for cancel_queued in [false, true] {
+        for round in 0..10 {
+            let dir = tempfile::tempdir().unwrap();
+            let options = options(dir.path());
+            let quota = Quota { running: 1, queued: 1000, weight: 1 };
+            let rules = Rules { queued: 1000, quota, ..options.rules.clone() };
+            let keeper = Keeper::open(Options { rules, ..options }).unwrap();
+            let calls = futures_util::future::join_all((0..200).map(|n| keeper.submit(submission(n))));
+            let drain = async {
+                tokio::time::sleep(Duration::from_micros(300 * round)).await;
+                keeper.drain(true, cancel_queued).await.unwrap()
+            };
+            let (answers, (_, queued)) = futures_util::future::join(calls, drain).await;
+            let taken = answers.iter().filter(|answer| answer.is_ok()).count();
+            let waiting = usize::try_from(keeper.load().2).unwrap();
+            let expected = if cancel_queued { 0 } else { taken };
+            assert_eq!((usize::try_from(queued).unwrap(), waiting), (expected, expected), "round {round}");
+            for refused in answers.into_iter().filter_map(Result::err) {
+                assert!(
+                    refused.code == Code::AdmissionBusy && refused.message.contains("drained"),
+                    "{refused}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn place_is_promised_without_a_word_in_the_ledger_and_a_key_that_has_a_job_gets_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    let ledger = || std::fs::read(dir.path().join("agent/ledger")).unwrap();
+    let place = |number| match keeper.promise(&submission(number)) {
+        Ok(Promised::Place(place)) => place,
+        other => panic!("{other:?}"),
+    };
+    let empty = ledger();
+    drop(place(1));
+    let first = place(1);
+    assert_eq!(ledger(), empty);
+    keeper.enter(first, submission(1)).await.unwrap();
+    let one = ledger();
+    // The same key for a job of another id, as each call draws one.
+    let again = Submission { spec: submission(2).spec, ..submission(1) };
+    for _ in 0..2 {
+        let Ok(Promised::Attached(attached)) = keeper.promise(&again) else { panic!("it is not attached") };
+        assert!(attached.attached && attached.job.id == job_id(1));
+        assert!(keeper.submit(again.clone()).await.unwrap().attached);
+    }
+    assert_eq!(ledger(), one);
+    assert_eq!(keeper.load(), (true, 0, 1));
+    // One that comes second after both were promised a place gives its own back.
+    let (a, b) = (place(3), place(3));
+    assert!(!keeper.enter(a, submission(3)).await.unwrap().attached);
+    assert!(keeper.enter(b, submission(3)).await.unwrap().attached);
+    for number in 4..10 {
+        keeper.submit(submission(number)).await.unwrap();
+    }
+    assert_eq!((keeper.load().2, keeper.promise(&submission(10)).is_err()), (8, true));
 }
 
 /// A launcher that greets whoever comes and has no job; it is too busy to take one, and counts how often it is asked to. Of

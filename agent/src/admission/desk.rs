@@ -90,7 +90,15 @@ impl Desk {
         self.audit.write(event).await
     }
 
-    /// Tells the audit log of a call that was allowed and written down, and then was not done.
+    /// The same of what is about to be read; a repetition may be counted instead.
+    ///
+    /// # Errors
+    /// [`AuditError`]: it must not be read.
+    pub async fn write_read(&self, event: &AuditEvent) -> Result<(), AuditError> {
+        self.audit.read(event).await
+    }
+
+    /// Tells the audit log of a call that was allowed, and then was not done.
     pub fn not_done(&self, question: &Question<'_>, scene: Scene<'_>, job: Option<&JobId>, reason: &str) {
         self.refused(Refusal::NotDone, question, scene, job, reason);
     }
@@ -106,7 +114,7 @@ impl Desk {
         self.audit.record(&Refused {
             refusal,
             peer: scene.peer,
-            caller: Some(question.caller),
+            caller: Some(&question.caller.subject),
             call: scene.call,
             action: Some(question.action.as_str()),
             project: question.project,

@@ -17,7 +17,7 @@ impl Told {
 
 impl AuditSink for Told {
     fn record(&self, refused: &Refused<'_>) {
-        let who = refused.caller.map_or("nobody", |caller| &caller.subject);
+        let who = refused.caller.unwrap_or("nobody");
         self.0.lock().unwrap().push(format!("{} {} {who}", refused.refusal.as_str(), refused.call));
     }
 

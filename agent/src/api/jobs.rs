@@ -9,7 +9,7 @@ use crate::audit;
 use crate::content::{Contents, Importer, content_ref};
 use crate::fair::Seats;
 use crate::inputs::sha256_of;
-use crate::job::{Caller, Job, Jobs, JobsError, Means, State, Submission, Submitted, Wanted};
+use crate::job::{Caller, Job, Jobs, JobsError, Means, Promised, State, Submission, Submitted, Wanted};
 use ampoule_proto::v1 as wire;
 use ampoule_proto::v1::job_service_server::{JobService, JobServiceServer};
 use ampoule_spec::{Code, JobId, JobSpec, Name, OutputName};
@@ -65,8 +65,10 @@ impl<I: Importer> Uploads for Contents<I> {
     }
 }
 
-/// Why a job that was written down was not taken: the caller's key had one.
+/// Why a submission was not taken: the caller's key had a job.
 const ATTACHED: &str = "job.attached";
+/// Why a job's end was not wished: it had ended, or somebody had wished it.
+const ENDED: &str = "job.ended";
 
 /// The service over jobs.
 #[derive(Debug)]
@@ -145,38 +147,54 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         Ok(job)
     }
 
-    /// Writes down that something of a job is read, or is to happen to it.
-    async fn write(
+    /// Writes down that something of a job is read.
+    async fn read(
         &self,
         known: &Known,
         action: audit::Action,
         job: &Job,
-        detail: &[(&str, &str)],
+        output: Option<&str>,
     ) -> Result<()> {
-        let entry = known.entry(action);
-        let mut entry = detail.iter().fold(entry, |entry, (name, text)| entry.with(name, text));
-        (entry.project, entry.job) = (Some(job.project.clone()), Some(job.id.clone()));
-        known.write(&self.desk, &entry).await
+        let entry = about(known, action, &job.project, &job.id);
+        let entry = output.into_iter().fold(entry, |entry, output| entry.with("output", output));
+        known.read(&self.desk, &entry).await
     }
 
-    /// Writes down that a job is taken, and has it taken.
+    /// Counts a submission that is not taken. A job is named that there is, or that was written down.
+    fn not_taken(&self, known: &Known, project: &Name, job: Option<&JobId>, reason: &str) {
+        let question = Question::project(&known.caller, Action::Submit, project.as_str());
+        self.desk.not_done(&question, known.scene(), job, reason);
+    }
+
+    /// Has a job taken, if there is a place for it: that it is stands in the audit log before, and nothing does of one for which
+    /// there is none.
     async fn take(&self, known: &Known, submission: Submission) -> Result<Submitted> {
         let (id, project) = (submission.spec.id.clone(), submission.project.clone());
-        let request = submission.request.to_string();
-        let mut entry = known.entry(audit::Action::JobSubmitted).with("request", request);
-        (entry.project, entry.job) = (Some(project.clone()), Some(id.clone()));
-        known.write(&self.desk, &entry).await?;
-        let submitted = self.jobs.submit(submission).await;
+        let place = match self.jobs.promise(&submission) {
+            Ok(Promised::Place(place)) => place,
+            Ok(Promised::Attached(attached)) => return Ok(self.attached(known, *attached)),
+            Err(error) => {
+                self.not_taken(known, &project, None, error.code.as_str());
+                return Err(error.into());
+            }
+        };
+        let entry = about(known, audit::Action::JobSubmitted, &project, &id);
+        known.write(&self.desk, &entry.with("request", submission.request.to_string())).await?;
+        let submitted = self.jobs.enter(place, submission).await;
         let reason = match &submitted {
             // Another call under the key came first: there is no job of this id.
             Ok(submitted) => submitted.attached.then_some(ATTACHED),
             Err(error) => Some(error.code.as_str()),
         };
         if let Some(reason) = reason {
-            let question = Question::project(&known.caller, Action::Submit, project.as_str());
-            self.desk.not_done(&question, known.scene(), Some(&id), reason);
+            self.not_taken(known, &project, Some(&id), reason);
         }
         Ok(submitted?)
+    }
+
+    fn attached(&self, known: &Known, attached: Submitted) -> Submitted {
+        self.not_taken(known, &attached.job.project, Some(&attached.job.id), ATTACHED);
+        attached
     }
 
     fn shown(&self, job: &Job) -> wire::Job {
@@ -192,7 +210,7 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         known.ask(&self.desk, &Question::submission(&submission), None)?;
         // A job that is there already needs its content no more, and is submitted no second time.
         let submitted = match self.jobs.attach(&submission)? {
-            Some(attached) => attached,
+            Some(attached) => self.attached(known, attached),
             None => {
                 let lacks = self.uploads.missing(&submission.project, &submission.spec).await?;
                 if !lacks.is_empty() {
@@ -244,7 +262,7 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
             ApiError::later(Code::CallBusy, "too many jobs of the project are watched", TURN_AGAIN)
         })?;
         if request.logs {
-            self.write(known, audit::Action::LogsRead, &job, &[]).await?;
+            self.read(known, audit::Action::LogsRead, &job, None).await?;
         }
         let watched = self.jobs.watch(&id, request.after_cursor, request.logs, request.follow)?;
         let jobs = Arc::clone(&self.jobs);
@@ -270,7 +288,14 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
             return Err(ApiError::field("reason", format!("at most {REASON_BYTES_MAX} bytes")));
         }
         let job = self.job_for(known, &id, Action::Cancel)?;
-        self.write(known, audit::Action::JobCancelled, &job, &[("reason", &request.reason)]).await?;
+        if job.cancel.is_some() || job.state == State::Finished {
+            // It stays so, and nothing is done that would be written down.
+            let question = Question::job(&known.caller, Action::Cancel, &job);
+            self.desk.not_done(&question, known.scene(), Some(&id), ENDED);
+            return Ok(wire::CancelJobResponse { job: Some(self.shown(&job)) });
+        }
+        let entry = about(known, audit::Action::JobCancelled, &job.project, &id);
+        known.write(&self.desk, &entry.with("reason", &request.reason)).await?;
         let job = self.jobs.cancel(&id, &known.caller, &request.reason).await?;
         Ok(wire::CancelJobResponse { job: Some(self.shown(&job)) })
     }
@@ -284,7 +309,7 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let job = self.job_for(known, &id, Action::Evidence)?;
         let jobs = Arc::clone(&self.jobs);
         let evidence = blocking(move || Ok(jobs.evidence(&id)?)).await?;
-        self.write(known, audit::Action::EvidenceRead, &job, &[]).await?;
+        self.read(known, audit::Action::EvidenceRead, &job, None).await?;
         let files = evidence.files.into_iter().map(|file| {
             let mut names = file.names.into_iter();
             let name = names.next().unwrap_or_default();
@@ -309,9 +334,16 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let (jobs, name) = (Arc::clone(&self.jobs), output.clone());
         let opened = blocking(move || Ok(jobs.open_output(&id, name.as_str())?)).await?;
         download::check(&opened, request.offset)?;
-        self.write(known, audit::Action::OutputsRead, &job, &[("output", output.as_str())]).await?;
+        self.read(known, audit::Action::OutputsRead, &job, Some(output.as_str())).await?;
         download::parts(opened, request.offset, seat)
     }
+}
+
+/// An entry about a job.
+fn about(known: &Known, action: audit::Action, project: &Name, job: &JobId) -> audit::AuditEvent {
+    let mut entry = known.entry(action);
+    (entry.project, entry.job) = (Some(project.clone()), Some(job.clone()));
+    entry
 }
 
 fn shown<J: Jobs>(jobs: &J, job: &Job) -> wire::Job {

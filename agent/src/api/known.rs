@@ -50,9 +50,15 @@ impl Known {
     /// # Errors
     /// `call.busy` with a time if it could not be written: then nothing may be done.
     pub async fn write(&self, desk: &Desk, event: &audit::AuditEvent) -> Result<(), ApiError> {
-        // Why is in the daemon's log, and may hold paths of the host.
-        let text = "the audit log of this host cannot be written now, and nothing is done without it";
-        desk.write(event).await.map_err(|_| ApiError::later(Code::CallBusy, text, RETRY_AFTER))
+        desk.write(event).await.map_err(unwritten)
+    }
+
+    /// The same of what the call is about to read.
+    ///
+    /// # Errors
+    /// As [`Known::write`].
+    pub async fn read(&self, desk: &Desk, event: &audit::AuditEvent) -> Result<(), ApiError> {
+        desk.write_read(event).await.map_err(unwritten)
     }
 
     /// Asks the desk.
@@ -62,6 +68,17 @@ impl Known {
     pub fn ask(&self, desk: &Desk, question: &Question<'_>, job: Option<&JobId>) -> Result<(), ApiError> {
         if desk.allows(question, self.scene(), job) { Ok(()) } else { Err(ApiError::denied()) }
     }
+}
+
+fn unwritten(error: audit::AuditError) -> ApiError {
+    if let audit::AuditError::TooOften { retry_after } = error {
+        let text = "this caller does more than the audit log of this host takes of one; go on more slowly, or have the operator raise \
+                    [audit] rate";
+        return ApiError::later(Code::CallBusy, text, retry_after);
+    }
+    // Why is in the daemon's log, and may hold paths of the host.
+    let text = "the audit log of this host cannot be written now, and nothing is done without it";
+    ApiError::later(Code::CallBusy, text, RETRY_AFTER)
 }
 
 /// The desk at the gate of the content service. Every call of it is one action: who may upload may ask what is missing.

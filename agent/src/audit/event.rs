@@ -40,7 +40,7 @@ actions! {
     Denied = "call.denied",
     /// A job was submitted.
     JobSubmitted = "job.submitted",
-    /// A call that was written down was not done after all; `reason` says why.
+    /// A call that was allowed was not done; `reason` says why. It may have been written down before.
     NotDone = "call.not_done",
     /// The end of a job was wished.
     JobCancelled = "job.cancelled",

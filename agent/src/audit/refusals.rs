@@ -24,6 +24,8 @@ struct Kind {
     wanted: Option<String>,
     project: Option<String>,
     job: Option<JobId>,
+    /// Of what was not done, a code of ours; of others the first reason is told.
+    code: Option<String>,
 }
 
 /// Refused calls that no entry tells of yet.
@@ -52,12 +54,13 @@ impl Tally {
         let action = action(refused.refusal);
         let kind = Kind {
             action,
-            actor: refused.caller.map_or_else(|| "unknown".to_owned(), |caller| caller.subject.clone()),
+            actor: refused.caller.unwrap_or("unknown").to_owned(),
             peer: cut(refused.peer),
             call: cut(refused.call),
             wanted: refused.action.map(cut),
             project: refused.project.map(cut),
             job: refused.job.cloned(),
+            code: (refused.refusal == Refusal::NotDone).then(|| cut(refused.reason)),
         };
         let is_full = self.kinds.len() >= KINDS_MAX;
         match self.kinds.entry(kind) {
@@ -142,6 +145,16 @@ mod tests {
             10_000
         );
         assert!(tally.is_empty() && tally.take().is_empty());
+    }
+
+    #[test]
+    fn what_was_not_done_is_told_by_each_reason() {
+        let mut tally = Tally::default();
+        for reason in ["admission.busy", "job.attached", "admission.busy"] {
+            tally.count(&Refused { refusal: Refusal::NotDone, reason, ..refused("C", None) });
+        }
+        let told: Vec<_> = tally.take().into_iter().map(|e| (e.reason.clone(), calls(&[e]))).collect();
+        assert_eq!(told, [("admission.busy".to_owned(), 2), ("job.attached".to_owned(), 1)]);
     }
 
     #[test]

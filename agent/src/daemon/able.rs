@@ -183,13 +183,14 @@ impl Host for ThisHost {
     async fn facts(&self) -> HostFacts {
         let said = self.said.borrow().clone().unwrap_or_default();
         let allowed = self.allowed();
-        let profiles = said.profiles.iter().filter(|(name, _)| allowed.contains(name)).map(|(name, answer)| {
-            let missing = match answer {
-                Answer::Lacks(missing) => missing.clone(),
-                Answer::Refuses(_, reason) => vec![reason.clone()],
-            };
-            (name.to_string(), missing)
-        });
+        let profiles =
+            said.profiles.iter().filter(|(name, _)| allowed.contains(name)).map(|(name, answer)| {
+                let missing = match answer {
+                    Answer::Lacks(missing) => missing.clone(),
+                    Answer::Refuses(_, reason) => vec![reason.clone()],
+                };
+                (name.to_string(), missing)
+            });
         let capacity = *self.capacity.lock().unwrap_or_else(PoisonError::into_inner);
         HostFacts {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -9,6 +9,7 @@ mod show;
 
 pub use keys::reference;
 
+use crate::audit::Rate;
 use ampoule_evidence::Authority;
 use ampoule_spec::Name;
 use std::collections::BTreeMap;
@@ -53,6 +54,8 @@ pub struct Config {
     pub retention: Retention,
     /// What signs; none only with `dev`.
     pub signing: Option<SigningKey>,
+    /// How often a caller may have something written into the audit log.
+    pub audit: Rate,
     /// Where metrics can be asked for.
     pub metrics: MetricsListener,
     /// What is logged, and how.

@@ -174,8 +174,7 @@ impl Daemon {
         self.vitals.set_launcher(false);
         self.vitals.set_accepting(false);
         let mut watch = Watch::begin(&self.config, &self.vitals).await?;
-        let services =
-            Services::open(&self.config, &self.vitals, self.accept_loss, watch.drifted()).await?;
+        let services = Services::open(&self.config, &self.vitals, self.accept_loss, watch.drifted()).await?;
         watch.tell_first(&services).await;
         let keeper = services.keeper.clone();
         let watchdog = notify::watchdog().map(|every| tokio::spawn(feed(every, keeper)));

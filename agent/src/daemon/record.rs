@@ -1,11 +1,11 @@
-//! The one way into the audit log: what is about to be done waits until it is durable; what was refused is counted, and told
-//! when there is time.
+//! The one way into the audit log: what is about to be done waits until it is durable; what was refused, or is read again, is counted,
+//! and told when there is time.
 
 use super::vitals::Vitals;
-use crate::audit::{Action, AuditError, AuditEvent, AuditLog, Tally};
+use crate::audit::{Action, AuditError, AuditEvent, AuditLog, OURSELVES, Pace, Rate, Repeats, Tally};
 use crate::audit_sink::{AuditSink, Refusal, Refused};
 use crate::job::{End, Job, Witness};
-use ampoule_spec::JobId;
+use ampoule_spec::{Code, JobId, Name};
 use futures_util::future::{BoxFuture, join_all};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 
 /// How long refused calls are counted before they are told, at first and at most: doubled as long as strangers make many entries.
 const WINDOW: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+/// How long reads are counted that stand in the log.
+const READS_WINDOW: Duration = Duration::from_secs(60);
 /// How many entries of a window are many.
 const MANY: usize = 16;
 /// How often a refused call is logged; all are counted.
@@ -23,10 +25,37 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Recorder {
     log: Arc<AuditLog>,
     vitals: Arc<Vitals>,
-    refused: Arc<Mutex<Tally>>,
-    /// Rings when there is something in `refused`; all of them gone end the task.
-    bell: mpsc::Sender<()>,
+    refused: Counted<Tally>,
+    reads: Counted<Repeats>,
+    pace: Arc<Mutex<Pace>>,
     logged: Arc<Mutex<Option<Instant>>>,
+}
+
+/// What is counted, and a bell for the task that tells of it: all of them gone end the task.
+#[derive(Debug)]
+struct Counted<T> {
+    kept: Arc<Mutex<T>>,
+    bell: mpsc::Sender<()>,
+}
+
+impl<T> Clone for Counted<T> {
+    fn clone(&self) -> Self {
+        Self { kept: self.kept.clone(), bell: self.bell.clone() }
+    }
+}
+
+impl<T: Default> Counted<T> {
+    fn new() -> (Self, mpsc::Receiver<()>) {
+        let (bell, rung) = mpsc::channel(1);
+        (Self { kept: Arc::default(), bell }, rung)
+    }
+
+    fn with<R>(&self, count: impl FnOnce(&mut T) -> R) -> R {
+        let counted = count(&mut locked(&self.kept));
+        // One that rings is enough.
+        let _ = self.bell.try_send(());
+        counted
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -34,12 +63,30 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Recorder {
-    /// Begins to write. The task tells of refused calls, and ends when nobody can ask it any more.
-    pub(super) fn begin(log: AuditLog, vitals: Arc<Vitals>) -> (Self, tokio::task::JoinHandle<()>) {
-        let (bell, rung) = mpsc::channel(1);
-        let (log, refused) = (Arc::new(log), Arc::new(Mutex::default()));
-        let task = tokio::spawn(tell(log.clone(), vitals.clone(), refused.clone(), rung));
-        (Self { log, vitals, refused, bell, logged: Arc::default() }, task)
+    /// Begins to write, for each caller at this rate. The task tells of what was counted, and ends when nobody can ask it any more.
+    pub(super) fn begin(
+        log: AuditLog,
+        vitals: Arc<Vitals>,
+        rate: Rate,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let log = Arc::new(log);
+        let (refused, refusals) = Counted::<Tally>::new();
+        let (reads, repeats) = Counted::<Repeats>::new();
+        let (of_refused, of_reads) = (refused.kept.clone(), reads.kept.clone());
+        let to = (log.clone(), vitals.clone());
+        let task = tokio::spawn(async move {
+            tokio::join!(
+                tell(&to, || locked(&of_refused).take(), refusals, WINDOW),
+                tell(&to, || locked(&of_reads).take(), repeats, (READS_WINDOW, READS_WINDOW)),
+            );
+        });
+        let pace = Arc::new(Mutex::new(Pace::new(rate)));
+        (Self { log, vitals, refused, reads, pace, logged: Arc::default() }, task)
+    }
+
+    /// Another rate for each caller from now on.
+    pub(super) fn set_rate(&self, rate: Rate) {
+        locked(&self.pace).set(rate);
     }
 
     /// Writes an entry, and waits until it is durable.
@@ -48,6 +95,28 @@ impl Recorder {
     /// [`AuditError`]; it is counted, and what it was to tell of must not be done.
     pub(super) async fn write(&self, event: &AuditEvent) -> Result<(), AuditError> {
         append(&self.log, &self.vitals, event).await
+    }
+
+    /// Takes one of the entries that a caller may have; we ourselves may have all. Being refused is counted, not written.
+    fn may(&self, event: &AuditEvent) -> Result<(), AuditError> {
+        if event.actor == OURSELVES {
+            return Ok(());
+        }
+        let taken = locked(&self.pace).take(&event.actor, Instant::now());
+        taken.map_err(|retry_after| {
+            let text = |name: &str| event.detail.get(name).map(String::as_str).unwrap_or_default();
+            self.record(&Refused {
+                refusal: Refusal::NotDone,
+                peer: text("peer"),
+                caller: Some(&event.actor),
+                call: text("call"),
+                action: Some(event.action.as_str()),
+                project: event.project.as_ref().map(Name::as_str),
+                job: None,
+                reason: Code::CallBusy.as_str(),
+            });
+            AuditError::TooOften { retry_after }
+        })
     }
 }
 
@@ -65,29 +134,29 @@ async fn append(log: &AuditLog, vitals: &Vitals, event: &AuditEvent) -> Result<(
     }
 }
 
-/// Tells of refused calls. What cannot be written is kept, and new ones are counted meanwhile.
+/// Tells of what was counted. What cannot be written is kept, and more is counted meanwhile.
 async fn tell(
-    log: Arc<AuditLog>,
-    vitals: Arc<Vitals>,
-    refused: Arc<Mutex<Tally>>,
+    (log, vitals): &(Arc<AuditLog>, Arc<Vitals>),
+    take: impl Fn() -> Vec<AuditEvent>,
     mut rung: mpsc::Receiver<()>,
+    windows: (Duration, Duration),
 ) {
-    let (mut window, mut left) = (WINDOW.0, Vec::new());
+    let (mut window, mut left) = (windows.0, Vec::new());
     loop {
         let is_over = if left.is_empty() { rung.recv().await.is_none() } else { false };
         let is_over = is_over || pause(window, &mut rung).await;
         if left.is_empty() || is_over {
-            left.extend(locked(&refused).take());
+            left.extend(take());
         }
         let count = left.len();
-        let told = join_all(left.iter().map(|event| append(&log, &vitals, event))).await;
+        let told = join_all(left.iter().map(|event| append(log, vitals, event))).await;
         let failed = left.into_iter().zip(told).filter(|(_, told)| told.is_err());
         left = failed.map(|(event, _)| event).collect();
         if is_over {
             return;
         }
         window = if count > MANY || !left.is_empty() { window * 2 } else { window / 2 };
-        window = window.clamp(WINDOW.0, WINDOW.1);
+        window = window.clamp(windows.0, windows.1);
     }
 }
 
@@ -112,9 +181,11 @@ impl AuditSink for Recorder {
             Refusal::Denied => metrics.denied.inc(),
             Refusal::NotDone => 0,
         };
-        locked(&self.refused).count(refused);
-        // One that rings is enough.
-        let _ = self.bell.try_send(());
+        self.refused.with(|tally| tally.count(refused));
+        if refused.refusal == Refusal::NotDone {
+            // The caller hears why, and it is nothing for an operator to look at.
+            return;
+        }
         let mut logged = locked(&self.logged);
         if logged.is_some_and(|at| at.elapsed() < LOG_EVERY) {
             return;
@@ -123,7 +194,7 @@ impl AuditSink for Recorder {
         tracing::warn!(
             refusal = refused.refusal.as_str(),
             peer = refused.peer,
-            caller = refused.caller.map(|caller| caller.subject.as_str()),
+            caller = refused.caller,
             call = refused.call,
             job = refused.job.map(JobId::as_str),
             reason = refused.reason,
@@ -132,7 +203,21 @@ impl AuditSink for Recorder {
     }
 
     fn write<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
-        Box::pin(Recorder::write(self, event))
+        Box::pin(async move {
+            self.may(event)?;
+            Recorder::write(self, event).await
+        })
+    }
+
+    fn read<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
+        Box::pin(async move {
+            if self.reads.with(|reads| reads.count(event)) {
+                return Ok(());
+            }
+            AuditSink::write(self, event).await?;
+            self.reads.with(|reads| reads.stands(event));
+            Ok(())
+        })
     }
 }
 

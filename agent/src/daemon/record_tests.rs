@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn open(dir: &Path) -> (Recorder, tokio::task::JoinHandle<()>) {
-    Recorder::begin(AuditLog::open(dir, "audit.host.example").unwrap(), Arc::default())
+    Recorder::begin(AuditLog::open(dir, "audit.host.example").unwrap(), Arc::default(), Rate::default())
 }
 
 /// Every entry of a log that verifies.
@@ -117,4 +117,69 @@ async fn refused_call_is_told_soon_and_the_recorder_goes_on() {
             .fetch_or(tokio::time::timeout(Duration::from_secs(10), told).await.is_err(), Ordering::SeqCst);
     }
     assert!(!is_late.into_inner());
+}
+
+/// Something of a caller's, as a call writes it.
+fn of(caller: &str, action: Action, output: &str) -> AuditEvent {
+    AuditEvent::now(action, caller).with("peer", "unix").with("call", "C").with("output", output)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_again_is_counted_exactly_and_the_first_stands_before_it_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recorder, task) = open(dir.path());
+    let (a, b) = (of("uid:1", Action::OutputsRead, "a"), of("uid:2", Action::OutputsRead, "a"));
+    for event in [&a, &b] {
+        AuditSink::read(&recorder, event).await.unwrap();
+    }
+    assert_eq!(entries(dir.path()).len(), 2, "a read is told before its entry is durable");
+    let many = (0..500).map(|_| AuditSink::read(&recorder, &a));
+    assert!(join_all(many).await.into_iter().all(|read| read.is_ok()));
+    // What is no read is written one by one.
+    for _ in 0..2 {
+        AuditSink::write(&recorder, &of("uid:1", Action::JobCancelled, "")).await.unwrap();
+    }
+    assert_eq!(entries(dir.path()).len(), 4);
+    drop(recorder);
+    task.await.unwrap();
+    let entries = entries(dir.path());
+    assert_eq!(entries.len(), 5);
+    let of = |actor: &'static str| {
+        entries.iter().filter(move |e| e["actor"] == actor && e["action"] == "read.outputs")
+    };
+    assert_eq!((of("uid:1").map(calls).sum::<u64>(), of("uid:2").map(calls).sum::<u64>()), (501, 1));
+    assert!(entries.iter().all(|entry| entry["decision"] == "allowed"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_has_no_more_written_than_its_rate_and_what_it_was_refused_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = AuditLog::open(dir.path(), "audit.host.example").unwrap();
+    let (recorder, task) = Recorder::begin(log, Arc::default(), Rate { per_second: 1, burst: 20 });
+    let mut refused = 0;
+    for number in 0..300 {
+        let (action, output) = (Action::JobSubmitted, number.to_string());
+        match AuditSink::write(&recorder, &of("uid:1", action, &output)).await {
+            Ok(()) => {}
+            Err(AuditError::TooOften { retry_after }) => {
+                assert!(retry_after <= Duration::from_secs(1), "{retry_after:?}");
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!((260..=280).contains(&refused), "{refused} of 300 were refused");
+    // Nobody else waits for that, and what happens to jobs is written in any case.
+    AuditSink::write(&recorder, &of("uid:2", Action::JobSubmitted, "")).await.unwrap();
+    AuditSink::write(&recorder, &of(OURSELVES, Action::KeysReloaded, "")).await.unwrap();
+    recorder.write(&of("uid:1", Action::JobFinished, "")).await.unwrap();
+    recorder.set_rate(Rate { per_second: 1000, burst: 1000 });
+    AuditSink::write(&recorder, &of("uid:1", Action::JobSubmitted, "more")).await.unwrap();
+    drop(recorder);
+    task.await.unwrap();
+    let entries = entries(dir.path());
+    let not_done = entries.iter().filter(|entry| entry["action"] == "call.not_done");
+    assert!(not_done.clone().all(|e| e["reason"] == "call.busy" && e["detail"]["action"] == "job.submitted"));
+    assert_eq!(not_done.map(calls).sum::<u64>(), refused);
+    assert!(entries.len() < 60, "{}", entries.len());
 }

@@ -4,7 +4,7 @@ use super::config::Config;
 use super::services::{self, Services, Trouble};
 use crate::admission::Policy;
 use crate::api::NewTls;
-use crate::audit::{Action, AuditEvent, OURSELVES};
+use crate::audit::{Action, AuditEvent, OURSELVES, Rate};
 use crate::export::sha256_of;
 use crate::identity::NewIdentities;
 use crate::job::Sources;
@@ -21,6 +21,7 @@ pub(super) struct Ready {
     sources: (Sources, Option<Sha256>),
     rules: Rules,
     profiles: Vec<Name>,
+    rate: Rate,
 }
 
 impl Ready {
@@ -38,6 +39,7 @@ impl Ready {
             sources: services::sources(of)?,
             rules: services::rules(of, services.measured),
             profiles: of.profiles.clone(),
+            rate: of.audit,
         })
     }
 
@@ -51,10 +53,9 @@ impl Ready {
             ("certificate", self.tls.as_ref().map(|tls| tls.sha256().to_string())),
             ("sources", self.sources.1.map(|sha256| sha256.to_string())),
         ];
-        more.into_iter().filter_map(|(name, sha256)| Some((name, sha256?))).fold(
-            entry,
-            |entry, (name, sha256)| entry.with(name, sha256),
-        )
+        more.into_iter()
+            .filter_map(|(name, sha256)| Some((name, sha256?)))
+            .fold(entry, |entry, (name, sha256)| entry.with(name, sha256))
     }
 
     /// Puts it in force.
@@ -66,6 +67,7 @@ impl Ready {
         }
         services.host.promise(self.rules.capacity);
         services.host.allow(self.profiles);
+        services.recorder.set_rate(self.rate);
         services.keeper.set(self.sources.0, self.rules).await;
     }
 }
@@ -77,6 +79,7 @@ pub(super) fn in_force(before: &Config, new: Config) -> Config {
     (now.sources, now.registry_auth, now.profiles) = (new.sources, new.registry_auth, new.profiles);
     (now.limits, now.quota, now.projects) = (new.limits, new.quota, new.projects);
     now.limits.upload_bytes = upload_bytes;
+    now.audit = new.audit;
     now.log.level = new.log.level;
     now
 }

@@ -212,7 +212,7 @@ impl Services {
         // What is free by and by is what jobs have left: it is measured once.
         let measured = capacity::measured(of);
         let rules = rules(of, measured);
-        let (recorder, recording) = Recorder::begin(audit_log(of)?, vitals.clone());
+        let (recorder, recording) = Recorder::begin(audit_log(of)?, vitals.clone(), of.audit);
         begin(&recorder, of).await?;
         let desk =
             Desk::open(of.policy.clone(), Arc::new(recorder.clone())).map_err(|e| config("policy")(&e))?;

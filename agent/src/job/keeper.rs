@@ -20,12 +20,15 @@ mod sweep;
 mod testing;
 mod watching;
 
+pub use enter::Place;
 pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness};
 
 use super::ledger::{Ledger, OpenError};
 use super::model::{Caller, CancelWish, Job, State, Submission};
 use super::queue::{NotQueued, Queue, Rules};
-use super::service::{EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Submitted, Wanted, Watched};
+use super::service::{
+    EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Promised, Submitted, Wanted, Watched,
+};
 use super::state::Change;
 use crate::fair::Seats;
 use crate::local::{LocalError, evidence};
@@ -215,8 +218,14 @@ impl From<NotQueued> for JobsError {
 }
 
 impl Jobs for Keeper {
-    async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
-        self.inner.enter(submission).await
+    type Place = Place;
+
+    fn promise(&self, submission: &Submission) -> Result<Promised<Place>, JobsError> {
+        self.inner.promise(submission)
+    }
+
+    async fn enter(&self, place: Place, submission: Submission) -> Result<Submitted, JobsError> {
+        whole(self.inner.clone().write_and_queue(submission, place)).await
     }
 
     fn attach(&self, submission: &Submission) -> Result<Option<Submitted>, JobsError> {

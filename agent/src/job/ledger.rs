@@ -22,7 +22,7 @@ use ampoule_spec::{Code, JobId, JobSpec, Name, UnixNanos};
 use compact::Next;
 pub use frames::Cut;
 pub use index::Retention;
-use index::{Index, page};
+use index::{Full, Index, page};
 use load::{Begun, Loaded};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs::File;
@@ -213,6 +213,12 @@ impl Shared {
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn room(&self, project: &Name, retention: &Retention, at: UnixNanos) -> Result<(), LedgerError> {
+        let Some(full) = self.read().full(project, retention, at) else { return Ok(()) };
+        let Full { kept, retry_after } = full;
+        Err(LedgerError::Kept { project: project.clone(), kept, retry_after })
+    }
 }
 
 /// The ledger of a state directory. Dropping it ends its thread and frees the directory.
@@ -330,6 +336,14 @@ impl Ledger {
     pub async fn submit(&self, submission: Submission, at: UnixNanos) -> Result<Entered, LedgerError> {
         let submission = Box::new(submission);
         self.ask(|reply| Ask::Submit { submission, at, reply }).await
+    }
+
+    /// Whether a project may have one more job here, as it is now: asked again when one is written down.
+    ///
+    /// # Errors
+    /// [`LedgerError::Kept`].
+    pub fn has_room(&self, project: &Name, retention: &Retention, at: UnixNanos) -> Result<(), LedgerError> {
+        self.shared.room(project, retention, at)
     }
 
     /// Writes a change down. Durable when it returns; the effects are the caller's to see to. A wish for the end of a job

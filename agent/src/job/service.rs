@@ -31,6 +31,15 @@ pub struct Submitted {
     pub attached: bool,
 }
 
+/// What a submission has before anything of it is written down.
+#[derive(Debug)]
+pub enum Promised<P> {
+    /// The job that the same caller has submitted under the key.
+    Attached(Box<Submitted>),
+    /// A place for a job: it counts until it is used, and is given back if it is dropped.
+    Place(P),
+}
+
 /// Which jobs a list is to have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -118,11 +127,37 @@ pub enum OpenedOutput {
 
 /// The jobs of this host.
 pub trait Jobs: Send + Sync + 'static {
-    /// Takes a job, or finds the one that the same caller has submitted under the same key. Durable when it returns.
+    /// A place for a job that is about to be written down.
+    type Place: Send;
+
+    /// Promises a place to a submission, or finds the job that the same caller has submitted under the same key. Nothing is written.
     ///
     /// # Errors
-    /// `job.key_reused` for another request under the key; `admission.busy` with a time for a full queue or quota.
-    fn submit(&self, submission: Submission) -> impl Future<Output = Result<Submitted, JobsError>> + Send;
+    /// `job.key_reused` for another request under the key; `admission.busy` with a time for a full queue, quota or retention.
+    fn promise(&self, submission: &Submission) -> Result<Promised<Self::Place>, JobsError>;
+
+    /// Takes a job into its place, or finds the one that was first under the same key. Durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Jobs::promise`]: something may have come in between.
+    fn enter(
+        &self,
+        place: Self::Place,
+        submission: Submission,
+    ) -> impl Future<Output = Result<Submitted, JobsError>> + Send;
+
+    /// Both at once, for whoever writes nothing down in between.
+    ///
+    /// # Errors
+    /// As [`Jobs::promise`].
+    fn submit(&self, submission: Submission) -> impl Future<Output = Result<Submitted, JobsError>> + Send {
+        async move {
+            match self.promise(&submission)? {
+                Promised::Attached(attached) => Ok(*attached),
+                Promised::Place(place) => self.enter(place, submission).await,
+            }
+        }
+    }
 
     /// The job that the caller has submitted under the key, if there is one: what it names need not be asked for again.
     ///

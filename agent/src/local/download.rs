@@ -191,3 +191,33 @@ impl Downloads {
         claims
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::Policy;
+    use ampoule_spec::UnixNanos;
+
+    #[test]
+    fn place_of_any_length_is_claimed_in_two_kibibytes_and_whole_letters() {
+        let with = Intake {
+            sources: Policy::built_in(),
+            registry_auth: None,
+            commits: None,
+            watch: Watch::default(),
+            cancel: Cancel::default(),
+            memory: Arc::new(()),
+        };
+        let downloads = Downloads::new(&with);
+        let came = |from: String| Came { visit: Visit { at: UnixNanos(0), from }, earlier: false };
+        downloads.image_came(came("https://h.example/short".to_owned()));
+        // Two bytes each after an odd number: the cut would be within one.
+        downloads.came(came(format!("https://h.example{}", "é".repeat(1 << 20))));
+        downloads.done(&Name::parse("web").unwrap(), &mut |_| {});
+        let claims = downloads.claims();
+        let said: serde_json::Value = serde_json::from_str(claims.values().next().unwrap()).unwrap();
+        let from = said["web"]["from"].as_str().unwrap();
+        assert_eq!((from.len(), from.chars().last()), (FROM_BYTES_MAX - 1, Some('é')));
+        assert_eq!(said[IMAGE]["from"], "https://h.example/short");
+    }
+}

@@ -1,6 +1,6 @@
 //! What a call does is written down before it is done, and nothing is done that cannot be.
 
-use crate::fake::MINE;
+use crate::fake::{MINE, OVER};
 use crate::fixture::{CI, Ca, Running, Wish, mode, start};
 use crate::matrix::submit;
 use crate::raw::call;
@@ -108,17 +108,39 @@ async fn nothing_is_done_or_told_that_cannot_be_written_down() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn submission_has_one_entry_and_one_that_was_not_taken_a_second_that_says_so() {
+async fn submission_has_one_entry_and_one_for_which_there_is_no_place_or_a_job_has_none() {
     let server = start(Wish::default()).await;
+    let send =
+        async |key: &str| ask(&server, "JobService/SubmitJob", submit("mine", key).encode_to_vec()).await;
     for _ in 0..3 {
-        ask(&server, "JobService/SubmitJob", submit("mine", "k").encode_to_vec()).await.unwrap();
+        send("k").await.unwrap();
     }
-    assert_eq!(server.told.1.events.lock().unwrap().len(), 1);
     server.fake.is_busy.store(true, Ordering::SeqCst);
-    ask(&server, "JobService/SubmitJob", submit("mine", "l").encode_to_vec()).await.unwrap_err();
-    assert_eq!(server.told.1.events.lock().unwrap().len(), 2);
+    send("l").await.unwrap_err();
+    // A key that has a job needs no place.
+    send("k").await.unwrap();
+    assert_eq!(server.told.1.events.lock().unwrap().len(), 1);
     let uid = rustix::process::geteuid().as_raw();
-    let line = format!("not done ampoule.v1.JobService/SubmitJob uid:{uid}: admission.busy");
+    let line = |why: &str| format!("not done ampoule.v1.JobService/SubmitJob uid:{uid}: {why}");
+    let (attached, busy) = (line("job.attached"), line("admission.busy"));
+    assert_eq!(*server.told.0.lock().unwrap(), [&attached, &attached, &busy, &attached].map(String::clone));
+    // Two under one key at the same moment are both promised a place, and written down; the second is told to be none.
+    server.told.0.lock().unwrap().clear();
+    server.fake.is_busy.store(false, Ordering::SeqCst);
+    server.fake.comes_second.store(true, Ordering::SeqCst);
+    send("m").await.unwrap();
+    assert_eq!(server.told.1.events.lock().unwrap().len(), 2);
+    assert_eq!(*server.told.0.lock().unwrap(), [attached]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wish_for_the_end_of_a_job_that_has_ended_has_no_entry_and_is_counted() {
+    let server = start(Wish::default()).await;
+    let cancel = wire::CancelJobRequest { job_id: OVER.into(), reason: String::new() }.encode_to_vec();
+    ask(&server, "JobService/CancelJob", cancel).await.unwrap();
+    assert!(server.told.1.events.lock().unwrap().is_empty() && server.fake.order.lock().unwrap().is_empty());
+    let uid = rustix::process::geteuid().as_raw();
+    let line = format!("not done ampoule.v1.JobService/CancelJob uid:{uid}: job.ended");
     assert_eq!(*server.told.0.lock().unwrap(), [line]);
 }
 

@@ -4,7 +4,7 @@ use ampoule_agent::api::host::{Host, HostFacts};
 use ampoule_agent::api::jobs::Uploads;
 use ampoule_agent::content::{ImportError, Importer};
 use ampoule_agent::job::{
-    Caller, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, OpenedOutput, Page, State,
+    Caller, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, OpenedOutput, Page, Promised, State,
     Submission, Submitted, Wanted, Watched, WatchedEvent,
 };
 use ampoule_spec::wire::{Content, Imported};
@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex};
 pub(crate) const MINE: &str = "01980000-0000-7000-8000-000000000001";
 /// A job of the project `theirs`.
 pub(crate) const THEIRS: &str = "01980000-0000-7000-8000-000000000002";
+/// Another of `mine`, which has ended.
+pub(crate) const OVER: &str = "01980000-0000-7000-8000-000000000004";
 /// No job.
 pub(crate) const NONE: &str = "01980000-0000-7000-8000-000000000003";
 
@@ -32,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) order: Arc<Mutex<Vec<String>>>,
     /// Whether the queue is full.
     pub(crate) is_busy: std::sync::atomic::AtomicBool,
+    /// Whether another call under the key is first, between the promise of a place and its use.
+    pub(crate) comes_second: std::sync::atomic::AtomicBool,
 }
 
 impl Fake {
@@ -67,19 +71,26 @@ fn no_job() -> JobsError {
 }
 
 impl Jobs for Fake {
-    async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+    type Place = ();
+
+    fn promise(&self, submission: &Submission) -> Result<Promised<()>, JobsError> {
+        if self.is_busy.load(std::sync::atomic::Ordering::SeqCst) {
+            let message = "the queue is full".to_owned();
+            return Err(JobsError { code: Code::AdmissionBusy, message, retry_after: None });
+        }
+        Ok(self.attach(submission)?.map_or(Promised::Place(()), |job| Promised::Attached(Box::new(job))))
+    }
+
+    async fn enter(&self, (): (), submission: Submission) -> Result<Submitted, JobsError> {
         let mut job = job(submission.spec.id.as_str(), submission.project.as_str());
         job.caller = submission.caller.clone();
         if job.project.as_str() == "panics" {
             panic!("a defect that is made");
         }
         self.did("submit");
-        if self.is_busy.load(std::sync::atomic::Ordering::SeqCst) {
-            let message = "the queue is full".to_owned();
-            return Err(JobsError { code: Code::AdmissionBusy, message, retry_after: None });
-        }
         self.submitted.lock().unwrap().push(submission);
-        Ok(Submitted { job, attached: false })
+        let attached = self.comes_second.load(std::sync::atomic::Ordering::SeqCst);
+        Ok(Submitted { job, attached })
     }
 
     fn attach(&self, submission: &Submission) -> Result<Option<Submitted>, JobsError> {
@@ -94,7 +105,8 @@ impl Jobs for Fake {
 
     fn get(&self, id: &JobId) -> Option<Job> {
         match id.as_str() {
-            MINE => Some(job(MINE, "mine")),
+            MINE => Some(job(MINE, "mine")).map(|job| Job { state: State::Running, ..job }),
+            OVER => Some(job(OVER, "mine")),
             THEIRS => Some(job(THEIRS, "theirs")),
             _ => None,
         }

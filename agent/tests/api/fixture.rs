@@ -135,7 +135,7 @@ impl Told {
 
 impl AuditSink for Told {
     fn record(&self, refused: &Refused<'_>) {
-        let who = refused.caller.map_or("nobody", |caller| &caller.subject);
+        let who = refused.caller.unwrap_or("nobody");
         let line = format!("{} {} {who}: {}", refused.refusal.as_str(), refused.call, refused.reason);
         self.0.lock().unwrap().push(line);
     }

@@ -355,7 +355,8 @@ fn drifts(lab: &Lab) -> Result<()> {
     launcher.stop()?;
     let entries = entries(lab, &lab.path("agent/audit"))?;
     let drifts = entries.iter().filter(|e| e["action"] == "host.drifted");
-    let told: Vec<_> = drifts.map(|e| (e["detail"]["facts"].as_str(), e["detail"]["first"].as_str())).collect();
+    let told: Vec<_> =
+        drifts.map(|e| (e["detail"]["facts"].as_str(), e["detail"]["first"].as_str())).collect();
     let expected = [
         (Some("1"), Some("kernel.release")),
         (Some("0"), Some("")),

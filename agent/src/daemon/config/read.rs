@@ -4,6 +4,7 @@ use super::keys::{SECTIONS, example, known};
 use super::{
     Config, Host, Limits, Listen, Log, LogFormat, MetricsListener, Quota, Retention, Runner, SigningKey, Tls,
 };
+use crate::audit::Rate;
 use crate::jobfile::read::{Reader, Table, Value};
 use crate::jobfile::{JobFileError, values};
 use ampoule_evidence::Authority;
@@ -61,6 +62,7 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
         quota,
         retention: retention(&section("retention")?.with())?,
         signing: signing(&section("signing")?.with())?,
+        audit: audit(&section("audit")?.with())?,
         metrics: metrics(&section("metrics")?.with())?,
         log: log(&section("log")?.with())?,
         drain_deadline: section("drain")?.with().duration("deadline", Duration::from_secs(30))?,
@@ -358,6 +360,15 @@ fn signing(section: &Section<'_, '_>) -> Result<Option<SigningKey>> {
         }
         _ => Err(table.wrong("a signing key is exactly one of key and credential", "")),
     }
+}
+
+fn audit(section: &Section<'_, '_>) -> Result<Rate> {
+    let number = |key: &str, default: u32| {
+        let number = section.count(key, default.into())?;
+        Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    };
+    let Rate { per_second, burst } = Rate::default();
+    Ok(Rate { per_second: number("rate", per_second)?, burst: number("burst", burst)? })
 }
 
 fn metrics(section: &Section<'_, '_>) -> Result<MetricsListener> {

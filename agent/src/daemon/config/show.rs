@@ -126,6 +126,8 @@ fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
             SigningKey::File(_) => return None,
             SigningKey::Credential(name) => name.as_str().into(),
         },
+        ("audit", "rate") => count(config.audit.per_second.into()),
+        ("audit", "burst") => count(config.audit.burst.into()),
         ("metrics", "listen") => match &config.metrics {
             MetricsListener::Off => "off".into(),
             MetricsListener::Loopback(address) => address.to_string().into(),

@@ -1,23 +1,24 @@
 //! From a submission to a place in the queue: promised before anything is written, kept whoever stops waiting for the answer.
 
-use super::inner::{Inner, now, whole};
+use super::inner::{Inner, now};
 use super::{RETRY_AFTER, error, intake};
 use crate::job::ledger::LedgerError;
 use crate::job::model::{State, Submission};
 use crate::job::queue::{Amount, NotQueued, Queue};
-use crate::job::service::{JobsError, Submitted};
+use crate::job::service::{JobsError, Promised, Submitted};
 use crate::job::state::Life;
 use ampoule_spec::{Code, JobSpec, Name};
 use std::sync::Arc;
 
 /// A place in the queue for a job that is being written down: it counts against the quotas like one that waits.
-struct Promise {
+#[derive(Debug)]
+pub struct Place {
     inner: Arc<Inner>,
     /// Whose; none: the place was taken.
     project: Option<Name>,
 }
 
-impl Promise {
+impl Place {
     fn make(inner: &Arc<Inner>, project: &Name, needs: &Amount) -> Result<Self, NotQueued> {
         inner.queue().promise(project, needs)?;
         Ok(Self { inner: inner.clone(), project: Some(project.clone()) })
@@ -31,7 +32,7 @@ impl Promise {
     }
 }
 
-impl Drop for Promise {
+impl Drop for Place {
     fn drop(&mut self) {
         if let Some(project) = self.project.take() {
             self.inner.queue().redeem(&project);
@@ -40,19 +41,28 @@ impl Drop for Promise {
 }
 
 impl Inner {
-    /// Takes a job, or finds the one that the caller has submitted under the key.
+    /// Promises a place to a job, or finds the one that the caller has submitted under the key.
     ///
     /// # Errors
     /// [`JobsError`].
-    pub(super) async fn enter(self: &Arc<Self>, submission: Submission) -> Result<Submitted, JobsError> {
-        if let Some(attached) = self.attach(&submission)? {
-            return Ok(attached);
+    pub(super) fn promise(self: &Arc<Self>, submission: &Submission) -> Result<Promised<Place>, JobsError> {
+        if let Some(attached) = self.attach(submission)? {
+            return Ok(Promised::Attached(Box::new(attached)));
         }
         self.holds()?;
         intake::check_wire(&submission.spec).map_err(|f| error(f.code, f.message))?;
+        let retention = &self.options.ledger.retention;
+        let room = self.ledger.has_room(&submission.project, retention, now());
+        room.inspect_err(|error| self.is_full(error))?;
         let needs = self.options.needs.of(&submission.spec);
-        let promise = Promise::make(self, &submission.project, &needs)?;
-        whole(self.clone().write_and_queue(submission, promise)).await
+        Ok(Promised::Place(Place::make(self, &submission.project, &needs)?))
+    }
+
+    /// What is over and old enough goes when somebody is refused for it.
+    fn is_full(&self, error: &LedgerError) {
+        if matches!(error, LedgerError::Kept { .. }) {
+            self.full.notify_one();
+        }
     }
 
     /// The job that the caller has submitted under the key, if there is one. Nothing is written.
@@ -77,32 +87,34 @@ impl Inner {
         Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) })
     }
 
-    async fn write_and_queue(
+    /// Writes a job down, and puts it into the queue in the place that was promised.
+    ///
+    /// # Errors
+    /// [`JobsError`].
+    pub(super) async fn write_and_queue(
         self: Arc<Self>,
         submission: Submission,
-        promise: Promise,
+        place: Place,
     ) -> Result<Submitted, JobsError> {
-        // A drain that came meanwhile has ended what waits, and has not seen this.
+        // A drain that comes from here on waits until this job waits; one that came meanwhile is seen.
+        let _entering = self.holds.enter().await;
         self.holds()?;
         let spec = submission.spec.clone();
-        let entered = self.ledger.submit(submission, now()).await.inspect_err(|error| {
-            if matches!(error, LedgerError::Kept { .. }) {
-                self.full.notify_one();
-            }
-        })?;
-        self.queue_up(&entered.life, &spec, Some(promise));
+        let entered = self.ledger.submit(submission, now()).await;
+        let entered = entered.inspect_err(|error| self.is_full(error))?;
+        self.queue_up(&entered.life, &spec, Some(place));
         Ok(Submitted { job: entered.life.job.clone(), attached: entered.attached })
     }
 
     /// Puts a job that waits into the queue, if it is not there.
-    fn queue_up(self: &Arc<Self>, life: &Arc<Life>, spec: &JobSpec, promise: Option<Promise>) {
+    fn queue_up(self: &Arc<Self>, life: &Arc<Life>, spec: &JobSpec, place: Option<Place>) {
         if life.job.state != State::Queued {
             return;
         }
         let entry = self.entry(life, spec);
         let mut queue = self.queue();
-        if let Some(promise) = promise {
-            promise.redeem(&mut queue);
+        if let Some(place) = place {
+            place.redeem(&mut queue);
         }
         queue.enter(entry);
         // Whoever ended it meanwhile did not find it in the queue.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, RwLockReadGuard, watch};
 
 /// A file of the state directory. That it is there says that the host is drained; what is in it says nothing.
 const FILE: &str = "drained";
@@ -19,6 +19,8 @@ pub(super) struct Holds {
     /// Held by whoever changes the file, so that it and `drained` say the same.
     order: tokio::sync::Mutex<()>,
     drained: AtomicBool,
+    /// Shared by whoever enters a job, from asking whether jobs are taken until it waits in the queue.
+    entering: RwLock<()>,
     host: watch::Sender<Host>,
     /// How often the launcher came up. None: nobody looks at the host.
     launchers: Option<watch::Receiver<u64>>,
@@ -51,13 +53,20 @@ impl Holds {
             state: state.to_owned(),
             order: tokio::sync::Mutex::default(),
             drained: drained.into(),
+            entering: RwLock::default(),
             host: watch::Sender::new(Host { drifted: drifted == Some(true), under: 0 }),
             launchers: drifted.map(|_| launchers),
         })
     }
 
+    /// Held by whoever enters a job: as long as it is, a drain that has begun has not ended.
+    pub(super) async fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.entering.read().await
+    }
+
     /// Drains the host, or ends that. Durable when it returns. The intake stops even if that cannot be made durable, and
-    /// goes on only after it was.
+    /// goes on only after it was. A job that was being entered waits in the queue by then, or was refused: whoever drains counts
+    /// and ends all that there are.
     ///
     /// # Errors
     /// If it cannot be made durable.
@@ -65,6 +74,7 @@ impl Holds {
         let _alone = self.order.lock().await;
         if drain {
             self.drained.store(true, Ordering::Relaxed);
+            drop(self.entering.write().await);
         }
         let state = self.state.clone();
         let kept = tokio::task::spawn_blocking(move || keep(&state, drain)).await;

@@ -2,7 +2,7 @@
 
 use super::compact::Next;
 use super::frames::{self, Changed, Forgotten};
-use super::index::{Full, Index, Kept, Retention, SpecAt};
+use super::index::{Index, Kept, Retention, SpecAt};
 use super::load::{io_of, length};
 use super::{Entered, LedgerError, Shared};
 use crate::job::model::{State, Submission};
@@ -160,10 +160,7 @@ impl<M: Medium> Scribe<M> {
             return Ok(Entered { life, attached: true });
         }
         let (life, spec) = Life::submitted(submission, at).map_err(|e| LedgerError::Format(e.to_string()))?;
-        let full = self.shared.read().full(&life.job.project, &self.retention, at);
-        if let Some(Full { kept, retry_after }) = full {
-            return Err(LedgerError::Kept { project: life.job.project, kept, retry_after });
-        }
+        self.shared.room(&life.job.project, &self.retention, at)?;
         let (id, attempt) = (&life.job.id, life.job.attempt);
         if batch.index.kept(id).is_some() || self.shared.read().kept(id).is_some() {
             return Err(LedgerError::Format(format!("the id {id} is another job's")));
