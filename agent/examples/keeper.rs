@@ -72,7 +72,7 @@ fn main() -> Result<(), Failed> {
             ..Keep::default()
         },
         imports: 4,
-        readers: 8,
+        readers: 1024,
         drifted: None,
     };
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();

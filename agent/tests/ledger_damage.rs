@@ -4,9 +4,9 @@
 #[path = "common/jobs.rs"]
 mod jobs;
 
-use ampoule_agent::job::State;
 use ampoule_agent::job::ledger::{Ledger, OpenError, Options};
 use ampoule_agent::job::state::Change;
+use ampoule_agent::job::{CancelWish, State};
 use ampoule_journal::{Next, Reader};
 use ampoule_spec::UnixNanos;
 use jobs::{job_id, submission};
@@ -20,13 +20,14 @@ fn open(dir: &Path, accept_loss: Option<u64>) -> Result<Ledger, OpenError> {
     Ledger::open(dir, &Options { accept_loss, ..options() }, UnixNanos(1))
 }
 
-/// A ledger of four jobs, the first of which has begun; and where its frames begin.
+/// A ledger of four jobs, of which somebody has cancelled the first; and where its frames begin.
 async fn written(dir: &Path) -> (Vec<u8>, Vec<usize>) {
     let ledger = open(dir, None).unwrap();
     for number in 0..4 {
         ledger.submit(submission(number), UnixNanos(1)).await.unwrap();
     }
-    ledger.change(&job_id(0), Change::Began).await.unwrap();
+    let wish = CancelWish { by: "uid:7".to_owned(), reason: String::new(), at: UnixNanos(2) };
+    ledger.change(&job_id(0), Change::CancelWished { wish }).await.unwrap();
     drop(ledger);
     let bytes = std::fs::read(dir.join("ledger")).unwrap();
     let (mut reader, mut starts) = (Reader::new(bytes.as_slice()), Vec::new());
@@ -62,10 +63,10 @@ async fn tail_torn_at_any_byte_is_cut_and_said() {
                     assert_eq!(cut.bytes, u64::try_from(end + zeros - frame).unwrap());
                 }
             }
-            // The fourth job is there as soon as its frame is whole, and begun as soon as that is.
+            // The fourth job is there as soon as its frame is whole, and the first cancelled as soon as that is.
             assert_eq!(jobs(&ledger), if end >= last[3] { 4 } else { 3 });
-            let begun = ledger.get(&job_id(0)).unwrap().job.state == State::Preparing;
-            assert_eq!(begun, end >= last[5]);
+            let cancelled = ledger.get(&job_id(0)).unwrap().job.cancel.is_some();
+            assert_eq!(cancelled, end >= last[5]);
         }
     }
 }
@@ -116,6 +117,26 @@ async fn damage_names_offset_and_remedy_and_its_loss_can_be_accepted() {
     let cut = ledger.cut().unwrap();
     assert_eq!((cut.offset, cut.accepted), (at, true));
     assert_eq!(std::fs::read(dir.path().join("ledger.damaged-1")).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn what_is_found_out_again_costs_no_sync_and_is_cut_where_it_is_torn() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path(), None).unwrap();
+    ledger.submit(submission(0), UnixNanos(1)).await.unwrap();
+    let syncs = ledger.syncs();
+    let (began, _) = ledger.change(&job_id(0), Change::Began).await.unwrap();
+    assert_eq!((began.job.state, ledger.syncs()), (State::Preparing, syncs));
+    assert_eq!(ledger.get(&job_id(0)), Some(began));
+    let path = dir.path().join("ledger");
+    let unsynced = std::fs::read(&path).unwrap();
+    ledger.change(&job_id(0), Change::Asked { runner: job_id(0) }).await.unwrap();
+    assert_eq!(ledger.syncs(), syncs + 1, "and is durable with what comes behind it");
+    drop(ledger);
+    std::fs::write(&path, &unsynced[..unsynced.len() - 1]).unwrap();
+    let ledger = open(dir.path(), None).unwrap();
+    assert!(ledger.cut().is_some_and(|cut| !cut.accepted));
+    assert_eq!(ledger.get(&job_id(0)).unwrap().job.state, State::Queued);
 }
 
 #[tokio::test]

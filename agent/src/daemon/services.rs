@@ -32,8 +32,8 @@ use tonic_health::server::HealthReporter;
 const SERVICES: [&str; 3] = ["ampoule.v1.JobService", "ampoule.v1.ContentService", "ampoule.v1.HostService"];
 /// Jobs whose inputs are fetched at the same time, and uploads that are imported.
 const IMPORTS: usize = 4;
-/// Readers of one job at the same time.
-const READERS: usize = 64;
+/// Readers of a project's jobs at the same time.
+const READERS: usize = 1024;
 /// How long what waits for the audit log has at the end.
 const RECORD_WITHIN: Duration = Duration::from_secs(5);
 /// How often content that was left is looked for.

@@ -6,6 +6,7 @@
 //! A call that is given up on the way has been done wholly or not at all.
 //! Not guaranteed: that a job that had not reached the runner when the agent or a session died is run; it ends `aborted` then.
 
+mod audience;
 mod driver;
 mod enter;
 mod follow;
@@ -13,6 +14,7 @@ mod holds;
 mod inner;
 mod intake;
 mod launcher;
+mod line;
 mod options;
 mod records;
 mod sweep;
@@ -33,6 +35,7 @@ use super::state::Change;
 use crate::fair::Seats;
 use crate::local::{LocalError, evidence};
 use ampoule_spec::{Code, JobId};
+use audience::{Audience, Reader};
 use futures_util::Stream;
 use holds::Holds;
 use inner::{Inner, Trouble, now, whole};
@@ -44,7 +47,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use watching::{Seat, WAITING_MAX, Watcher};
+use watching::{WAITING_MAX, Watcher};
 
 /// When to ask again for what a restart or a resumed intake will give.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -112,7 +115,7 @@ impl Keeper {
             full: Notify::new(),
             queue: Mutex::new(Queue::new(options.rules.clone())),
             drivers: Mutex::default(),
-            watchers: Mutex::default(),
+            audience: Audience::new(options.readers),
             trouble: Mutex::default(),
             sources: RwLock::new(options.sources.clone()),
             options,
@@ -259,19 +262,13 @@ impl Jobs for Keeper {
         logs: bool,
         follow: bool,
     ) -> Result<impl Stream<Item = Result<Watched, JobsError>> + Send + 'static, JobsError> {
-        self.job(id)?;
-        {
-            let mut seats = self.inner.seats();
-            let taken = seats.entry(id.clone()).or_default();
-            if *taken >= self.inner.options.readers.max(1) {
-                let text = format!("job {id} is watched by {taken} already, which is as many as may");
-                return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
-            }
-            *taken += 1;
-        }
-        let seat = Seat { inner: self.inner.clone(), id: id.clone() };
+        let project = self.job(id)?.project;
+        let Some(reader) = Reader::admit(&self.inner, id, &project) else {
+            let text = format!("jobs of project {project} are watched by as many as may");
+            return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
+        };
         let (out, items) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(Watcher { seat, out, cursor: after, logs, follow }.watch());
+        tokio::spawn(Watcher { reader, out, cursor: after, logs, follow }.watch());
         Ok(ReceiverStream::new(items))
     }
 

@@ -79,6 +79,13 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether nothing is lost if it is lost: what comes of it is done again or found out again, and nobody outside was promised it.
+    ///
+    /// A turn comes again; when the runner admitted a job and that it has reported stands in the job's own directory, which is durable.
+    pub fn is_found_again(&self) -> bool {
+        matches!(self, Self::Began | Self::Admitted { .. } | Self::Reported { .. })
+    }
+
     /// The change's spelling.
     pub fn as_str(&self) -> &'static str {
         match self {

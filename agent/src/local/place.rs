@@ -5,10 +5,11 @@
 //! filled through its descriptor, and after the rename compared with what then has its name.
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fstat, linkat, mkdirat, openat,
-    renameat, renameat_with, statat, unlinkat,
+    Advice, AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fadvise, fstat, linkat,
+    mkdirat, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -21,21 +22,32 @@ const NEW: OFlags =
 /// Directories in one another below one of ours: those of an output, and two around it.
 const DEPTH_MAX: usize = ampoule_store::DEPTH_MAX + 2;
 
+/// How many files are kept open until they are synced.
+const UNSYNCED_MAX: usize = 32;
+
 /// An open directory.
 #[derive(Debug)]
-pub(crate) struct Place(OwnedFd);
+pub(crate) struct Place {
+    dir: OwnedFd,
+    /// What was written here and is not durable yet.
+    unsynced: RefCell<Vec<File>>,
+}
 
 impl Place {
+    fn of(dir: OwnedFd) -> Self {
+        Self { dir, unsynced: RefCell::default() }
+    }
+
     /// Opens a directory that is there.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(openat(CWD, path, DIR, Mode::empty())?))
+        Ok(Self::of(openat(CWD, path, DIR, Mode::empty())?))
     }
 
     /// Makes a directory and opens it; what was opened must be ours.
     pub(crate) fn make(&self, name: &str) -> io::Result<Self> {
-        mkdirat(&self.0, name, Mode::from_raw_mode(0o755))?;
-        let made = Self(openat(&self.0, name, DIR.union(OFlags::NOFOLLOW), Mode::empty())?);
-        let stat = fstat(&made.0)?;
+        mkdirat(&self.dir, name, Mode::from_raw_mode(0o755))?;
+        let made = Self::of(openat(&self.dir, name, DIR.union(OFlags::NOFOLLOW), Mode::empty())?);
+        let stat = fstat(&made.dir)?;
         if stat.st_uid != rustix::process::geteuid().as_raw() {
             return Err(swapped(name));
         }
@@ -44,24 +56,36 @@ impl Place {
 
     /// The directory as a descriptor.
     pub(crate) fn into_descriptor(self) -> OwnedFd {
-        self.0
+        self.dir
     }
 
     /// Makes a new file.
     pub(crate) fn create(&self, name: &str, mode: u32) -> io::Result<File> {
-        Ok(File::from(openat(&self.0, name, NEW, Mode::from_raw_mode(mode))?))
+        Ok(File::from(openat(&self.dir, name, NEW, Mode::from_raw_mode(mode))?))
     }
 
-    /// Writes a new file, durable once its directory is.
+    /// Writes a new file, durable once its directory is [synced](Self::sync).
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut file = self.create(name, 0o644)?;
         file.write_all(bytes)?;
-        file.sync_all()
+        self.unsynced.borrow_mut().push(file);
+        if self.unsynced.borrow().len() >= UNSYNCED_MAX { self.sync_files() } else { Ok(()) }
+    }
+
+    /// Makes what was written here durable. All begin to be written before the first is waited for: a journal that commits one then
+    /// commits all, where each alone would have a commit of its own.
+    fn sync_files(&self) -> io::Result<()> {
+        let files = self.unsynced.take();
+        for file in &files {
+            // Where the file system does not begin now, it does when it is waited for.
+            let _ = fadvise(file, 0, None, Advice::DontNeed);
+        }
+        files.iter().try_for_each(File::sync_all)
     }
 
     /// Gives a file of this directory another name, or writes its bytes again where the file system has no such thing.
     pub(crate) fn write_also(&self, name: &str, first: &str, bytes: &[u8]) -> io::Result<()> {
-        match linkat(&self.0, first, &self.0, name, AtFlags::empty()) {
+        match linkat(&self.dir, first, &self.dir, name, AtFlags::empty()) {
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => self.write(name, bytes),
             other => Ok(other?),
         }
@@ -70,22 +94,23 @@ impl Place {
     /// Writes a file in place of an older one of the same name, which is never written to.
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let aside = format!(".{name}.{}", std::process::id());
-        let _ = unlinkat(&self.0, &aside, AtFlags::empty());
+        let _ = unlinkat(&self.dir, &aside, AtFlags::empty());
         self.write(&aside, bytes)?;
-        Ok(renameat(&self.0, &aside, &self.0, name)?)
+        self.sync_files()?;
+        Ok(renameat(&self.dir, &aside, &self.dir, name)?)
     }
 
     /// Gives a directory of ours its final name: new, or that of an empty directory.
     pub(crate) fn publish(&self, aside: &str, made: &Self, name: &str) -> io::Result<()> {
-        match renameat_with(&self.0, aside, &self.0, name, RenameFlags::NOREPLACE) {
+        match renameat_with(&self.dir, aside, &self.dir, name, RenameFlags::NOREPLACE) {
             // Replaces an empty directory, and fails for anything else.
             Err(Errno::EXIST) => {
-                made.be_like(&statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)?;
-                renameat(&self.0, aside, &self.0, name)?;
+                made.be_like(&statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?)?;
+                renameat(&self.dir, aside, &self.dir, name)?;
             }
             other => other?,
         }
-        let (meant, found) = (fstat(&made.0)?, statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?);
+        let (meant, found) = (fstat(&made.dir)?, statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?);
         if (meant.st_dev, meant.st_ino) != (found.st_dev, found.st_ino) {
             return Err(swapped(name));
         }
@@ -96,30 +121,31 @@ impl Place {
     fn be_like(&self, other: &Stat) -> io::Result<()> {
         if rustix::process::geteuid().is_root() {
             let (uid, gid) = (Uid::from_raw(other.st_uid), Gid::from_raw(other.st_gid));
-            rustix::fs::fchown(&self.0, Some(uid), Some(gid))?;
+            rustix::fs::fchown(&self.dir, Some(uid), Some(gid))?;
         }
-        Ok(rustix::fs::fchmod(&self.0, Mode::from_raw_mode(other.st_mode & 0o7777))?)
+        Ok(rustix::fs::fchmod(&self.dir, Mode::from_raw_mode(other.st_mode & 0o7777))?)
     }
 
-    /// Makes the directory's names durable.
+    /// Makes the files that were written here durable, and the directory's names.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fsync(&self.0)?)
+        self.sync_files()?;
+        Ok(rustix::fs::fsync(&self.dir)?)
     }
 
     /// Removes a directory that was not finished, as far as it is still the one that we made.
     pub(crate) fn discard(&self, aside: &str, made: &Self) {
-        let same = match (fstat(&made.0), statat(&self.0, aside, AtFlags::SYMLINK_NOFOLLOW)) {
+        let same = match (fstat(&made.dir), statat(&self.dir, aside, AtFlags::SYMLINK_NOFOLLOW)) {
             (Ok(meant), Ok(found)) => (meant.st_dev, meant.st_ino) == (found.st_dev, found.st_ino),
             _ => false,
         };
         if same && made.clear(DEPTH_MAX).is_ok() {
-            let _ = unlinkat(&self.0, aside, AtFlags::REMOVEDIR);
+            let _ = unlinkat(&self.dir, aside, AtFlags::REMOVEDIR);
         }
     }
 
     fn clear(&self, depth: usize) -> io::Result<()> {
         let mut entries = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.0)? {
+        for entry in rustix::fs::Dir::read_from(&self.dir)? {
             let entry = entry?;
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 entries.push((entry.file_name().to_owned(), entry.file_type()));
@@ -127,10 +153,11 @@ impl Place {
         }
         for (name, kind) in entries {
             if kind == FileType::Directory && depth > 0 {
-                Self(openat(&self.0, &name, DIR.union(OFlags::NOFOLLOW), Mode::empty())?).clear(depth - 1)?;
-                unlinkat(&self.0, &name, AtFlags::REMOVEDIR)?;
+                let within = openat(&self.dir, &name, DIR.union(OFlags::NOFOLLOW), Mode::empty())?;
+                Self::of(within).clear(depth - 1)?;
+                unlinkat(&self.dir, &name, AtFlags::REMOVEDIR)?;
             } else {
-                unlinkat(&self.0, &name, AtFlags::empty())?;
+                unlinkat(&self.dir, &name, AtFlags::empty())?;
             }
         }
         Ok(())

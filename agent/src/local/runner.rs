@@ -207,6 +207,14 @@ impl Runner {
         }
     }
 
+    /// A launcher that listens, at the other end of a channel that is there.
+    #[cfg(test)]
+    pub(crate) fn over(channel: Channel) -> Self {
+        let (recovered, version) = (Vec::new(), String::new());
+        let (privileged, listening, watch) = (false, true, Watch::default());
+        Self { channel, child: None, recovered, privileged, listening, version, watch }
+    }
+
     /// Jobs of earlier runs that the runner has cleaned up, and holds for us to sign.
     pub fn recovered(&self) -> &[Recovered] {
         &self.recovered

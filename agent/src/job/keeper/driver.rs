@@ -5,6 +5,7 @@
 use super::inner::Inner;
 use super::intake::{NotReady, Preparation};
 use super::launcher::Answer;
+use super::line::Ending;
 use crate::fair::Seat;
 use crate::job::ledger::LedgerError;
 use crate::job::model::State;
@@ -12,7 +13,7 @@ use crate::job::state::{Change, Life};
 use crate::local::intake::Intake;
 use crate::local::{Cancel, Note, Progress, Watch};
 use ampoule_evidence::AgentClaims;
-use ampoule_spec::{Code, Failure, JobId};
+use ampoule_spec::{Code, Failure, Image, JobId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -97,28 +98,7 @@ impl Driver {
     }
 
     async fn prepare(&mut self, life: &Arc<Life>) -> Result<(), LedgerError> {
-        let mut pause = Pause::new();
-        let prepared = loop {
-            let permit = tokio::select! {
-                permit = self.turn_to_import(life) => permit?,
-                () = self.reins.wished.notified() => break Err(NotReady::Cancelled),
-            };
-            if self.reins.cancel.is_cancelled() {
-                break Err(NotReady::Cancelled);
-            }
-            let (inner, life, reins) = (self.inner.clone(), life.clone(), self.reins.clone());
-            let prepared = tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                make_ready(&inner, &life, &reins)
-            });
-            match prepared.await.unwrap_or_else(|_| Err(defect("the intake ended early"))) {
-                Err(NotReady::Again) => tokio::select! {
-                    () = pause.wait() => {}
-                    () = self.reins.wished.notified() => break Err(NotReady::Cancelled),
-                },
-                other => break other,
-            }
-        };
+        let prepared = self.take_in(life).await?;
         self.reins.progress.send_replace(None);
         match prepared {
             Ok(claims) => {
@@ -140,10 +120,40 @@ impl Driver {
         }
     }
 
-    async fn turn_to_import(&self, life: &Life) -> Result<Seat, LedgerError> {
+    /// Sees to it that everything is there that the job names.
+    async fn take_in(&self, life: &Arc<Life>) -> Result<Result<AgentClaims, NotReady>, LedgerError> {
+        let (inner, of) = (self.inner.clone(), life.clone());
+        let nothing = tokio::task::spawn_blocking(move || names_nothing(&inner, &of)).await.unwrap_or(false);
+        let mut pause = Pause::new();
+        loop {
+            let permit = tokio::select! {
+                permit = self.turn_to_import(life, nothing) => permit?,
+                () = self.reins.wished.notified() => return Ok(Err(NotReady::Cancelled)),
+            };
+            if self.reins.cancel.is_cancelled() {
+                return Ok(Err(NotReady::Cancelled));
+            }
+            let Some(permit) = permit else { return Ok(Ok(AgentClaims::new())) };
+            let (inner, life, reins) = (self.inner.clone(), life.clone(), self.reins.clone());
+            let prepared = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                make_ready(&inner, &life, &reins)
+            });
+            match prepared.await.unwrap_or_else(|_| Err(defect("the intake ended early"))) {
+                Err(NotReady::Again) => tokio::select! {
+                    () = pause.wait() => {}
+                    () = self.reins.wished.notified() => return Ok(Err(NotReady::Cancelled)),
+                },
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Waits for the launcher, and for a seat if there is something to take in.
+    async fn turn_to_import(&self, life: &Life, nothing: bool) -> Result<Option<Seat>, LedgerError> {
         let turn = async {
             self.inner.launcher.until_up().await;
-            self.inner.imports.take(life.job.project.as_str()).await
+            if nothing { None } else { Some(self.inner.imports.take(life.job.project.as_str()).await) }
         };
         tokio::select! {
             seat = turn => Ok(seat),
@@ -156,6 +166,8 @@ impl Driver {
     }
 
     async fn run(&mut self, life: &Arc<Life>) -> Result<(), LedgerError> {
+        // Before the runner is asked: the job may be over before we know that it was taken.
+        let ending = self.inner.launcher.ending(&self.id);
         if life.job.started_at.is_none() {
             let taken = if self.asked_here { self.ask().await } else { self.find().await };
             match taken {
@@ -167,7 +179,7 @@ impl Driver {
                 }
             }
         }
-        let admitted = self.until_reported().await?;
+        let admitted = self.until_reported(&ending).await?;
         self.inner.change(&self.id, Change::Reported { admitted }).await.map(drop)
     }
 
@@ -189,12 +201,18 @@ impl Driver {
                 return Taken::No(failure);
             }
             let (inner, id) = (self.inner.clone(), self.id.clone());
-            let asked = tokio::task::spawn_blocking(move || match inner.ledger.spec_bytes(&id) {
-                Ok(Some(spec)) => inner.launcher.run(&spec, &id, || inner.holds.is_steady()),
-                Ok(None) => Answer::Refused { code: Code::Internal, message: "its spec is gone".to_owned() },
-                Err(error) => Answer::Refused { code: Code::Internal, message: error.to_string() },
+            let asked = tokio::task::spawn_blocking(move || {
+                let internal = |message| Answer::Refused { code: Code::Internal, message };
+                let spec = inner.ledger.spec_bytes(&id).map_err(|error| internal(error.to_string()))?;
+                let spec = spec.ok_or_else(|| internal("its spec is gone".to_owned()))?;
+                inner.launcher.ask(&spec, &id, || inner.holds.is_steady())
             });
-            match asked.await.unwrap_or(Answer::Silent) {
+            let answer = match asked.await {
+                Ok(Ok(answer)) => answer.await.unwrap_or(Answer::Silent),
+                Ok(Err(answer)) => answer,
+                Err(_) => Answer::Silent,
+            };
+            match answer {
                 Answer::Admitted => return Taken::Yes,
                 Answer::Refused { code: Code::AdmissionBusy, .. } | Answer::NotThere => pause.wait().await,
                 Answer::Refused { code, message } => return Taken::No(failure(code, message)),
@@ -234,7 +252,7 @@ impl Driver {
     }
 
     /// Waits for the report, and hands a cancel on. Says when the runner admitted the job.
-    async fn until_reported(&self) -> Result<ampoule_spec::UnixNanos, LedgerError> {
+    async fn until_reported(&self, ending: &Ending) -> Result<ampoule_spec::UnixNanos, LedgerError> {
         let dir = self.inner.launcher.job_dir(&self.id);
         let (begun, mut cancelled, mut said) = (tokio::time::Instant::now(), false, false);
         let mut offered = tokio::time::Instant::now() - OFFER_EVERY;
@@ -255,7 +273,8 @@ impl Driver {
                 cancelled = self.inner.launcher.cancel(&self.id).is_ok();
             }
             tokio::select! {
-                () = tokio::time::sleep(super::watching::pause(begun.elapsed(), LOOK_EVERY)) => {}
+                () = tokio::time::sleep(super::audience::pause(begun.elapsed(), LOOK_EVERY)) => {}
+                () = ending.told() => {}
                 () = self.reins.wished.notified() => {}
                 () = self.inner.ended.cancelled() => return Err(LedgerError::Closed),
             }
@@ -309,6 +328,12 @@ fn failure(code: Code, message: String) -> Failure {
 
 fn defect(what: &str) -> NotReady {
     NotReady::Failed(failure(Code::Internal, what.to_owned()))
+}
+
+/// Whether a job names nothing that has to be looked up or fetched. Blocks.
+fn names_nothing(inner: &Inner, life: &Life) -> bool {
+    let spec = inner.ledger.spec(&life.job.id);
+    spec.is_ok_and(|spec| spec.is_some_and(|spec| spec.image == Image::Host && spec.inputs.is_empty()))
 }
 
 /// Takes in everything that a job names. Blocks.

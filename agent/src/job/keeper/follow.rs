@@ -8,8 +8,6 @@ use std::path::Path;
 
 /// How many frames are looked at for the one that says that a job is admitted: it is the third.
 const ADMITTED_WITHIN: usize = 8;
-/// The most bytes of frames that are read in one go.
-const BATCH_BYTES: u64 = 256 << 10;
 
 /// When a job was admitted, by its own events.
 pub(super) fn admitted_at(job_dir: &Path) -> Option<UnixNanos> {
@@ -106,11 +104,11 @@ impl Tail {
         self.file.metadata().is_ok_and(|meta| meta.len() > self.at)
     }
 
-    /// What comes next, a bounded part of it; nothing: that was all for now. Blocks.
-    pub(super) fn batch(&mut self, logs: bool) -> Result<Vec<Found>, TailError> {
+    /// What comes next, of about so many bytes and a frame at most; nothing: that was all for now. Blocks.
+    pub(super) fn batch(&mut self, logs: bool, bytes: u64) -> Result<Vec<Found>, TailError> {
         let mut found = Vec::new();
         let begun = self.at;
-        while self.at.saturating_sub(begun) < BATCH_BYTES {
+        while self.at.saturating_sub(begun) < bytes {
             let Next::Frame(frame) = self.reader.next_frame()? else { break };
             self.at = frame.end;
             let what = match frame.kind {
@@ -135,6 +133,8 @@ mod tests {
     use ampoule_journal::Writer;
     use ampoule_spec::{FRAME_SPEC, Outcome, Stream};
 
+    const BATCH_BYTES: u64 = 256 << 10;
+
     fn chunk(offset: u64, bytes: &[u8]) -> LogChunk {
         LogChunk { step: 0, stream: Stream::Stdout, at: UnixNanos(5), offset, bytes: bytes.to_vec() }
     }
@@ -151,7 +151,7 @@ mod tests {
     fn rest(tail: &mut Tail) -> Vec<Found> {
         let mut all = Vec::new();
         while tail.has_grown() {
-            let batch = tail.batch(true).unwrap();
+            let batch = tail.batch(true, BATCH_BYTES).unwrap();
             if batch.is_empty() && !tail.has_grown() {
                 break;
             }
@@ -182,7 +182,7 @@ mod tests {
         let mut quiet = Tail::open(dir.path(), 0).unwrap().unwrap();
         let mut events = Vec::new();
         while quiet.has_grown() {
-            events.extend(quiet.batch(false).unwrap());
+            events.extend(quiet.batch(false, BATCH_BYTES).unwrap());
         }
         assert_eq!((events.len(), quiet.at), (1, tail.at));
     }

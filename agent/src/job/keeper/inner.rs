@@ -1,5 +1,6 @@
 //! What drivers, watchers and callers share: the ledger, the queue, and one hand for a change and its effects.
 
+use super::audience::Audience;
 use super::driver::{Driver, Reins};
 use super::holds::Holds;
 use super::launcher::Launcher;
@@ -44,7 +45,7 @@ pub(super) struct Inner {
     pub(super) full: Notify,
     pub(super) queue: Mutex<Queue>,
     pub(super) drivers: Mutex<HashMap<JobId, Arc<Reins>>>,
-    pub(super) watchers: Mutex<HashMap<JobId, usize>>,
+    pub(super) audience: Audience,
     pub(super) trouble: Mutex<Trouble>,
 }
 
@@ -81,10 +82,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Inner {
     pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
         locked(&self.queue)
-    }
-
-    pub(super) fn seats(&self) -> MutexGuard<'_, HashMap<JobId, usize>> {
-        locked(&self.watchers)
     }
 
     pub(super) fn trouble(&self) -> MutexGuard<'_, Trouble> {
@@ -148,6 +145,7 @@ impl Inner {
         let (inner, id) = (self.clone(), id.clone());
         whole(async move {
             let (life, effects) = inner.ledger.change(&id, change.bounded()).await?;
+            inner.audience.tell(&id);
             for effect in effects {
                 inner.see_to(&life, effect);
             }
@@ -173,7 +171,7 @@ impl Inner {
                 }
             }
             Effect::Prepare | Effect::Attest => self.drive(id),
-            // The driver does that next by itself; and whoever waits looks at the ledger.
+            // The driver does that next by itself; and whoever waits was told.
             Effect::AskRunner | Effect::Tell => {}
         }
     }

@@ -1,18 +1,18 @@
 //! The launcher as jobs see it: a socket that may be gone for a while, and the job directories beside it.
 
+use super::line::{Ending, Ends, Line};
 use crate::local::control::cancel;
 use crate::local::{Runner, RunnerError};
-use ampoule_spec::wire::{ListedJob, Reply, Request};
+use ampoule_spec::wire::ListedJob;
 use ampoule_spec::{Code, JobId};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// How long to wait before a launcher that is down is asked again: doubled each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -40,15 +40,16 @@ pub(super) struct Launcher {
     up: watch::Sender<bool>,
     /// How often it has come up: each time it may be another one.
     risen: watch::Sender<u64>,
-    /// The session that takes our jobs, one after another: it keeps prepared sandboxes, which are of use to it alone.
-    line: Mutex<Option<Runner>>,
+    /// The session that takes our jobs.
+    line: Mutex<Option<Line>>,
+    ends: Arc<Ends>,
 }
 
 impl Launcher {
     /// The launcher that listens on `socket` and keeps its job directories in `jobs`. It counts as down until it has answered.
     pub(super) fn new(socket: PathBuf, jobs: PathBuf) -> Self {
         let (up, risen) = (watch::Sender::new(false), watch::Sender::new(0));
-        Self { socket, jobs, up, risen, line: Mutex::new(None) }
+        Self { socket, jobs, up, risen, line: Mutex::new(None), ends: Arc::default() }
     }
 
     /// Where a job's directory is, if it has one.
@@ -75,7 +76,7 @@ impl Launcher {
         });
     }
 
-    fn line(&self) -> MutexGuard<'_, Option<Runner>> {
+    fn line(&self) -> MutexGuard<'_, Option<Line>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -162,46 +163,43 @@ impl Launcher {
     }
 
     /// Asks the runner to take a job that then belongs to nobody's connection; nobody is asked unless it `may` be, by whom this
-    /// then is. Blocks.
-    pub(super) fn run(&self, spec: &[u8], id: &JobId, may: impl FnOnce() -> bool) -> Answer {
-        let file = crate::inputs::scratch_file(&std::env::temp_dir()).and_then(|mut file| {
-            file.write_all(spec)?;
-            file.rewind().map(|()| file)
-        });
-        let file = match file {
-            Ok(file) => file,
-            Err(error) => {
-                let message = format!("the spec cannot be written to a temporary file: {error}");
-                return Answer::Refused { code: Code::Internal, message };
-            }
+    /// then is. The answer is waited for. Blocks until it is asked.
+    ///
+    /// # Errors
+    /// The answer, where nobody was asked.
+    pub(super) fn ask(
+        &self,
+        spec: &[u8],
+        id: &JobId,
+        may: impl FnOnce() -> bool,
+    ) -> Result<oneshot::Receiver<Answer>, Answer> {
+        // For want of descriptors, memory or threads; there may be some in a moment.
+        let wanting = |error: io::Error| {
+            tracing::warn!(job = %id, %error, "the launcher cannot be asked now");
+            Answer::NotThere
         };
+        let file = in_memory(spec).map_err(wanting)?;
         let mut line = self.line();
-        let before = line.take();
-        let had_one = before.is_some();
-        let before = before.filter(is_open);
-        if had_one && before.is_none() {
+        if line.take_if(|line| !line.is_open()).is_some() {
             // A launcher that was replaced before anybody saw it down is another one all the same.
             self.set_up(false);
         }
-        let runner = match before.map_or_else(|| self.connect(), Ok) {
-            Ok(runner) => runner,
-            Err(RunnerError::Refused { code, message }) => return Answer::Refused { code, message },
-            Err(_) => return Answer::NotThere,
-        };
+        if line.is_none() {
+            let runner = self.connect().map_err(|error| match error {
+                RunnerError::Refused { code, message } => Answer::Refused { code, message },
+                _ => Answer::NotThere,
+            })?;
+            *line = Some(Line::begin(runner, self.ends.clone()).map_err(wanting)?);
+        }
         if !may() {
-            *line = Some(runner);
-            return Answer::NotThere;
+            return Err(Answer::NotThere);
         }
-        if runner.send(&Request::Run { lifetime: false }, &[file.as_fd()]).is_err() {
-            return Answer::NotThere;
-        }
-        let answer = match runner.receive() {
-            Ok(Reply::Admitted { job }) if job == *id => Answer::Admitted,
-            Err(RunnerError::Refused { code, message }) => Answer::Refused { code, message },
-            Ok(_) | Err(_) => return Answer::Silent,
-        };
-        *line = Some(runner);
-        answer
+        line.as_ref().and_then(|line| line.ask(id, &file)).ok_or(Answer::NotThere)
+    }
+
+    /// Has somebody told of a job's end, from now on.
+    pub(super) fn ending(&self, id: &JobId) -> Ending {
+        self.ends.of(id)
     }
 
     /// Asks a job's supervisor for its end.
@@ -213,20 +211,11 @@ impl Launcher {
     }
 }
 
-/// Whether a session is still there; what it said meanwhile of jobs that have ended is passed over.
-fn is_open(runner: &Runner) -> bool {
-    loop {
-        let mut ready = [PollFd::from_borrowed_fd(runner.channel(), PollFlags::IN)];
-        match poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-            Ok(0) => return true,
-            Err(Errno::INTR) => {}
-            Err(_) => return false,
-            Ok(_) => match runner.receive_any() {
-                Ok(Reply::Finished { .. }) => {}
-                Ok(_) | Err(_) => return false,
-            },
-        }
-    }
+/// A file of these bytes, at its beginning.
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("spec", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind().map(|()| file)
 }
 
 /// Whether the same question may be answered otherwise in a moment: the launcher or its session is gone, or it is busy.

@@ -151,7 +151,7 @@ pub struct Options {
     pub keep: Keep,
     /// Jobs whose inputs are fetched at the same time.
     pub imports: usize,
-    /// Readers of one job at the same time.
+    /// Readers of a project's jobs at the same time; of all together twice as many.
     pub readers: usize,
     /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`]. None:
     /// nobody looks at it, and no job waits for that.

@@ -1,57 +1,20 @@
 //! One watcher of a job: reads at its own pace, holds up nobody, and keeps nothing in memory that lies in a file.
 
+use super::audience::Reader;
 use super::follow::{Found, Tail, TailError, What};
-use super::inner::Inner;
 use crate::job::model::{Job, State};
 use crate::job::service::{JobsError, Watched, WatchedEvent};
-use ampoule_spec::{Code, JobId};
-use std::sync::Arc;
-use std::time::Duration;
+use ampoule_spec::Code;
+use std::pin::pin;
 use tokio::sync::mpsc;
 
 /// How many things may wait for a watcher that is slow.
 pub(super) const WAITING_MAX: usize = 16;
-/// How often a job is looked at.
-const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(25));
-/// By how much its readers together slow that down, each.
-const EACH: Duration = Duration::from_micros(25);
-
-/// Counts a job's watchers for as long as it is held.
-#[derive(Debug)]
-pub(super) struct Seat {
-    pub(super) inner: Arc<Inner>,
-    pub(super) id: JobId,
-}
-
-impl Seat {
-    /// How many read the job.
-    fn readers(&self) -> u32 {
-        let taken = self.inner.seats().get(&self.id).copied().unwrap_or_default();
-        u32::try_from(taken).unwrap_or(u32::MAX)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut seats = self.inner.seats();
-        if let Some(taken) = seats.get_mut(&self.id) {
-            *taken = taken.saturating_sub(1);
-            if *taken == 0 {
-                seats.remove(&self.id);
-            }
-        }
-    }
-}
-
-/// How long to wait before something is looked at again in which nothing has happened for so long.
-pub(super) fn pause(idle: Duration, (least, most): (Duration, Duration)) -> Duration {
-    (idle / 8).clamp(least, most.max(least))
-}
 
 pub(super) type Item = Result<Watched, JobsError>;
 
 pub(super) struct Watcher {
-    pub(super) seat: Seat,
+    pub(super) reader: Reader,
     pub(super) out: mpsc::Sender<Item>,
     pub(super) cursor: u64,
     pub(super) logs: bool,
@@ -70,9 +33,12 @@ impl Watcher {
 
     async fn tell_all(&mut self) -> Result<(), Gone> {
         let (mut tail, mut last, mut said) = (None, None, None);
-        let (mut news, mut before) = (tokio::time::Instant::now(), self.cursor);
+        let news = self.reader.news.clone();
         loop {
-            let Some(life) = self.seat.inner.ledger.get(&self.seat.id) else {
+            // What comes while we look rings too.
+            let mut told = pin!(news.notified());
+            told.as_mut().enable();
+            let Some(life) = self.reader.inner.ledger.get(&self.reader.id) else {
                 return self.fail(Code::JobUnknown, "the job's retention is over".to_owned()).await;
             };
             if last.is_none() {
@@ -86,14 +52,11 @@ impl Watcher {
                 Err(None) => return Err(Gone),
             }
             let finished = life.job.state == State::Finished;
-            if last.as_ref() != Some(&life.job) || self.cursor != before {
-                (news, before) = (tokio::time::Instant::now(), self.cursor);
-            }
             if last.as_ref() != Some(&life.job) || finished {
                 self.job(&life.job).await?;
                 last = Some(life.job.clone());
             }
-            let progress = self.seat.inner.progress(&self.seat.id);
+            let progress = self.reader.inner.progress(&self.reader.id);
             if progress != said {
                 if let Some(text) = &progress {
                     self.send(WatchedEvent::Progress(text.clone())).await?;
@@ -103,12 +66,10 @@ impl Watcher {
             if finished || !self.follow {
                 return Ok(());
             }
-            let least = LOOK_EVERY.0 + EACH * self.seat.readers();
-            let pause = pause(news.elapsed(), (least, LOOK_EVERY.1));
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = told => {}
                 () = self.out.closed() => return Err(Gone),
-                () = self.seat.inner.ended.cancelled() => {
+                () = self.reader.inner.ended.cancelled() => {
                     return self.fail(Code::AdmissionBusy, "the daemon ends; watch again from the last cursor".to_owned()).await;
                 }
             }
@@ -120,21 +81,21 @@ impl Watcher {
         let mut tail = match tail {
             Some(tail) => tail,
             None => {
-                let dir = self.seat.inner.launcher.job_dir(&self.seat.id);
+                let dir = self.reader.inner.launcher.job_dir(&self.reader.id);
                 let cursor = self.cursor;
-                match blocking(move || Tail::open(&dir, cursor)).await? {
+                match self.read(move || Tail::open(&dir, cursor)).await? {
                     Some(tail) => tail,
                     None => return Ok(None),
                 }
             }
         };
         while tail.has_grown() {
-            let (before, logs) = (tail.at, self.logs);
-            let (read, found) = blocking(move || {
-                let found = tail.batch(logs)?;
+            let (before, logs, bytes) = (tail.at, self.logs, self.reader.inner.audience.batch_bytes());
+            let read = move || {
+                let found = tail.batch(logs, bytes)?;
                 Ok((tail, found))
-            })
-            .await?;
+            };
+            let (read, found) = self.read(read).await?;
             tail = read;
             for Found { end, what } in found {
                 self.cursor = end;
@@ -150,6 +111,18 @@ impl Watcher {
             }
         }
         Ok(Some(tail))
+    }
+
+    /// Reads when it is our turn: the files are read by few, and sent to all.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, TailError> + Send + 'static,
+    ) -> Result<T, Option<TailError>> {
+        // It is never closed.
+        let _turn = self.reader.inner.audience.reading.acquire().await;
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|_| Err(TailError::Io(std::io::Error::other("the reading ended early"))))
+            .map_err(Some)
     }
 
     async fn job(&mut self, job: &Job) -> Result<(), Gone> {
@@ -171,28 +144,5 @@ impl Watcher {
     async fn fail(&mut self, code: Code, message: String) -> Result<(), Gone> {
         let error = JobsError { code, message, retry_after: None };
         self.out.send(Err(error)).await.map_err(|_| Gone)
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, TailError> + Send + 'static,
-) -> Result<T, Option<TailError>> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(TailError::Io(std::io::Error::other("the reading ended early"))))
-        .map_err(Some)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pause_grows_with_silence_and_stays_in_its_bounds() {
-        let ms = Duration::from_millis;
-        for (idle, expected) in [(0, 1), (8, 1), (80, 10), (160, 20), (60_000, 25)] {
-            assert_eq!(pause(ms(idle), LOOK_EVERY), ms(expected), "{idle} ms");
-        }
-        // So many readers that the least is more than the most: they wait for the least.
-        assert_eq!(pause(ms(60_000), (ms(40), ms(25))), ms(40));
     }
 }

@@ -1,4 +1,5 @@
-//! The one thread that writes: it takes what waits, appends it, syncs once, and only then tells anybody.
+//! The one thread that writes: it takes what waits, appends it, syncs once, and only then tells anybody. What would be found
+//! again after a loss is told when it is appended, and durable with whatever is synced next.
 
 use super::compact::Next;
 use super::frames::{self, Changed, Forgotten};
@@ -72,6 +73,8 @@ pub(super) struct Scribe<M> {
 /// What was appended and is not durable yet.
 #[derive(Default)]
 struct Batch {
+    /// Whether anything in it must be durable before anybody is told.
+    must_last: bool,
     index: Index,
     /// Jobs after each change, in order.
     changed: Vec<Kept>,
@@ -92,7 +95,7 @@ impl<M: Medium> Scribe<M> {
             {
                 self.take(ask, &mut batch);
             }
-            if self.writer.offset() > start {
+            if batch.must_last {
                 self.commit();
             }
             self.publish(&batch);
@@ -177,6 +180,7 @@ impl<M: Medium> Scribe<M> {
         let (file, bytes) = (self.file.clone(), length(&spec));
         let spec = SpecAt { file, offset: self.append(frames::SPEC, &spec)?, bytes };
         self.append(frames::JOB, &job)?;
+        batch.must_last = true;
         let life = Arc::new(life);
         batch.put(Kept { life: life.clone(), spec: Some(spec) });
         Ok(Entered { life, attached: false })
@@ -196,6 +200,7 @@ impl<M: Medium> Scribe<M> {
         let changed = Changed { job: id, what: change };
         let payload = serde_json::to_vec(&changed).map_err(|e| LedgerError::Format(e.to_string()))?;
         self.append(frames::CHANGE, &payload)?;
+        batch.must_last |= !changed.what.is_found_again();
         let (life, finished) = (Arc::new(life), State::Finished);
         let spec = kept.spec.filter(|_| life.job.state != finished);
         batch.put(Kept { life: life.clone(), spec });
@@ -210,6 +215,7 @@ impl<M: Medium> Scribe<M> {
         let payload = serde_json::to_vec(&Forgotten { job: id.clone() })
             .map_err(|e| LedgerError::Format(e.to_string()))?;
         self.append(frames::FORGOTTEN, &payload)?;
+        batch.must_last = true;
         batch.index.remove(&id);
         batch.forgotten.push(id);
         Ok(())
