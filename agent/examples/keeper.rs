@@ -46,11 +46,7 @@ fn main() -> Result<(), Failed> {
         jobs: path("--jobs")?,
         key: SigningKey::Development,
         authority: Authority::parse("https://ampoule.example")?,
-        sources: Sources {
-            all: Policy::built_in(),
-            projects: BTreeMap::new(),
-            registry_auth: BTreeMap::new(),
-        },
+        sources: Sources { all: Policy::built_in(), projects: BTreeMap::new(), files: BTreeMap::new() },
         shown: Arc::new(ShownToAll),
         witness: Arc::new(Unwitnessed),
         rules: Rules {

@@ -13,7 +13,7 @@ use ampoule_agent::job::ledger::{Entered, Ledger, Options};
 use ampoule_agent::job::state::Change;
 use ampoule_journal::Medium;
 use ampoule_spec::UnixNanos;
-use jobs::{end, submission};
+use jobs::{end, open_submission, resolved, submission};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -116,10 +116,11 @@ fn now() -> UnixNanos {
     UnixNanos(1)
 }
 
-/// Three lives one after another.
+/// Three lives one after another; the last leaves something to be found.
 async fn in_turn(ledger: &Ledger) {
     for number in 0..3 {
-        let Entered { life, attached } = ledger.submit(submission(number), now()).await.unwrap();
+        let asked = if number == 2 { open_submission(number) } else { submission(number) };
+        let Entered { life, attached } = ledger.submit(asked, now()).await.unwrap();
         say(&format!("job {number} {} {attached}", life.job.id));
         let wish = CancelWish { by: "b".to_owned(), reason: String::new(), at: now() };
         let changes = match number {
@@ -137,6 +138,10 @@ async fn in_turn(ledger: &Ledger) {
             if let Ok((life, _)) = ledger.change(&life.job.id, change).await {
                 say(&format!("state {number} {}", serde_json::to_string(&life.job.state).unwrap()));
             }
+        }
+        if number == 2 {
+            let life = ledger.resolve(&life.job.id, &resolved(number)).await.unwrap();
+            say(&format!("resolved {number} {}", life.spec));
         }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) mod values;
 
 pub(crate) use error::shown;
 pub use error::{JobFileError, Position};
-pub use git::{GitEntry, GitPlan, git_url};
+pub use git::{GitEntry, GitPlan, git_url, tag_name};
 pub use image::ImageRef;
 pub(crate) use image::split_tag;
 pub use model::{

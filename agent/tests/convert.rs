@@ -57,7 +57,7 @@ fn source() -> impl Strategy<Value = InputSource> {
             prop::option::of("https?://[a-z]{1,9}/[a-z]{0,9}"),
             any::<[u8; 20]>(),
             any::<bool>(),
-            sha256(),
+            prop::option::of(sha256()),
             0..3
         )
             .prop_map(|(url, commit, submodules, tree, signed)| InputSource::Git {
@@ -66,9 +66,9 @@ fn source() -> impl Strategy<Value = InputSource> {
                 submodules,
                 tree,
                 signer: (signed > 0).then(|| GitSigner {
-                    principal: "me@x".to_owned(),
-                    key: "SHA256:k".to_owned(),
-                    allowed_signers: tree,
+                    principal: String::new(),
+                    key: String::new(),
+                    allowed_signers: Sha256::new([7; 32]),
                     tag: (signed > 1).then(|| "v1".to_owned()),
                 }),
             }),
@@ -171,11 +171,13 @@ prop_compose! {
         steps in steps(),
         outputs in outputs(),
         limits in limits(),
-        (root, fail) in (any::<bool>(), any::<bool>()),
+        (root, fail, of_commit) in (any::<bool>(), any::<bool>(), any::<bool>()),
     ) -> JobSpec {
+        let epoch_of_commit = of_commit && inputs.iter().any(|i| matches!(i.source, InputSource::Git { .. }));
         JobSpec {
-            ampoule: 1, id: id(), attempt, name, profile, image, source_date_epoch, env, params, inputs, steps,
-            outputs, limits,
+            ampoule: 1, id: id(), attempt, name, profile, image, env, params, inputs, steps, outputs, limits,
+            source_date_epoch: if epoch_of_commit { 0 } else { source_date_epoch },
+            epoch_of_commit,
             user: if root { StepUser::Root } else { StepUser::Build },
             log_overflow: if fail { LogOverflow::Fail } else { LogOverflow::Cut },
         }

@@ -65,7 +65,7 @@ fn sources(plan: &JobPlan) -> Vec<InputSource> {
             },
             commit: plan.commit,
             submodules: plan.submodules,
-            tree: zero,
+            tree: Some(zero),
             signer: plan.allowed_signers.is_some().then(|| GitSigner {
                 principal: "me@x".to_owned(),
                 key: "SHA256:k".to_owned(),

@@ -8,19 +8,23 @@ use ampoule_agent::job::ledger::{self, Ledger, Retention};
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::Change;
 use ampoule_agent::job::{
-    Caller, End, Job, Jobs, Keep, Keeper, Needs, Options, Promised, ShownToAll, Sources, State, Submission,
-    Unwitnessed, WatchedEvent, Witness,
+    Caller, End, Job, Jobs, Keep, Keeper, Needs, Options, Promised, Shown, ShownToAll, Sources, State,
+    Submission, Unwitnessed, WatchedEvent, Witness,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
+use ampoule_agent::visits::{Source, Visit};
 use ampoule_evidence::{Authority, Kind, PublicKey, TrustedKey, Verified, VerifyRequest, verify};
 use ampoule_ipc::Channel;
-use ampoule_spec::wire::{Reply, Request};
-use ampoule_spec::{Code, Failure, GitSigner, JobId, Name, Outcome, Sha256, UnixNanos};
+use ampoule_spec::wire::{Content, Imported, Reply, Request};
+use ampoule_spec::{Code, Failure, InputSource, JobId, JobSpec, Name, Outcome, Sha256, UnixNanos};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use jobs::{job_id, submission};
+use jobs::{job_id, open_submission, resolved, submission};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,11 +39,7 @@ fn options(dir: &Path) -> Options {
         jobs: dir.join("jobs"),
         key: SigningKey::Development,
         authority: Authority::parse("https://ampoule.example").unwrap(),
-        sources: Sources {
-            all: Policy::built_in(),
-            projects: BTreeMap::new(),
-            registry_auth: BTreeMap::new(),
-        },
+        sources: Sources { all: Policy::built_in(), projects: BTreeMap::new(), files: BTreeMap::new() },
         shown: Arc::new(ShownToAll),
         witness: Arc::new(Unwitnessed),
         rules: Rules {
@@ -237,20 +237,21 @@ async fn what_was_under_way_at_a_crash_is_attested_once() {
 async fn what_only_a_client_could_vouch_for_is_refused_with_its_field() {
     let dir = tempfile::tempdir().unwrap();
     let keeper = open(dir.path());
-    let source = serde_json::json!({"kind": "git", "url": "https://git.example/r", "commit": "1".repeat(40),
-        "tree": "2".repeat(64)});
-    let mut signed: ampoule_spec::InputSource = serde_json::from_value(source).unwrap();
-    if let ampoule_spec::InputSource::Git { signer, .. } = &mut signed {
-        let allowed_signers = jobs::request(3);
-        *signer =
-            Some(GitSigner { principal: "p".into(), key: "SHA256:x".into(), allowed_signers, tag: None });
-    }
+    let signed_by = |principal: &str, key: &str| -> InputSource {
+        let signer =
+            serde_json::json!({"principal": principal, "key": key, "allowed_signers": jobs::request(3)});
+        let source = serde_json::json!({"kind": "git", "url": "https://git.example/r", "commit": "1".repeat(40),
+            "signer": signer});
+        serde_json::from_value(source).unwrap()
+    };
     let made = serde_json::json!({"kind": "attestation", "sha256": "3".repeat(64), "made_by": {
         "builder": "https://ampoule.example/builders/hermetic/v1", "key": "SHA256:x", "job": job_id(9),
         "subject": "x", "statement": "4".repeat(64)}});
-    for (source, field) in
-        [(signed, "inputs[0].git.signer"), (serde_json::from_value(made).unwrap(), "inputs[0].attestation")]
-    {
+    for (source, field) in [
+        (signed_by("p", "SHA256:x"), "inputs[0].git.signer: who has signed a commit is found here"),
+        (signed_by("", ""), "inputs[0].git.signer: the operator has allowed nobody"),
+        (serde_json::from_value(made).unwrap(), "inputs[0].attestation"),
+    ] {
         let mut refused = submission(1);
         let input = serde_json::json!({"name": "src", "mount": "/build/src", "source": source});
         refused.spec.inputs.push(serde_json::from_value(input).unwrap());
@@ -468,6 +469,20 @@ async fn place_is_promised_without_a_word_in_the_ledger_and_a_key_that_has_a_job
 fn greet(socket: &Path) -> Arc<AtomicUsize> {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
+    greet_with(socket, move |request, _| {
+        matches!(request, Request::Run { .. }).then(|| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Reply::Refused { code: Code::AdmissionBusy, message: "busy".into() }
+        })
+    });
+    asked
+}
+
+/// A launcher that greets whoever comes and has no job; what else it is asked `answer` knows.
+fn greet_with(
+    socket: &Path,
+    answer: impl Fn(&Request, Vec<OwnedFd>) -> Option<Reply> + Clone + Send + 'static,
+) {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::CLOEXEC;
     let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
@@ -477,24 +492,20 @@ fn greet(socket: &Path) -> Arc<AtomicUsize> {
         while let Ok(accepted) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
             let recovered = Vec::new();
             let hello = Reply::Hello { version: "1".into(), privileged: true, recovered, listening: true };
-            let (session, count) = (Channel::new(accepted), count.clone());
+            let (session, answer) = (Channel::new(accepted), answer.clone());
             std::thread::spawn(move || {
                 let mut answered = session.send(&hello, &[]);
-                while let (Ok(()), Ok((request, _))) = (&answered, session.receive()) {
-                    let answer = match request {
-                        Request::Jobs { .. } => Reply::Jobs { jobs: Vec::new(), more: false },
-                        Request::Run { .. } => {
-                            count.fetch_add(1, Ordering::SeqCst);
-                            Reply::Refused { code: Code::AdmissionBusy, message: "busy".into() }
-                        }
-                        _ => break,
+                while let (Ok(()), Ok((request, descriptors))) = (&answered, session.receive()) {
+                    let reply = match &request {
+                        Request::Jobs { .. } => Some(Reply::Jobs { jobs: Vec::new(), more: false }),
+                        other => answer(other, descriptors),
                     };
-                    answered = session.send(&answer, &[]);
+                    let Some(reply) = reply else { break };
+                    answered = session.send(&reply, &[]);
                 }
             });
         }
     });
-    asked
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -618,4 +629,100 @@ async fn who_is_refused_for_what_is_kept_has_the_old_swept() {
     until("the oldest is forgotten", || keeper.get(&job_id(1)).is_none()).await;
     assert!(!record.exists() && keeper.get(&job_id(2)).is_some());
     keeper.submit(submission(3)).await.unwrap();
+}
+
+/// A project that has had everything from everywhere.
+#[derive(Debug)]
+struct HadAll;
+
+impl Shown for HadAll {
+    fn has(&self, _: &Name, _: &Content) -> bool {
+        true
+    }
+
+    fn record(&self, _: &Name, _: &Content) {}
+
+    fn visit(&self, _: &Name, _: &Source) -> Option<Visit> {
+        Some(Visit { at: UnixNanos(1), from: "https://h.example/r".to_owned() })
+    }
+
+    fn record_visit(&self, _: &Name, _: &Source, _: &Visit) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_before_a_restart_is_what_the_runner_is_asked_for_and_the_record_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = dir.path().join("agent");
+    let mut fixed = open_submission(1);
+    (fixed.spec.source_date_epoch, fixed.spec.epoch_of_commit) = (7, false);
+    {
+        // Killed behind the spec that was found, and before it.
+        std::fs::create_dir_all(&agent).unwrap();
+        let ledger = Ledger::open(&agent, &options(dir.path()).ledger, UnixNanos(1)).unwrap();
+        let mut second = fixed.clone();
+        (second.key, second.spec.id) = (jobs::key(2), job_id(2));
+        for submission in [open_submission(1), second] {
+            let id = submission.spec.id.clone();
+            ledger.submit(submission, UnixNanos(1)).await.unwrap();
+            ledger.change(&id, Change::Began).await.unwrap();
+        }
+        ledger.resolve(&job_id(1), &resolved(1)).await.unwrap();
+    }
+    let asked: Arc<Mutex<Vec<JobSpec>>> = Arc::default();
+    let hears = asked.clone();
+    // The launcher has the checkout, and takes no job.
+    greet_with(&options(dir.path()).socket, move |request, descriptors| match request {
+        Request::Find(Content::Git { epoch: 7, .. }) => {
+            Some(Reply::Found { imported: Some(Imported { sha256: jobs::request(1), bytes: 1, entries: 1 }) })
+        }
+        Request::Run { .. } => {
+            let mut spec = Vec::new();
+            File::from(descriptors.into_iter().next().unwrap()).read_to_end(&mut spec).unwrap();
+            hears.lock().unwrap().push(serde_json::from_slice(&spec).unwrap());
+            Some(Reply::Refused { code: Code::JobInvalid, message: "m".to_owned() })
+        }
+        _ => None,
+    });
+    let keeper = Keeper::open(Options { shown: Arc::new(HadAll), ..options(dir.path()) }).unwrap();
+    for number in 1..3 {
+        let (job, _) = finished(&keeper, &job_id(number)).await;
+        let (verified, result) = attested(&keeper, &job);
+        assert_eq!((verified.outcome, &result["code"]), (Outcome::Failed, &"job.invalid".into()));
+        let evidence = keeper.evidence(&job.id).unwrap();
+        let spec = evidence.files.iter().find(|file| file.names == ["spec.json"]).unwrap();
+        let expected = JobSpec { id: job_id(number), ..resolved(1) };
+        assert_eq!(serde_json::from_slice::<JobSpec>(&spec.bytes).unwrap(), expected);
+        assert!(asked.lock().unwrap().contains(&expected), "{asked:?}");
+    }
+    // Who submits again gets the job that is there.
+    assert!(keeper.attach(&open_submission(1)).unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_whose_commit_was_never_fetched_ends_in_a_record_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = open(dir.path());
+    keeper.submit(open_submission(1)).await.unwrap();
+    keeper.cancel(&job_id(1), &caller(), "").await.unwrap();
+    let (job, _) = finished(&keeper, &job_id(1)).await;
+    assert_eq!(attested(&keeper, &job).0.outcome, Outcome::Cancelled);
+    let evidence = keeper.evidence(&job.id).unwrap();
+    let file = |name: &str| {
+        let bytes = &evidence.files.iter().find(|file| file.names == [name]).unwrap().bytes;
+        serde_json::from_slice::<serde_json::Value>(bytes).unwrap()
+    };
+    let payload = base64::Engine::decode(
+        &base64::engine::general_purpose::STANDARD,
+        file("run.intoto.jsonl")["payload"].as_str().unwrap(),
+    );
+    let statement: serde_json::Value = serde_json::from_slice(&payload.unwrap()).unwrap();
+    assert_eq!(
+        statement["predicate"]["inputs"][0]["digest"],
+        serde_json::json!({"gitCommit": "3".repeat(40)})
+    );
+    let spec = file("spec.json");
+    assert_eq!(
+        (&spec["epoch_of_commit"], &spec["inputs"][0]["source"]["tree"]),
+        (&true.into(), &serde_json::Value::Null)
+    );
 }

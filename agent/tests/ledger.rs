@@ -7,8 +7,9 @@ mod jobs;
 use ampoule_agent::job::ledger::{Ledger, LedgerError, OpenError, Options, Retention};
 use ampoule_agent::job::state::{Change, Effect};
 use ampoule_agent::job::{Caller, CancelWish, JobsError, State, Submission, Wanted};
+use ampoule_journal::Reader;
 use ampoule_spec::{Code, Name, Outcome, UnixNanos};
-use jobs::{end, job_id, submission};
+use jobs::{end, job_id, open_submission, resolved, submission};
 use std::path::Path;
 use std::time::Duration;
 
@@ -65,6 +66,63 @@ async fn jobs_and_their_changes_are_there_after_a_restart() {
             assert_eq!(spec, (number > 0).then(|| submission(number).spec), "{number}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_job_left_to_be_found_is_in_its_spec_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (id, asked, found) = (job_id(1), open_submission(1), resolved(1));
+    let ledger = open(dir.path());
+    ledger.submit(asked.clone(), now()).await.unwrap();
+    ledger.submit(open_submission(2), now()).await.unwrap();
+    assert!(matches!(ledger.resolve(&id, &found).await, Err(LedgerError::Illegal(_))), "it waits");
+    ledger.change(&id, Change::Began).await.unwrap();
+    assert!(ledger.resolve(&id, &asked.spec).await.is_err(), "nothing was found");
+    let before = ledger.get(&id).unwrap();
+    let change = Change::Resolved { spec: before.spec };
+    assert!(ledger.change(&id, change).await.is_err(), "a change without its spec");
+    drop(ledger);
+    // Before it is found and after, in the file as it was written and as it is written anew.
+    let ledger = open(dir.path());
+    assert_eq!(ledger.spec(&id).unwrap().as_ref(), Some(&asked.spec));
+    let after = ledger.resolve(&id, &found).await.unwrap();
+    assert!(after.spec != before.spec && (&after.fence, &after.job) == (&before.fence, &before.job));
+    assert_eq!(ledger.resolve(&id, &found).await.unwrap(), after, "a second time is the same");
+    drop(ledger);
+    for _ in 0..2 {
+        let ledger = open(dir.path());
+        assert_eq!(ledger.get(&id).unwrap(), after);
+        assert_eq!(ledger.spec(&id).unwrap().as_ref(), Some(&found));
+        assert_eq!(ledger.spec(&job_id(2)).unwrap(), Some(open_submission(2).spec));
+    }
+    let ledger = open(dir.path());
+    ledger.change(&id, Change::Asked { runner: id.clone() }).await.unwrap();
+    assert!(matches!(ledger.resolve(&id, &found).await, Err(LedgerError::Illegal(_))), "the runner has it");
+}
+
+/// Kinds of the frames of a ledger's file.
+fn kinds(dir: &Path) -> Vec<u8> {
+    let mut reader = Reader::new(std::fs::File::open(dir.join("ledger")).unwrap());
+    std::iter::from_fn(|| reader.next_frame().unwrap().frame()).map(|frame| frame.kind).collect()
+}
+
+#[tokio::test]
+async fn older_build_reads_the_ledger_again_when_nothing_in_it_is_left_to_be_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger.submit(submission(0), now()).await.unwrap();
+    assert_eq!(kinds(dir.path()), [1, 5, 2, 3, 5]);
+    ledger.submit(open_submission(1), now()).await.unwrap();
+    ledger.change(&job_id(1), Change::Began).await.unwrap();
+    drop(ledger);
+    // A kind that it does not know, before anything else that it does not.
+    let ledger = open(dir.path());
+    assert_eq!(kinds(dir.path()), [1, 2, 3, 7, 3, 5]);
+    ledger.resolve(&job_id(1), &resolved(1)).await.unwrap();
+    assert_eq!(kinds(dir.path())[6..], [2, 4, 5]);
+    drop(ledger);
+    drop(open(dir.path()));
+    assert_eq!(kinds(dir.path()), [1, 2, 3, 2, 3, 5]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::expect_used)]
 
 use ampoule_agent::job::ledger::{Ledger, Options};
+use ampoule_agent::job::state::sha256;
 use ampoule_agent::job::{IdempotencyKey, State};
 use ampoule_spec::UnixNanos;
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ fn run(dir: &Path, work: &str, how: &str, call: u64) -> Output {
 struct Told {
     ids: BTreeMap<u32, String>,
     states: BTreeMap<u32, State>,
+    /// The digest of the spec in which everything was found.
+    resolved: BTreeMap<u32, String>,
 }
 
 impl Told {
@@ -54,6 +57,9 @@ impl Told {
                 ["state", number, state] => {
                     let state = serde_json::from_str(state).unwrap();
                     self.states.insert(number.parse().unwrap(), state);
+                }
+                ["resolved", number, spec] => {
+                    self.resolved.insert(number.parse().unwrap(), (*spec).to_owned());
                 }
                 _ => assert_eq!(line, "open"),
             }
@@ -81,6 +87,12 @@ impl Told {
                 "{context}: job {number} was {told:?} and is {:?}",
                 life.job.state
             );
+            let told = self.resolved.get(number);
+            assert!(told.is_none_or(|told| *told == life.spec.to_string()), "{context}: another spec");
+            // The bytes are those of the digest, whichever of the two specs it is.
+            let spec = ledger.spec_bytes(&life.job.id).unwrap();
+            assert_eq!(spec.is_none(), life.job.state == State::Finished, "{context}");
+            assert!(spec.is_none_or(|spec| sha256(&spec).unwrap() == life.spec), "{context}: {number}");
         }
         ledger.len()
     }

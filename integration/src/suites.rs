@@ -5,6 +5,7 @@ mod by_name;
 mod cancel;
 mod cgroups;
 mod ci;
+mod commits;
 mod crash;
 mod daemon;
 mod directories;
@@ -58,6 +59,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "teardown", tests: teardown::TESTS },
     Suite { name: "crash", tests: crash::TESTS },
     Suite { name: "daemon", tests: daemon::TESTS },
+    Suite { name: "commits", tests: commits::TESTS },
     Suite { name: "ci", tests: ci::TESTS },
     Suite { name: "python", tests: python::TESTS },
     Suite { name: "imports", tests: imports::TESTS },

@@ -59,7 +59,9 @@ pub(crate) fn admit(
     }
     let job: JobSpec =
         serde_json::from_slice(spec).map_err(|e| refuse(Code::JobInvalid, format!("the spec: {e}")))?;
-    job.validate().map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
+    job.validate()
+        .and_then(|()| job.check_resolved())
+        .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
     let (profile, limits) = judge(&job.profile, job.user, &job.limits, profiles)?;
     let (mounts, used) = look_up(&job, store, holdings, profile.profile.read_back)?;
     let spec_sha256 = Sha256::new(Hasher::digest(spec).into());
@@ -281,10 +283,11 @@ fn image_content(image: &Image) -> Option<Content> {
 /// The store names a checkout by its commit; what the job says of its tree goes into the attestation.
 fn expect_tree(input: &Input, digest: Option<Sha256>) -> Result<(), Refusal> {
     match &input.source {
-        InputSource::Git { tree, .. } if digest != Some(*tree) => Err(refuse(
-            Code::InputDigestMismatch,
-            format!("input {}: the checkout has another tree digest than {tree}", input.name),
-        )),
+        InputSource::Git { tree, .. } if digest.is_none() || digest != *tree => {
+            let tree = tree.map(|tree| tree.to_string()).unwrap_or_default();
+            let text = format!("input {}: the checkout has another tree digest than {tree}", input.name);
+            Err(refuse(Code::InputDigestMismatch, text))
+        }
         _ => Ok(()),
     }
 }

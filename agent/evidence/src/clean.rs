@@ -149,6 +149,7 @@ impl<'a> CleanRun<'a> {
     /// [`Unclean`] with the first rule that the run breaks.
     pub fn check(spec: &'a JobSpec, spec_sha256: Sha256, report: &'a RunReport) -> Result<Self, Unclean> {
         check_binding(spec, spec_sha256, report)?;
+        spec.check_resolved().map_err(Unclean::Spec)?;
         if report.outcome != ampoule_spec::Outcome::Succeeded {
             return Err(Unclean::Outcome { outcome: report.outcome.as_str() });
         }
@@ -269,7 +270,7 @@ fn check_reread(spec: &JobSpec, reread: &[Reread]) -> Result<(), Unclean> {
         Image::Oci { manifest, .. } => ("image".to_owned(), Some(*manifest)),
         Image::Tar { sha256 } => ("image".to_owned(), Some(*sha256)),
     };
-    let inputs = spec.inputs.iter().map(|i| (format!("input {}", i.name), Some(i.source.sha256())));
+    let inputs = spec.inputs.iter().map(|i| (format!("input {}", i.name), i.source.sha256()));
     for (what, sha256) in std::iter::once(image).chain(inputs) {
         let is_there = |one: &Reread| one.what == what && sha256.is_none_or(|sha256| one.sha256 == sha256);
         if !reread.iter().any(is_there) {

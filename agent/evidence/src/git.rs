@@ -50,14 +50,23 @@ pub(crate) fn digest(commit: GitId) -> BTreeMap<String, String> {
     BTreeMap::from([("gitCommit".to_owned(), commit.to_string())])
 }
 
-fn commit(input: &InputParameter) -> Option<GitId> {
-    let hex = input.digest.get("gitCommit").filter(|_| input.digest.len() == 1)?;
+fn commit_of(digest: &BTreeMap<String, String>) -> Option<GitId> {
+    let hex = digest.get("gitCommit").filter(|_| digest.len() == 1)?;
     GitId::parse(hex).ok()
+}
+
+/// Whether a digest map is that of a commit.
+pub(crate) fn is_commit(digest: &BTreeMap<String, String>) -> bool {
+    commit_of(digest).is_some()
+}
+
+fn commit(input: &InputParameter) -> Option<GitId> {
+    commit_of(&input.digest)
 }
 
 /// What the parameters say of a source.
 pub(crate) fn parameter(source: &InputSource) -> Option<GitParameter> {
-    let InputSource::Git { submodules, tree, signer, .. } = source else { return None };
+    let InputSource::Git { submodules, tree: Some(tree), signer, .. } = source else { return None };
     let signer = signer.as_ref().map(|signer| GitSignerParameter {
         principal: signer.principal.clone(),
         key: signer.key.clone(),
@@ -80,7 +89,7 @@ pub(crate) fn source(input: &InputParameter, git: &GitParameter) -> Option<Input
         allowed_signers: signer.allowed_signers,
         tag: signer.tag.clone(),
     });
-    Some(InputSource::Git { url, commit, submodules: git.submodules, tree: git.tree, signer })
+    Some(InputSource::Git { url, commit, submodules: git.submodules, tree: Some(git.tree), signer })
 }
 
 /// The dependency of a git input.

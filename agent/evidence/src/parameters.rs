@@ -236,7 +236,7 @@ impl InputParameter {
         let tree = matches!(input.source, InputSource::Attestation { tree: true, .. }).then_some(true);
         let digest = match &input.source {
             InputSource::Git { commit, .. } => git::digest(*commit),
-            other => sha256_only(other.sha256()),
+            other => other.sha256().map(sha256_only).unwrap_or_default(),
         };
         Ok(Self {
             name: input.name.clone(),

@@ -40,6 +40,7 @@ impl ExternalParameters {
             image: image(&self.image)?,
             user: self.user,
             source_date_epoch: number(&self.source_date_epoch)?,
+            epoch_of_commit: false,
             env: self.env.clone(),
             params: params(&self.params)?,
             inputs: self.inputs.iter().map(input).collect::<Option<_>>()?,

@@ -8,12 +8,12 @@ use crate::provenance::{builder, invocation_id};
 use crate::record::JobRecord;
 use crate::rules::{FieldError, check_run};
 use crate::run::{
-    AgentClaims, Request, RunEnd, RunFailure, RunImage, RunInput, RunLayer, RunLog, RunOutput, RunPhase,
-    RunPredicate, RunProvenance, RunSandbox, RunStatement, RunStep, RunTimeline, TeardownRecord,
+    AgentClaims, Digests, Request, RunEnd, RunFailure, RunImage, RunInput, RunLayer, RunLog, RunOutput,
+    RunPhase, RunPredicate, RunProvenance, RunSandbox, RunStatement, RunStep, RunTimeline, TeardownRecord,
 };
 use crate::statement::{Kind, ResourceDescriptor, Statement, UnsignedStatement, sha256_only};
 use crate::time;
-use ampoule_spec::{Code, Failure, RunReport, Sha256, StepEnd, StepReport, Timeline};
+use ampoule_spec::{Code, Failure, InputSource, RunReport, Sha256, StepEnd, StepReport, Timeline};
 
 /// Why there is no run attestation: the record contradicts itself.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ fn predicate(request: &RunRequest<'_>) -> RunPredicate {
     let inputs = spec.inputs.iter().map(|input| RunInput {
         name: input.name.clone(),
         mount: input.mount.clone(),
-        digest: sha256_only(input.source.sha256()),
+        digest: digest_of(&input.source),
     });
     let layers = report.isolation.layers.iter().map(|(name, layer)| {
         (name.clone(), RunLayer { in_force: layer.in_force, detail: layer.detail.clone() })
@@ -112,6 +112,14 @@ fn predicate(request: &RunRequest<'_>) -> RunPredicate {
         teardown: TeardownRecord::of(&report.teardown),
         provenance: request.provenance_sha256.map(|d| RunProvenance { digest: sha256_only(d) }),
         agent_claims: request.agent_claims.clone(),
+    }
+}
+
+/// What the job demands of an input: of a commit that nobody has fetched, its name.
+fn digest_of(source: &InputSource) -> Digests {
+    match source {
+        InputSource::Git { tree: None, commit, .. } => crate::git::digest(*commit),
+        known => known.sha256().map(sha256_only).unwrap_or_default(),
     }
 }
 

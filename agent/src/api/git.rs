@@ -1,7 +1,7 @@
 //! Git inputs on the wire.
 
 use super::convert::{FieldError, parsed, wrong};
-use crate::jobfile::git_url;
+use crate::jobfile::{git_url, tag_name};
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{GitId, GitSigner, InputSource, Sha256};
 
@@ -20,22 +20,27 @@ pub(super) fn source(field: &str, git: wire::GitSource) -> Result<InputSource> {
         }
     };
     let signer = git.signer.map(|signer| {
-        Ok(GitSigner {
-            principal: signer.principal,
-            key: signer.key,
-            allowed_signers: parsed(
-                &at("signer.allowed_signers_sha256"),
-                &signer.allowed_signers_sha256,
-                Sha256::parse,
-            )?,
-            tag: Some(signer.tag).filter(|tag| !tag.is_empty()),
-        })
+        if !signer.principal.is_empty() || !signer.key.is_empty() {
+            let field = at("signer");
+            return Err(wrong(field, "who signed is found here; leave out principal and key"));
+        }
+        let field = at("signer.allowed_signers_sha256");
+        let allowed_signers = parsed(&field, &signer.allowed_signers_sha256, Sha256::parse)?;
+        let tag = match signer.tag.as_str() {
+            "" => None,
+            tag => Some(parsed(&at("signer.tag"), tag, tag_name)?),
+        };
+        Ok(GitSigner { principal: String::new(), key: String::new(), allowed_signers, tag })
     });
+    let tree = match git.tree_sha256.as_str() {
+        "" => None,
+        text => Some(parsed(&at("tree_sha256"), text, Sha256::parse)?),
+    };
     Ok(InputSource::Git {
         url,
         commit: parsed(&at("commit"), &git.commit, GitId::parse)?,
         submodules: git.submodules,
-        tree: parsed(&at("tree_sha256"), &git.tree_sha256, Sha256::parse)?,
+        tree,
         signer: signer.transpose()?,
     })
 }
@@ -44,14 +49,14 @@ pub(super) fn wire_source(
     url: Option<&str>,
     commit: GitId,
     submodules: bool,
-    tree: Sha256,
+    tree: Option<Sha256>,
     signer: Option<&GitSigner>,
 ) -> wire::GitSource {
     wire::GitSource {
         url: url.unwrap_or_default().to_owned(),
         commit: commit.to_string(),
         submodules,
-        tree_sha256: tree.to_string(),
+        tree_sha256: tree.map(|tree| tree.to_string()).unwrap_or_default(),
         signer: signer.map(|signer| wire::GitSigner {
             principal: signer.principal.clone(),
             key: signer.key.clone(),

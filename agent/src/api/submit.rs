@@ -70,12 +70,6 @@ fn vouched(spec: &JobSpec) -> Result<(), FieldError> {
                     "this host does not verify attestations yet, and takes no client's word",
                 );
             }
-            InputSource::Git { signer: Some(_), .. } => {
-                return wrong(
-                    "git.signer",
-                    "this host does not verify signers yet, and takes no client's word",
-                );
-            }
             InputSource::Git { url: None, .. } => {
                 return wrong("git.url", "a repository of the client's is uploaded as a directory");
             }

@@ -3,16 +3,19 @@
 use super::channel::Client;
 use super::upload::Uploader;
 use crate::api::convert::job_request;
+use crate::files::read_file;
+use crate::git::{AllowedSigners, GitPlace};
 use crate::inputs::parse_url;
-use crate::jobfile::{InputPlan, JobPlan, SourcePlan};
-use crate::local::intake::{Intake, open};
+use crate::jobfile::{GitPlan, InputPlan, JobPlan, SourcePlan};
+use crate::local::intake::{Intake, open, unusable};
 use crate::local::path::PathIntake;
+use crate::local::record::sha256;
 use crate::local::take::{self, Taker};
 use crate::local::{Cancel, LocalError, Watch};
 use crate::sources::Policy;
 use ampoule_proto::v1 as proto;
 use ampoule_spec::wire::Content;
-use ampoule_spec::{Code, InputSource, JobId, Name};
+use ampoule_spec::{Code, GitSigner, InputSource, JobId, Name};
 use tokio::runtime::Handle;
 
 type Result<T> = std::result::Result<T, LocalError>;
@@ -38,12 +41,7 @@ impl Requesting<'_> {
     /// # Errors
     /// [`LocalError`]; what only this client could vouch for is refused before anything is uploaded.
     pub fn request(&self, mut plan: JobPlan, say: &mut dyn FnMut(String)) -> Result<proto::JobRequest> {
-        plan.inputs.iter().try_for_each(submittable)?;
-        if plan.epoch_of_commit {
-            return Err(refused(
-                "source_date_epoch = \"commit\" needs the commit here; give seconds since 1970",
-            ));
-        }
+        plan.inputs.iter().try_for_each(|input| submittable(input, plan.epoch_of_commit))?;
         let taker = Uploader {
             client: self.client.clone(),
             runtime: self.runtime.clone(),
@@ -91,14 +89,20 @@ fn named(input: &Name, error: LocalError) -> LocalError {
     }
 }
 
-/// Refuses what a daemon cannot take a client's word for.
-fn submittable(input: &InputPlan) -> Result<()> {
+/// Refuses what a daemon cannot take a client's word for, or could not use.
+fn submittable(input: &InputPlan, epoch_of_commit: bool) -> Result<()> {
     let why = match &input.source {
         SourcePlan::Attestation(_) => {
             "an attestation is verified by `ampoule run` alone; a daemon does not take a client's word for it"
         }
-        SourcePlan::Git(_) => {
-            "a git input is for `ampoule run` alone so far; give an archive of the commit by http or tar"
+        SourcePlan::Git(GitPlan { place: GitPlace::Path(_), .. }) => {
+            "a daemon fetches commits itself, and a repository here is none of its; give the repository's URL"
+        }
+        SourcePlan::Git(_) => return Ok(()),
+        SourcePlan::Http { url, .. } if !url.starts_with("file:") => return Ok(()),
+        SourcePlan::Path { .. } | SourcePlan::Tar { .. } | SourcePlan::Http { .. } if epoch_of_commit => {
+            "source_date_epoch = \"commit\" is for jobs that upload no input: files are uploaded with their times, and the commit's is not \
+             known here; give seconds since 1970"
         }
         _ => return Ok(()),
     };
@@ -132,7 +136,23 @@ fn source(
                 }
             }
         }
-        SourcePlan::Git(_) | SourcePlan::Attestation(_) => {}
+        SourcePlan::Git(plan) => return git(plan),
+        SourcePlan::Attestation(_) => {}
     }
     pinned.ok_or_else(|| refused("an input without a digest"))
+}
+
+/// What is asked of a commit: the daemon finds what it holds, and who signed it.
+fn git(plan: &GitPlan) -> Result<InputSource> {
+    let GitPlace::Url(url) = &plan.place else { return Err(refused("a repository here")) };
+    let signer = match &plan.allowed_signers {
+        None => None,
+        Some(file) => {
+            let bytes = read_file(file, AllowedSigners::BYTES_MAX).map_err(|error| unusable(file, error))?;
+            let (principal, key) = (String::new(), String::new());
+            Some(GitSigner { principal, key, allowed_signers: sha256(&bytes), tag: plan.tag.clone() })
+        }
+    };
+    let (url, commit, submodules) = (Some(url.clone()), plan.commit, plan.submodules);
+    Ok(InputSource::Git { url, commit, submodules, tree: None, signer })
 }

@@ -10,6 +10,7 @@ mod show;
 pub use keys::reference;
 
 use crate::audit::Rate;
+use crate::job::ProjectFiles;
 use ampoule_evidence::Authority;
 use ampoule_spec::Name;
 use std::collections::BTreeMap;
@@ -34,8 +35,8 @@ pub struct Config {
     pub sources: Option<PathBuf>,
     /// Who is known by certificate or token.
     pub identities: PathBuf,
-    /// Credentials for registries, of the projects that have some.
-    pub registry_auth: BTreeMap<Name, PathBuf>,
+    /// Files that are for one project.
+    pub files: BTreeMap<Name, ProjectFiles>,
     /// Profiles that jobs may ask for; never empty.
     pub profiles: Vec<Name>,
     /// Where callers come in.

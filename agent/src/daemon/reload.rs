@@ -76,7 +76,7 @@ impl Ready {
 pub(super) fn in_force(before: &Config, new: Config) -> Config {
     let mut now = before.clone();
     let upload_bytes = now.limits.upload_bytes;
-    (now.sources, now.registry_auth, now.profiles) = (new.sources, new.registry_auth, new.profiles);
+    (now.sources, now.files, now.profiles) = (new.sources, new.files, new.profiles);
     (now.limits, now.quota, now.projects) = (new.limits, new.quota, new.projects);
     now.limits.upload_bytes = upload_bytes;
     now.audit = new.audit;

@@ -113,10 +113,10 @@ fn open_tls(of: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
 
 /// Where inputs may come from, and the SHA-256 of the file that says it.
 pub(super) fn sources(of: &Config) -> Result<(Sources, Option<Sha256>), Trouble> {
-    let registry_auth = of.registry_auth.clone();
+    let files = of.files.clone();
     let Some(path) = &of.sources else {
         let all = crate::sources::Policy::nothing();
-        return Ok((Sources { all, projects: Default::default(), registry_auth }, None));
+        return Ok((Sources { all, projects: Default::default(), files }, None));
     };
     let wrong = |e: crate::jobfile::JobFileError| Trouble::Config(e.to_string());
     let text = read_operators(path).map_err(wrong)?;
@@ -130,7 +130,7 @@ pub(super) fn sources(of: &Config) -> Result<(Sources, Option<Sha256>), Trouble>
     // none if there are none.
     let all = file.policy(None).map(|policy| policy.called(&name).without_secrets());
     let all = all.unwrap_or_else(|_| crate::sources::Policy::nothing());
-    Ok((Sources { all, projects, registry_auth }, Some(sha256_of(text.as_bytes()))))
+    Ok((Sources { all, projects, files }, Some(sha256_of(text.as_bytes()))))
 }
 
 fn number(of: u64) -> u32 {

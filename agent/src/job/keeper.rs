@@ -23,7 +23,7 @@ mod testing;
 mod watching;
 
 pub use enter::Place;
-pub use options::{Keep, Needs, Options, Shown, ShownToAll, Sources, Unwitnessed, Witness};
+pub use options::{Keep, Needs, Options, ProjectFiles, Shown, ShownToAll, Sources, Unwitnessed, Witness};
 
 use super::ledger::{Ledger, OpenError};
 use super::model::{Caller, CancelWish, Job, State, Submission};

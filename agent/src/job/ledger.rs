@@ -16,7 +16,7 @@ mod writer;
 
 use super::model::{IdempotencyKey, Job, State, Submission};
 use super::service::{JobsError, Page, Wanted};
-use super::state::{Change, Effect, Illegal, Life};
+use super::state::{Change, Effect, Illegal, Life, sha256};
 use ampoule_journal::Medium;
 use ampoule_spec::{Code, JobId, JobSpec, Name, UnixNanos};
 use compact::Next;
@@ -353,7 +353,21 @@ impl Ledger {
     /// [`LedgerError`] if there is no such job, or its state does not allow the change.
     pub async fn change(&self, id: &JobId, change: Change) -> Result<(Arc<Life>, Vec<Effect>), LedgerError> {
         let id = id.clone();
-        self.ask(|reply| Ask::Change { id, change, reply }).await
+        self.ask(|reply| Ask::Change { id, change, spec: None, reply }).await
+    }
+
+    /// Writes down the spec of a job whose inputs are fetched, with everything in it that was left to be found. Durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// As [`Ledger::change`], and [`LedgerError::Oversize`] if what was found makes the spec larger than one may be.
+    pub async fn resolve(&self, id: &JobId, spec: &JobSpec) -> Result<Arc<Life>, LedgerError> {
+        let format = |e: serde_json::Error| LedgerError::Format(e.to_string());
+        spec.check_resolved().map_err(|e| LedgerError::Format(e.to_string()))?;
+        let bytes = serde_json::to_vec(spec).map_err(format)?;
+        let (id, change) = (id.clone(), Change::Resolved { spec: sha256(&bytes).map_err(format)? });
+        let (life, _) = self.ask(|reply| Ask::Change { id, change, spec: Some(bytes), reply }).await?;
+        Ok(life)
     }
 
     /// Forgets a finished job, after whatever else is kept of it was removed.

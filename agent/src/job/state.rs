@@ -1,7 +1,7 @@
 //! The life of a job as pure transitions: what has happened, and what is to be done about it.
 //!
 //! ```text
-//! queued ──began──▶ preparing ──asked──▶ running ──reported──▶ attesting ──finished──▶ finished
+//! queued ──began──▶ preparing ──resolved, asked──▶ running ──reported──▶ attesting ──finished──▶ finished
 //!    └────────────────┴── cancel wished, refused ──┘─────────────▲
 //! ```
 //! Nothing here reads a clock or does anything: the ledger applies a change, makes it durable, and only then are its
@@ -23,7 +23,8 @@ const MESSAGE_BYTES_MAX: usize = 4 << 10;
 pub struct Life {
     /// The job.
     pub job: Job,
-    /// SHA-256 of the spec's bytes: its JSON, as the ledger keeps it and the runner gets it.
+    /// SHA-256 of the spec's bytes: its JSON, as the ledger keeps it and the runner gets it. What the job leaves to be found is in
+    /// it once it is.
     pub spec: Sha256,
     /// What attempts at one and the same job have in common, see [`fence`].
     pub fence: Sha256,
@@ -44,6 +45,11 @@ pub struct Life {
 pub enum Change {
     /// Its turn has come: its inputs are fetched from here on.
     Began,
+    /// Everything that it leaves to be found is, and so it has another spec. Durable before the runner is asked.
+    Resolved {
+        /// SHA-256 of the bytes of that.
+        spec: Sha256,
+    },
     /// The runner is about to be asked to run it. Durable before the runner is asked.
     Asked {
         /// Under this id.
@@ -90,6 +96,7 @@ impl Change {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Began => "began",
+            Self::Resolved { .. } => "resolved",
             Self::Asked { .. } => "asked",
             Self::Admitted { .. } => "admitted",
             Self::Reported { .. } => "reported",
@@ -257,6 +264,11 @@ impl Life {
                 Ok(vec![Effect::LeaveQueue, Effect::Prepare])
             }
             Change::Began => Err("only a job that waits can begin"),
+            Change::Resolved { spec } if state == State::Preparing => {
+                self.spec = *spec;
+                Ok(Vec::new())
+            }
+            Change::Resolved { .. } => Err("what a job asks for is found while its inputs are fetched"),
             Change::Asked { runner } if state == State::Preparing => {
                 self.job.state = State::Running;
                 self.runner = Some(runner.clone());

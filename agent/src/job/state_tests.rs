@@ -58,6 +58,7 @@ fn wish(by: &str) -> Change {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => Just(Change::Began),
+        2 => Just(Change::Resolved { spec: sha256(b"found").unwrap() }),
         4 => Just(Change::Asked { runner: id(1) }),
         3 => Just(Change::Admitted { at: UnixNanos(3) }),
         3 => Just(Change::Reported { admitted: UnixNanos(3) }),
@@ -102,6 +103,9 @@ proptest! {
                     life = next;
                 }
             }
+            let found = matches!(change, Change::Resolved { .. });
+            prop_assert!(found || life.spec == before.spec, "{:?}", change);
+            prop_assert!(life.spec == before.spec || life.job.state == State::Preparing);
             let job = &life.job;
             prop_assert_eq!(job.state == State::Finished, job.end.is_some() && job.finished_at.is_some());
             prop_assert!(job.started_at.is_none() || life.runner.is_some());

@@ -58,6 +58,26 @@ pub fn git_url(text: &str) -> std::result::Result<Url, String> {
     Ok(url)
 }
 
+/// Checks the name of a tag, without `refs/tags/`.
+///
+/// # Errors
+/// That it is none.
+pub fn tag_name(text: &str) -> std::result::Result<String, &'static str> {
+    // A part of what git-check-ref-format(1) allows.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._/+@-".contains(c);
+    let parts =
+        text.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
+    if text.len() > TAG_CHARS_MAX
+        || !text.chars().all(plain)
+        || !parts
+        || text.contains("..")
+        || text.starts_with('-')
+    {
+        return Err("not the name of a tag");
+    }
+    Ok(text.to_owned())
+}
+
 /// Reads the table.
 pub(super) fn entry(value: &Value<'_>, path: impl Fn(&Value<'_>) -> Result<String>) -> Result<GitEntry> {
     let table = value.table("{ url = \"https://…\", commit = \"ID\" }")?;
@@ -117,19 +137,10 @@ fn tag(value: &Value<'_>, has_signers: bool) -> Result<String> {
             "add allowed_signers = \"FILE\", or leave tag out: the commit alone says what is fetched";
         return Err(value.wrong("a tag is there for its signature, and nobody is allowed to sign", remedy));
     }
-    // A part of what git-check-ref-format(1) allows.
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._/+@-".contains(c);
-    let parts =
-        text.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
-    if text.len() > TAG_CHARS_MAX
-        || !text.chars().all(plain)
-        || !parts
-        || text.contains("..")
-        || text.starts_with('-')
-    {
-        return Err(value.wrong("not the name of a tag", "write it without refs/tags/, as in \"v1.2\""));
+    match tag_name(text) {
+        Ok(name) => Ok(name),
+        Err(reason) => Err(value.wrong(reason, "write it without refs/tags/, as in \"v1.2\"")),
     }
-    Ok(text.to_owned())
 }
 
 impl GitPlan {
@@ -159,7 +170,7 @@ impl GitPlan {
             GitPlace::Url(url) => Some(url.clone()),
             GitPlace::Path(_) => None,
         };
-        let (commit, submodules, tree) = (self.commit, self.submodules, Sha256::new([0; 32]));
+        let (commit, submodules, tree) = (self.commit, self.submodules, Some(Sha256::new([0; 32])));
         InputSource::Git { url, commit, submodules, tree, signer: None }
     }
 

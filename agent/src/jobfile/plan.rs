@@ -361,7 +361,7 @@ impl JobPlan {
 
     /// Says when the commit of the first git input was made.
     pub fn resolve_epoch(&mut self, seconds: u64) {
-        if self.epoch_of_commit {
+        if std::mem::take(&mut self.epoch_of_commit) {
             self.source_date_epoch = seconds;
         }
     }
@@ -420,7 +420,8 @@ impl JobPlan {
             profile: self.profile,
             image: self.image.for_spec(),
             user: self.user,
-            source_date_epoch: self.source_date_epoch,
+            source_date_epoch: if self.epoch_of_commit { 0 } else { self.source_date_epoch },
+            epoch_of_commit: self.epoch_of_commit,
             env: self.env,
             params: self.params,
             inputs: inputs.collect(),

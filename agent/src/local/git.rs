@@ -141,7 +141,7 @@ impl<'a> GitIntake<'a> {
                 (imported, visit.map(|visit| Came { visit, earlier: false }))
             }
         };
-        Ok((InputSource::Git { url, commit, submodules, tree: imported.sha256, signer }, came))
+        Ok((InputSource::Git { url, commit, submodules, tree: Some(imported.sha256), signer }, came))
     }
 
     fn what(&self) -> String {

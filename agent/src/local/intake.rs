@@ -74,7 +74,7 @@ pub(super) fn take_in(
         plan.resolve_image(manifest);
     }
     if plan.epoch_of_commit
-        && let Some(seconds) = taking.gits.epoch(&plan.inputs, say)?
+        && let Some(seconds) = taking.epoch(&plan.inputs, say)?
     {
         plan.resolve_epoch(seconds);
     }
@@ -120,6 +120,11 @@ impl<'a> Taking<'a> {
     ) -> Result<Option<Sha256>> {
         self.with.watch.about("the image");
         take_image(image, runner, &self.downloads, self.with, say)
+    }
+
+    /// The time of the commit of the first git input, if there is one.
+    pub(crate) fn epoch(&mut self, inputs: &[InputPlan], say: &mut dyn FnMut(Note)) -> Result<Option<u64>> {
+        self.gits.epoch(inputs, say)
     }
 
     /// Takes in the inputs, and says what they are in the spec, in their order.
@@ -213,7 +218,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| unusable(path, error))
 }
 
-pub(super) fn unusable(path: &Path, error: std::io::Error) -> LocalError {
+pub(crate) fn unusable(path: &Path, error: std::io::Error) -> LocalError {
     LocalError::file("the file", path, &error)
 }
 

@@ -1,7 +1,7 @@
 //! Submissions for tests of what keeps jobs.
 
 use ampoule_agent::job::{Caller, End, IdempotencyKey, Means, Submission};
-use ampoule_spec::{JobId, JobSpec, Name, Outcome, Sha256};
+use ampoule_spec::{InputSource, JobId, JobSpec, Name, Outcome, Sha256};
 use std::collections::BTreeMap;
 
 /// The id of the job with a number; ids are in the order of the numbers.
@@ -39,6 +39,27 @@ pub(crate) fn submission(number: u32) -> Submission {
         labels: BTreeMap::new(),
         queue_timeout_ms: None,
     }
+}
+
+/// The same of a job that leaves to be found what its commit holds and when that was made.
+#[allow(dead_code)] // Not every user of this file has such a job.
+pub(crate) fn open_submission(number: u32) -> Submission {
+    let mut submission = submission(number);
+    (submission.spec.source_date_epoch, submission.spec.epoch_of_commit) = (0, true);
+    let input = serde_json::json!({"name": "src", "mount": "/build/src", "source":
+        {"kind": "git", "url": "https://h.example/r", "commit": "3".repeat(40)}});
+    submission.spec.inputs = vec![serde_json::from_value(input).unwrap()];
+    submission
+}
+
+/// What becomes of its spec.
+#[allow(dead_code)] // As above.
+pub(crate) fn resolved(number: u32) -> JobSpec {
+    let mut spec = open_submission(number).spec;
+    (spec.source_date_epoch, spec.epoch_of_commit) = (7, false);
+    let InputSource::Git { tree, .. } = &mut spec.inputs[0].source else { panic!("a git input") };
+    *tree = Some(request(number));
+    spec
 }
 
 /// A good end.

@@ -33,18 +33,18 @@ pub(super) const TESTS: &[Test] = &[
 
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
 /// The committer's time of the commits of these tests.
-const COMMITTED: &str = "1600000100";
+pub(super) const COMMITTED: &str = "1600000100";
 
-fn source(place: &str, commit: &str, more: &str) -> String {
+pub(super) fn source(place: &str, commit: &str, more: &str) -> String {
     format!("git = {{ {place}, commit = \"{commit}\"{more} }}")
 }
 
-fn at(url: &str) -> String {
+pub(super) fn at(url: &str) -> String {
     format!("url = \"{url}\"")
 }
 
 /// A repository with a program to build, a link, and what git would change at a checkout.
-fn project(dir: &Path) -> Result<String> {
+pub(super) fn project(dir: &Path) -> Result<String> {
     init(dir);
     fs::write(dir.join(".gitattributes"), "*.c text eol=crlf ident\n")?;
     fs::write(dir.join("prog.c"), "int main(void) { return 0; } /* $Id$ */\n")?;
@@ -57,7 +57,7 @@ fn project(dir: &Path) -> Result<String> {
     Ok(commit_all(dir))
 }
 
-fn dependency(ran: &Ran, output: &str) -> Result<Value> {
+pub(super) fn dependency(ran: &Ran, output: &str) -> Result<Value> {
     let statement = ran.statement(&format!("{output}.intoto.jsonl"))?;
     Ok(statement["predicate"]["buildDefinition"]["resolvedDependencies"][1].clone())
 }
@@ -177,7 +177,7 @@ fn submodules(lab: &Lab) -> Result<()> {
     equal("without", &ran.log_text("0-a.stdout")?, &String::new())
 }
 
-fn key(lab: &Lab, name: &str) -> Result<String> {
+pub(super) fn key(lab: &Lab, name: &str) -> Result<String> {
     let file = lab.path(name);
     let made = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "c", "-f"])

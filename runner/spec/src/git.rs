@@ -143,7 +143,9 @@ pub struct GitLink {
     pub object: Option<HexBytes>,
 }
 
-/// Who signed a commit, as the client verified it. The runner holds no key and does not look.
+/// Who signed a commit, as the agent verified it. The runner holds no key and does not look.
+///
+/// With an empty principal and key it is a demand: somebody of that file must have signed, and nobody has looked yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GitSigner {
@@ -156,6 +158,13 @@ pub struct GitSigner {
     /// The signed tag; none: the commit itself is signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
+}
+
+impl GitSigner {
+    /// Whether somebody has looked, and found who signed.
+    pub fn is_found(&self) -> bool {
+        !self.principal.is_empty() && !self.key.is_empty()
+    }
 }
 
 #[cfg(test)]

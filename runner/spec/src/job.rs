@@ -4,9 +4,10 @@
 //! launcher looks it up in its own store. `spec.json` in a job directory is this type, byte for byte as it
 //! arrived.
 
+use crate::input::{Input, InputSource};
 use crate::limits::LimitsRequest;
 use crate::output::Output;
-use crate::{EnvName, GitId, GitSigner, JobId, Name, OutputName, SandboxPath, Sha256};
+use crate::{EnvName, JobId, Name, SandboxPath, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +41,9 @@ pub struct JobSpec {
     pub user: StepUser,
     /// Seconds since 1970: `SOURCE_DATE_EPOCH` and the modification time of every imported file.
     pub source_date_epoch: u64,
+    /// Whether that is still to be found: the time of the commit of the first git input.
+    #[serde(default, skip_serializing_if = "crate::input::is_false")]
+    pub epoch_of_commit: bool,
     /// Variables for all steps.
     #[serde(default)]
     pub env: BTreeMap<EnvName, String>,
@@ -154,126 +158,6 @@ pub struct ImageLayer {
     pub bytes: u64,
 }
 
-/// A tree or file that is mounted for the steps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Input {
-    /// The input's name, unique in the job.
-    pub name: Name,
-    /// Where it appears.
-    pub mount: SandboxPath,
-    /// Whether steps may write to a copy-on-write layer over it.
-    #[serde(default)]
-    pub writable: bool,
-    /// What it is, by digest.
-    pub source: InputSource,
-    /// A directory's: what was left out when it was taken in, as patterns of .gitignore. Where nothing was, it is empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub exclude: Vec<String>,
-}
-
-/// Where an input came from and the digest that names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum InputSource {
-    /// A directory of the client's, by its tree digest (docs/formats.md).
-    Directory {
-        /// The tree digest.
-        tree: Sha256,
-    },
-    /// A file of the client's.
-    File {
-        /// SHA-256 of its bytes.
-        sha256: Sha256,
-        /// Whether its owner may execute it.
-        #[serde(default)]
-        executable: bool,
-    },
-    /// A download.
-    Http {
-        /// Where it was fetched.
-        url: String,
-        /// SHA-256 of the bytes that were fetched.
-        sha256: Sha256,
-        /// Whether it is an archive that is unpacked.
-        #[serde(default)]
-        unpack: bool,
-        /// Where else the same bytes are, in the order in which they are asked.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        mirrors: Vec<String>,
-    },
-    /// The checkout of a commit.
-    Git {
-        /// The repository's URL; none: a repository of the client's.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        url: Option<String>,
-        /// The commit.
-        commit: GitId,
-        /// Whether submodules are checked out; else their directories are empty.
-        #[serde(default)]
-        submodules: bool,
-        /// The tree digest of the checkout.
-        tree: Sha256,
-        /// Who signed it, where the job demands that.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        signer: Option<GitSigner>,
-    },
-    /// An archive of the client's, unpacked.
-    Tar {
-        /// SHA-256 of the archive's bytes.
-        sha256: Sha256,
-    },
-    /// What another job has made, by the provenance that was verified for it.
-    Attestation {
-        /// SHA-256 of its bytes, or its tree digest, as the provenance says.
-        sha256: Sha256,
-        /// Whether it may be executed. The provenance does not say.
-        #[serde(default)]
-        executable: bool,
-        /// Whether it is an archive that is unpacked.
-        #[serde(default)]
-        unpack: bool,
-        /// Whether it is a directory, and the digest its tree's: so the provenance says.
-        #[serde(default, skip_serializing_if = "is_false")]
-        tree: bool,
-        /// The job that made it, and whose word that is.
-        made_by: MadeBy,
-    },
-}
-
-fn is_false(value: &bool) -> bool {
-    !*value
-}
-
-/// Provenance that was verified before what it is about was used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MadeBy {
-    /// The builder that signed: an absolute URI.
-    pub builder: String,
-    /// The OpenSSH fingerprint of its key.
-    pub key: String,
-    /// The job that made it.
-    pub job: JobId,
-    /// The name under which it is a subject.
-    pub subject: OutputName,
-    /// SHA-256 of the statement: the same in an envelope and in a bundle.
-    pub statement: Sha256,
-}
-
-impl InputSource {
-    /// The SHA-256 that the launcher holds the input against: of the bytes, or the tree digest.
-    pub fn sha256(&self) -> Sha256 {
-        match self {
-            Self::Directory { tree } | Self::Git { tree, .. } => *tree,
-            Self::File { sha256, .. }
-            | Self::Http { sha256, .. }
-            | Self::Tar { sha256 }
-            | Self::Attestation { sha256, .. } => *sha256,
-        }
-    }
-}
-
 /// One program run in the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -327,7 +211,8 @@ impl JobSpec {
     /// Holds the job against every rule that does not need the host: sizes, counts, uniqueness, places.
     ///
     /// Both sides call it: the agent to answer with the field's path, the launcher because it does not
-    /// trust the agent.
+    /// trust the agent. What a job has asked for and nobody has found yet is allowed here: see
+    /// [`check_resolved`](Self::check_resolved).
     ///
     /// # Errors
     /// The first [`SpecError`] in the order of the fields.
@@ -343,6 +228,15 @@ impl JobSpec {
         if self.source_date_epoch > 253_402_300_799 {
             return Err(wrong("source_date_epoch", "it lies after the year 9999; give seconds since 1970"));
         }
+        if self.epoch_of_commit {
+            let is_git = |input: &Input| matches!(input.source, InputSource::Git { .. });
+            let rule = match self.source_date_epoch {
+                0 if self.inputs.iter().any(is_git) => None,
+                0 => Some("there is no git input whose commit has a time; give seconds since 1970"),
+                _ => Some("it is the time of a commit or a number; give one of both"),
+            };
+            rule.map_or(Ok(()), |rule| Err(wrong("source_date_epoch", rule)))?;
+        }
         check_env("env", &self.env)?;
         check_count("params", self.params.len())?;
         for (name, value) in &self.params {
@@ -356,6 +250,27 @@ impl JobSpec {
         self.validate_inputs()?;
         self.validate_steps()?;
         self.validate_outputs()
+    }
+
+    /// Whether everything is known that the job leaves to be found: what its commits hold, when they were made and who signed
+    /// them. Only such a job is run or has provenance.
+    ///
+    /// # Errors
+    /// The first [`SpecError`] in the order of the fields.
+    pub fn check_resolved(&self) -> Result<(), SpecError> {
+        if self.epoch_of_commit {
+            return Err(wrong("source_date_epoch", "the time of the commit is not known yet"));
+        }
+        for (at, input) in self.inputs.iter().enumerate() {
+            let InputSource::Git { tree, signer, .. } = &input.source else { continue };
+            if tree.is_none() {
+                return Err(wrong(format!("input[{at}].git"), "the commit was not fetched yet"));
+            }
+            if signer.as_ref().is_some_and(|signer| !signer.is_found()) {
+                return Err(wrong(format!("input[{at}].git"), "nobody has looked yet who signed the commit"));
+            }
+        }
+        Ok(())
     }
 
     fn validate_inputs(&self) -> Result<(), SpecError> {

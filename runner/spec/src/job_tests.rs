@@ -69,3 +69,40 @@ fn unknown_field_is_refused() {
     json["privileged"] = true.into();
     assert!(serde_json::from_value::<JobSpec>(json).is_err());
 }
+
+#[test]
+fn job_that_leaves_something_to_be_found_is_valid_and_not_resolved() {
+    let git = |text: &str| {
+        let mut job = job();
+        job.source_date_epoch = 0;
+        job.inputs[0].source = serde_json::from_str(text).unwrap();
+        job
+    };
+    let named = format!(r#""kind":"git","url":"https://h/r","commit":"{}""#, "1".repeat(40));
+    let tree = format!(r#""tree":"{}""#, "2".repeat(64));
+    let signer = |principal: &str, key: &str| {
+        format!(
+            r#""signer":{{"principal":"{principal}","key":"{key}","allowed_signers":"{}"}}"#,
+            "3".repeat(64)
+        )
+    };
+    let resolved = git(&format!("{{{named},{tree},{}}}", signer("me@x", "SHA256:k")));
+    assert_eq!((resolved.validate(), resolved.check_resolved()), (Ok(()), Ok(())));
+    let field = |job: &JobSpec| {
+        job.validate().unwrap();
+        job.check_resolved().unwrap_err().field
+    };
+    for open in [
+        format!("{{{named}}}"),
+        format!("{{{named},{tree},{}}}", signer("", "")),
+        format!("{{{named},{tree},{}}}", signer("me@x", "")),
+    ] {
+        assert_eq!(field(&git(&open)), "input[0].git", "{open}");
+    }
+    let mut timed = resolved;
+    timed.epoch_of_commit = true;
+    assert_eq!(field(&timed), "source_date_epoch");
+    timed.source_date_epoch = 1;
+    assert_eq!(timed.validate().unwrap_err().field, "source_date_epoch");
+    assert_eq!(refused(|j| (j.source_date_epoch, j.epoch_of_commit) = (0, true)), "source_date_epoch");
+}

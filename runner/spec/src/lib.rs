@@ -9,6 +9,7 @@ mod defaults;
 mod digest;
 mod event;
 mod git;
+mod input;
 mod job;
 mod limits;
 mod name;
@@ -29,9 +30,10 @@ pub use git::{
     GIT_COMMIT_BYTES_MAX, GIT_LINKS_MAX, GIT_PROOF_BYTES_MAX, GitId, GitIdError, GitLink, GitProof,
     GitSigner, HexBytes,
 };
+pub use input::{Input, InputSource, MadeBy};
 pub use job::{
-    ITEMS_MAX, Image, ImageLayer, Input, InputSource, JobSpec, LogOverflow, MIRRORS_MAX, MadeBy, ParamValue,
-    STEP_TIMEOUT_MS_MAX, SpecError, Step, StepUser, TEXT_BYTES_MAX,
+    ITEMS_MAX, Image, ImageLayer, JobSpec, LogOverflow, MIRRORS_MAX, ParamValue, STEP_TIMEOUT_MS_MAX,
+    SpecError, Step, StepUser, TEXT_BYTES_MAX,
 };
 pub use limits::{LimitRefused, Limits, LimitsRequest, Unit};
 pub use name::{EnvName, JobId, Name, NameError, OutputName, SlotId};

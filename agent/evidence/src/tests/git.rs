@@ -1,8 +1,9 @@
 //! A git input in the statements of a job.
 
 use super::fixture::{KEY, Reader, TestSigner, changed, issuer, provenance_of, sign_json, variant};
-use super::schema::broken;
-use crate::{ExternalParameters, JobRecord, seal};
+use super::schema::{RUN, broken};
+use crate::{AgentClaims, ExternalParameters, JobRecord, RunRequest, Unstarted, run_attestation, seal};
+use ampoule_spec::{Code, Failure, UnixNanos};
 use serde_json::{Value, json};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -121,4 +122,46 @@ fn dependency(statement: &mut Value) -> &mut Value {
 
 fn input(statement: &mut Value) -> &mut Value {
     &mut statement["predicate"]["buildDefinition"]["externalParameters"]["inputs"][0]
+}
+
+#[test]
+fn job_that_ran_with_something_left_to_be_found_has_no_provenance() {
+    let open = changed(|spec, _| {
+        spec["inputs"][0]["source"] =
+            json!({"kind": "git", "url": "https://git.example/r", "commit": COMMIT});
+    });
+    let refused = format!("{:?}", open.clean().unwrap_err());
+    assert!(refused.starts_with("Spec("), "{refused}");
+}
+
+#[test]
+fn commit_that_nobody_fetched_stands_in_a_record_without_a_sandbox_alone() {
+    let end = Unstarted {
+        acknowledged: UnixNanos(1),
+        ended: UnixNanos(2),
+        failure: Failure { code: Code::InputMissing, message: "m".to_owned(), step: None, teardown: None },
+    };
+    let mut spec = serde_json::to_value(record().spec()).unwrap();
+    spec["inputs"][0]["source"] = json!({"kind": "git", "url": "https://git.example/r", "commit": COMMIT});
+    let (never, _) = JobRecord::unstarted(&serde_json::to_vec(&spec).unwrap(), &end).unwrap();
+    let (claims, issuer) = (AgentClaims::new(), issuer());
+    let run = |record: &JobRecord| {
+        run_attestation(&RunRequest {
+            record,
+            issuer: &issuer,
+            provenance_sha256: None,
+            agent_claims: &claims,
+        })
+    };
+    let statement: Value = serde_json::from_slice(run(&never).unwrap().bytes()).unwrap();
+    assert_eq!(statement["predicate"]["inputs"][0]["digest"], json!({"gitCommit": COMMIT}));
+    assert_eq!(broken(&serde_json::from_str(RUN).unwrap(), &statement), Vec::<String>::new());
+    let ran = changed(|spec, report| {
+        spec["inputs"][0]["source"] =
+            json!({"kind": "git", "url": "https://git.example/r", "commit": COMMIT});
+        report["outcome"] = json!("failed");
+        report["failure"] = json!({"code": "input.missing", "message": "m"});
+    });
+    let refused = run(&ran).unwrap_err();
+    assert!(format!("{refused:?}").contains("inputs[0].digest"), "{refused:?}");
 }

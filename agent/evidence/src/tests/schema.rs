@@ -35,6 +35,14 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str, out: &mut Vec<St
             "required" => {
                 rule.as_array().unwrap().iter().all(|name| value.get(name.as_str().unwrap()).is_some())
             }
+            "oneOf" => {
+                let fits = |rule: &&Value| {
+                    let mut broken = Vec::new();
+                    check(root, rule, value, at, &mut broken);
+                    broken.is_empty()
+                };
+                rule.as_array().unwrap().iter().filter(fits).count() == 1
+            }
             "minItems" => value.as_array().is_none_or(|v| v.len() as u64 >= rule.as_u64().unwrap()),
             "maxItems" => value.as_array().is_none_or(|v| v.len() as u64 <= rule.as_u64().unwrap()),
             "minLength" => value.as_str().is_none_or(|v| v.len() as u64 >= rule.as_u64().unwrap()),

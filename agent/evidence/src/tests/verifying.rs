@@ -55,7 +55,7 @@ fn verify_expectations_hold_or_refuse() {
         "https://zlib.example/zlib-1.3.1.tar.gz?mirror=1".to_owned(),
         "HTTPS://ZLIB.example/zlib-1.3.1.tar.gz?mirror=1".to_owned(),
         "urn:ampoule:input:patches".to_owned(),
-        format!("sha256:{}", record().spec().inputs[0].source.sha256()),
+        format!("sha256:{}", record().spec().inputs[0].source.sha256().unwrap()),
     ] {
         reader.source = Some(source);
         assert!(reader.verify(sealed().as_bytes()).is_ok());

@@ -5,6 +5,7 @@ use super::{
     Config, Host, Limits, Listen, Log, LogFormat, MetricsListener, Quota, Retention, Runner, SigningKey, Tls,
 };
 use crate::audit::Rate;
+use crate::job::ProjectFiles;
 use crate::jobfile::read::{Reader, Table, Value};
 use crate::jobfile::{JobFileError, values};
 use ampoule_evidence::Authority;
@@ -54,7 +55,7 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
         policy: top.path("policy", "policy")?,
         sources: top.path_if("sources")?,
         identities: top.path("identities", "identities.toml")?,
-        registry_auth: registry_auth(&root, base)?,
+        files: files(&root, base)?,
         profiles: profiles(&top)?,
         runner: runner(&section("runner")?.with())?,
         limits: limits(&section("limits")?.with())?,
@@ -307,15 +308,17 @@ fn projects(root: &Table<'_>, otherwise: Quota, base: &Path) -> Result<BTreeMap<
     Ok(projects)
 }
 
-/// Who has credentials for registries. What else stands there was looked at by [`projects`].
-fn registry_auth(root: &Table<'_>, base: &Path) -> Result<BTreeMap<Name, PathBuf>> {
+/// What projects have files for. What else stands there was looked at by [`projects`].
+fn files(root: &Table<'_>, base: &Path) -> Result<BTreeMap<Name, ProjectFiles>> {
     let mut files = BTreeMap::new();
     let Some(value) = root.get("project") else { return Ok(files) };
     for (name, value) in value.table("[project.NAME]")?.entries() {
         let table = value.table("[project.NAME]")?;
         let section = Section { name: "project.NAME", table: Some(&table), base };
-        if let (Ok(name), Some(file)) = (Name::parse(name), section.path_if("registry_auth")?) {
-            files.insert(name, file);
+        let registry_auth = section.path_if("registry_auth")?;
+        let allowed_signers = section.path_if("allowed_signers")?;
+        if let Ok(name) = Name::parse(name) {
+            files.insert(name, ProjectFiles { registry_auth, allowed_signers });
         }
     }
     Ok(files)

@@ -13,9 +13,10 @@ pub(super) fn show(config: &Config) -> String {
     for section in SECTIONS {
         if *section == "project.NAME" {
             for (name, quota) in &config.projects {
-                let auth = config.registry_auth.get(name);
+                let files = config.files.get(name);
                 table(&mut text, section, &format!("project.{name}"), |key| match key {
-                    "registry_auth" => Some(path(auth?)),
+                    "registry_auth" => Some(path(files?.registry_auth.as_ref()?)),
+                    "allowed_signers" => Some(path(files?.allowed_signers.as_ref()?)),
                     _ => Some(of_quota(*quota, key)),
                 });
             }

@@ -97,11 +97,17 @@ fn what_an_operator_gets_wrong_is_named_with_its_remedy() {
 }
 
 #[test]
-fn credentials_for_registries_are_of_the_projects_that_are_named() {
-    let config = parse(&format!("{LEAST}[project.a]\nregistry_auth = \"a.json\"\n[project.b]\n")).unwrap();
-    let of = |project: &str| config.registry_auth.get(&Name::parse(project).unwrap()).map(PathBuf::as_path);
-    assert_eq!(of("a"), Some(Path::new("/etc/ampoule/a.json")));
-    assert_eq!((of("b"), of("default"), of("ab")), (None, None, None));
+fn files_are_of_the_projects_that_are_named() {
+    for key in ["registry_auth", "allowed_signers"] {
+        let config = parse(&format!("{LEAST}[project.a]\n{key} = \"a.json\"\n[project.b]\n")).unwrap();
+        let of = |project: &str| {
+            let ProjectFiles { registry_auth, allowed_signers } =
+                config.files.get(&Name::parse(project).unwrap()).cloned().unwrap_or_default();
+            [registry_auth, allowed_signers].into_iter().flatten().collect::<Vec<_>>()
+        };
+        assert_eq!(of("a"), [Path::new("/etc/ampoule/a.json")], "{key}");
+        assert_eq!((of("b"), of("default"), of("ab")), (vec![], vec![], vec![]));
+    }
 }
 
 #[test]

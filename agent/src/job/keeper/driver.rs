@@ -3,7 +3,7 @@
 //! The driver holds no state of its own that counts: after a restart another one begins where the ledger says.
 
 use super::inner::Inner;
-use super::intake::{NotReady, Preparation};
+use super::intake::{NotReady, Preparation, Prepared};
 use super::launcher::Answer;
 use super::line::Ending;
 use crate::fair::Seat;
@@ -101,8 +101,13 @@ impl Driver {
         let prepared = self.take_in(life).await?;
         self.reins.progress.send_replace(None);
         match prepared {
-            Ok(claims) => {
+            Ok(Prepared { claims, resolved }) => {
                 self.inner.records.keep_claims(&self.id, &claims);
+                if let Some(spec) = resolved
+                    && let Err(error) = self.inner.ledger.resolve(&self.id, &spec).await
+                {
+                    return self.unresolved(error).await;
+                }
                 // The host may have become another while inputs were fetched.
                 tokio::select! {
                     () = self.inner.holds.until_steady() => {}
@@ -120,8 +125,16 @@ impl Driver {
         }
     }
 
+    /// What was found is not written down: it is found again, unless it never can be.
+    async fn unresolved(&self, error: LedgerError) -> Result<(), LedgerError> {
+        match error {
+            LedgerError::Oversize { .. } => self.refuse(failure(Code::JobInvalid, error.to_string())).await,
+            other => Err(other),
+        }
+    }
+
     /// Sees to it that everything is there that the job names.
-    async fn take_in(&self, life: &Arc<Life>) -> Result<Result<AgentClaims, NotReady>, LedgerError> {
+    async fn take_in(&self, life: &Arc<Life>) -> Result<Result<Prepared, NotReady>, LedgerError> {
         let (inner, of) = (self.inner.clone(), life.clone());
         let nothing = tokio::task::spawn_blocking(move || names_nothing(&inner, &of)).await.unwrap_or(false);
         let mut pause = Pause::new();
@@ -133,7 +146,9 @@ impl Driver {
             if self.reins.cancel.is_cancelled() {
                 return Ok(Err(NotReady::Cancelled));
             }
-            let Some(permit) = permit else { return Ok(Ok(AgentClaims::new())) };
+            let Some(permit) = permit else {
+                return Ok(Ok(Prepared { claims: AgentClaims::new(), resolved: None }));
+            };
             let (inner, life, reins) = (self.inner.clone(), life.clone(), self.reins.clone());
             let prepared = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
@@ -326,7 +341,7 @@ fn failure(code: Code, message: String) -> Failure {
     Failure { code, message, step: None, teardown: None }
 }
 
-fn defect(what: &str) -> NotReady {
+pub(super) fn defect(what: &str) -> NotReady {
     NotReady::Failed(failure(Code::Internal, what.to_owned()))
 }
 
@@ -337,15 +352,16 @@ fn names_nothing(inner: &Inner, life: &Life) -> bool {
 }
 
 /// Takes in everything that a job names. Blocks.
-fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentClaims, NotReady> {
+fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<Prepared, NotReady> {
     let spec = inner.ledger.spec(&life.job.id);
     let Ok(Some(spec)) = spec else { return Err(defect("its spec cannot be read back from the ledger")) };
     let told = Arc::clone(reins);
     let sources = inner.sources();
+    let files = sources.files_of(&life.job.project);
     let with = Intake {
         sources: sources.of(&life.job.project),
-        registry_auth: sources.registry_auth.get(&life.job.project).cloned(),
-        // Nobody here asks for a commit's time or signature.
+        registry_auth: files.registry_auth.clone(),
+        // Whose time or signature is asked for is fetched again: nobody sweeps what would be kept.
         commits: None,
         watch: Watch::new(move |progress| {
             told.progress.send_replace(Some(shown(progress)));
@@ -364,6 +380,7 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<AgentCla
         runner: &runner,
         with: &with,
         shown: &*inner.options.shown,
+        files: &files,
     };
     preparation.make(&mut |note| {
         let text = match note {

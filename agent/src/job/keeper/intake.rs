@@ -1,6 +1,6 @@
 //! From a spec of the wire to a store that has all of it: uploads are looked up, downloads are fetched.
 
-use super::options::Shown;
+use super::options::{ProjectFiles, Shown};
 use crate::git::GitPlace;
 use crate::jobfile::{GitPlan, ImagePlan, InputPlan, SourcePlan};
 use crate::local::intake::{Intake, Taking};
@@ -9,7 +9,8 @@ use crate::registry::{Reference, SCHEME};
 use crate::visits::{Memory, Source, Visit};
 use ampoule_evidence::AgentClaims;
 use ampoule_spec::wire::Content;
-use ampoule_spec::{Code, Failure, Image, Input, InputSource, JobSpec, Name};
+use ampoule_spec::{Code, Failure, GitSigner, Image, Input, InputSource, JobSpec, Name};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Why a job's inputs are not there.
@@ -71,16 +72,50 @@ pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
         Reference::parse(reference).map_err(|error| invalid(format!("image.oci.reference: {error}")))?;
     }
     for (at, input) in spec.inputs.iter().enumerate() {
-        let (field, what) = match &input.source {
-            InputSource::Attestation { .. } => ("attestation", "whose attestation an input has"),
-            InputSource::Git { signer: Some(_), .. } => ("git.signer", "who has signed a commit"),
+        let reason = match &input.source {
+            InputSource::Attestation { .. } => {
+                "attestation: this daemon does not verify whose attestation an input has; use `ampoule run`, or leave it out and \
+                 verify before you submit"
+            }
+            _ if spec.epoch_of_commit && uploaded(input, 0).is_some() => {
+                "source: what is uploaded has its times already, and the commit's time is not known yet; give source_date_epoch in \
+                 seconds since 1970"
+            }
             _ => continue,
         };
-        let remedy = "use `ampoule run`, or leave it out and verify before you submit";
-        let message = format!("inputs[{at}].{field}: this daemon does not verify {what}; {remedy}");
-        return Err(failure(Code::JobInvalid, message));
+        return Err(invalid(format!("inputs[{at}].{reason}")));
     }
     Ok(())
+}
+
+/// The same, and refuses what only this agent finds out and a caller says to know.
+///
+/// # Errors
+/// `job.invalid` with the field of the message.
+pub(super) fn check_asked(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Failure> {
+    check_wire(spec)?;
+    for (at, input) in spec.inputs.iter().enumerate() {
+        let InputSource::Git { signer: Some(signer), .. } = &input.source else { continue };
+        if signer.is_found() {
+            let message =
+                format!("inputs[{at}].git.signer: who has signed a commit is found here; leave it out");
+            return Err(failure(Code::JobInvalid, message));
+        }
+    }
+    check_signers(spec, files)
+}
+
+/// Holds the demands for signatures against what the operator has given the project.
+fn check_signers(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Failure> {
+    let demands =
+        |input: &Input| matches!(&input.source, InputSource::Git { signer: Some(s), .. } if !s.is_found());
+    match spec.inputs.iter().position(demands) {
+        Some(at) if files.allowed_signers.is_none() => {
+            let text = "the operator has allowed nobody to sign for this project: have its `allowed_signers` set, or leave the demand out";
+            Err(failure(Code::JobInvalid, format!("inputs[{at}].git.signer: {text}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is known of the project of a job.
@@ -127,8 +162,8 @@ fn fetched(spec: &JobSpec) -> impl Iterator<Item = Content> + '_ {
 }
 
 /// Files that an operator has named are for tenants the names of things.
-fn without_paths(with: &Intake, failure: Failure) -> Failure {
-    let secrets = with.registry_auth.iter().chain(with.sources.secrets());
+fn without_paths(with: &Intake, signers: Option<&PathBuf>, failure: Failure) -> Failure {
+    let secrets = with.registry_auth.iter().chain(with.sources.secrets()).chain(signers);
     let message = secrets.fold(failure.message, |message, path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         message.replace(&path.display().to_string(), &name)
@@ -143,22 +178,37 @@ pub(super) struct Preparation<'a> {
     pub(super) runner: &'a Runner,
     pub(super) with: &'a Intake,
     pub(super) shown: &'a dyn Shown,
+    pub(super) files: &'a ProjectFiles,
+}
+
+/// What came of an intake.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// What the run attestation is to say about it.
+    pub(super) claims: AgentClaims,
+    /// The spec with everything in it that was left to be found; none: there was nothing.
+    pub(super) resolved: Option<JobSpec>,
 }
 
 impl Preparation<'_> {
-    /// Sees to it that the store has everything that the spec names, and says what the run attestation is to say about
-    /// it. Blocks.
-    pub(super) fn make(&self, say: &mut dyn FnMut(Note)) -> Result<AgentClaims, NotReady> {
+    /// Sees to it that the store has everything that the spec names, and finds what it leaves to be found. Blocks.
+    pub(super) fn make(&self, say: &mut dyn FnMut(Note)) -> Result<Prepared, NotReady> {
         self.take(say).map_err(|error| match error {
-            NotReady::Failed(failure) => NotReady::Failed(without_paths(self.with, failure)),
+            NotReady::Failed(failure) => {
+                NotReady::Failed(without_paths(self.with, self.files.allowed_signers.as_ref(), failure))
+            }
             other => other,
         })
     }
 
-    fn take(&self, say: &mut dyn FnMut(Note)) -> Result<AgentClaims, NotReady> {
-        check_wire(self.spec).map_err(NotReady::Failed)?;
+    fn take(&self, say: &mut dyn FnMut(Note)) -> Result<Prepared, NotReady> {
+        check_wire(self.spec)
+            .and_then(|()| check_signers(self.spec, self.files))
+            .map_err(NotReady::Failed)?;
         let image = self.image_plan()?;
-        let fetched: Vec<InputPlan> = self.spec.inputs.iter().filter_map(plan).collect();
+        let signers = self.files.allowed_signers.as_ref();
+        let fetched: Vec<InputPlan> =
+            self.spec.inputs.iter().filter_map(|input| plan(input, signers)).collect();
         let mut taking = Taking::new(&fetched, self.with);
         taking.check(&image, &fetched)?;
         for (at, input) in self.spec.inputs.iter().enumerate() {
@@ -171,16 +221,21 @@ impl Preparation<'_> {
         {
             return Err(other_digest("image", &manifest.to_string()));
         }
-        let sources = taking.inputs(&fetched, self.spec.source_date_epoch, self.runner, say)?;
-        for (plan, source) in fetched.iter().zip(&sources) {
-            let wanted = self.spec.inputs.iter().find(|input| input.name == plan.name);
-            if wanted.is_none_or(|wanted| wanted.source != *source) {
-                return Err(other_digest(&format!("input {}", plan.name), &source.sha256().to_string()));
-            }
+        let mut spec = self.spec.clone();
+        if std::mem::take(&mut spec.epoch_of_commit) {
+            spec.source_date_epoch = taking.epoch(&fetched, say)?.unwrap_or_default();
+        }
+        let sources = taking.inputs(&fetched, spec.source_date_epoch, self.runner, say)?;
+        for (plan, source) in fetched.iter().zip(sources) {
+            let wanted = spec.inputs.iter_mut().find(|input| input.name == plan.name);
+            let wanted =
+                wanted.ok_or_else(|| super::driver::defect("an input of another name was fetched"))?;
+            resolve(wanted, source)?;
         }
         // What was fetched for a project is its own from now on.
-        self::fetched(self.spec).for_each(|content| self.shown.record(self.project, &content));
-        Ok(taking.claims())
+        self::fetched(&spec).for_each(|content| self.shown.record(self.project, &content));
+        let resolved = (spec != *self.spec).then_some(spec);
+        Ok(Prepared { claims: taking.claims(), resolved })
     }
 
     /// Where the image is fetched, or nothing to fetch.
@@ -214,24 +269,68 @@ impl Preparation<'_> {
     }
 }
 
+/// Holds what was fetched against what the job demands of it, and puts in its place what it left to be found.
+fn resolve(wanted: &mut Input, mut found: InputSource) -> Result<(), NotReady> {
+    let what = format!("input {}", wanted.name);
+    if let (
+        InputSource::Git { tree, signer: demanded, .. },
+        InputSource::Git { tree: found, signer: by, .. },
+    ) = (&mut wanted.source, &mut found)
+    {
+        *tree = tree.or(*found);
+        let signer = signed(&what, demanded.take(), by.take())?;
+        (*demanded, *by) = (signer.clone(), signer);
+    }
+    if wanted.source == found {
+        return Ok(());
+    }
+    Err(other_digest(&what, &found.sha256().map(|digest| digest.to_string()).unwrap_or_default()))
+}
+
+/// Who signed a commit, as it is demanded and as it was found.
+fn signed(
+    what: &str,
+    demanded: Option<GitSigner>,
+    found: Option<GitSigner>,
+) -> Result<Option<GitSigner>, NotReady> {
+    match (demanded, found) {
+        (None, None) => Ok(None),
+        // Somebody looked before the last restart.
+        (Some(before), None) if before.is_found() => Ok(Some(before)),
+        (Some(demanded), Some(found)) if demanded.allowed_signers == found.allowed_signers => Ok(Some(found)),
+        (Some(demanded), Some(found)) => {
+            let message = format!(
+                "{what}: the job demands a signature by the allowed signers sha256:{}, and this host has sha256:{} for the project; \
+                 have one of them brought up to the other",
+                demanded.allowed_signers, found.allowed_signers
+            );
+            Err(NotReady::Failed(failure(Code::InputUnsigned, message)))
+        }
+        (Some(_), None) | (None, Some(_)) => Err(super::driver::defect("another signature was looked at")),
+    }
+}
+
 fn other_digest(what: &str, found: &str) -> NotReady {
     let message = format!("{what}: what was fetched has the digest {found}, not the one that the job names");
     NotReady::Failed(failure(Code::InputDigestMismatch, message))
 }
 
 /// What the agent fetches itself.
-fn plan(input: &Input) -> Option<InputPlan> {
+fn plan(input: &Input, signers: Option<&PathBuf>) -> Option<InputPlan> {
     let source = match &input.source {
         InputSource::Http { url, sha256, unpack, mirrors } => {
             SourcePlan::Http { url: url.clone(), sha256: *sha256, unpack: *unpack, mirrors: mirrors.clone() }
         }
-        InputSource::Git { url: Some(url), commit, submodules, .. } => SourcePlan::Git(GitPlan {
-            place: GitPlace::Url(url.clone()),
-            commit: *commit,
-            submodules: *submodules,
-            allowed_signers: None,
-            tag: None,
-        }),
+        InputSource::Git { url: Some(url), commit, submodules, signer, .. } => {
+            let demanded = signer.as_ref().filter(|signer| !signer.is_found());
+            SourcePlan::Git(GitPlan {
+                place: GitPlace::Url(url.clone()),
+                commit: *commit,
+                submodules: *submodules,
+                allowed_signers: demanded.and(signers.cloned()),
+                tag: demanded.and_then(|signer| signer.tag.clone()),
+            })
+        }
         _ => return None,
     };
     Some(InputPlan {
@@ -264,7 +363,6 @@ mod tests {
     use crate::local::{Cancel, Watch};
     use crate::sources::Policy;
     use serde_json::json;
-    use std::path::PathBuf;
 
     fn spec() -> JobSpec {
         serde_json::from_value(json!({
@@ -287,7 +385,9 @@ mod tests {
         let spec = spec();
         let all: Vec<_> = fetched(&spec).collect();
         assert_eq!(all.len(), 3);
-        assert!(all.contains(&Content::Archive { sha256: spec.inputs[0].source.sha256(), epoch: 7 }));
+        assert!(
+            all.contains(&Content::Archive { sha256: spec.inputs[0].source.sha256().unwrap(), epoch: 7 })
+        );
     }
 
     #[test]
@@ -329,9 +429,15 @@ mod tests {
             cancel: Cancel::default(),
             memory: Arc::new(()),
         };
-        let hidden =
-            without_paths(&with, failure_of("the registry credentials /etc/ampoule/auth.json: no JSON"));
+        let hidden = without_paths(
+            &with,
+            None,
+            failure_of("the registry credentials /etc/ampoule/auth.json: no JSON"),
+        );
         assert_eq!(hidden.message, "the registry credentials auth.json: no JSON");
+        let signers = PathBuf::from("/etc/ampoule/allowed");
+        let hidden = without_paths(&with, Some(&signers), failure_of("/etc/ampoule/allowed: line 1"));
+        assert_eq!(hidden.message, "allowed: line 1");
     }
 
     fn failure_of(message: &str) -> Failure {

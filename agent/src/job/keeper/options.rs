@@ -74,13 +74,26 @@ pub struct Sources {
     pub all: Policy,
     /// Of projects.
     pub projects: BTreeMap<Name, Policy>,
-    /// Of projects, files of credentials for registries; whoever is not in it has none.
-    pub registry_auth: BTreeMap<Name, PathBuf>,
+    /// What the operator has given projects; whoever is not in it has nothing.
+    pub files: BTreeMap<Name, ProjectFiles>,
+}
+
+/// Files of the operator's that are for one project.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProjectFiles {
+    /// Credentials for registries.
+    pub registry_auth: Option<PathBuf>,
+    /// Who may sign its commits, in the form of ssh-keygen(1).
+    pub allowed_signers: Option<PathBuf>,
 }
 
 impl Sources {
     pub(super) fn of(&self, project: &Name) -> Policy {
         self.projects.get(project).unwrap_or(&self.all).clone()
+    }
+
+    pub(super) fn files_of(&self, project: &Name) -> ProjectFiles {
+        self.files.get(project).cloned().unwrap_or_default()
     }
 }
 

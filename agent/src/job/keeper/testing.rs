@@ -25,7 +25,7 @@ pub(super) fn keeper(dir: &Path) -> Keeper {
         sources: Sources {
             all: crate::sources::Policy::nothing(),
             projects: BTreeMap::new(),
-            registry_auth: BTreeMap::new(),
+            files: BTreeMap::new(),
         },
         shown: Arc::new(ShownToAll),
         witness: Arc::new(Unwitnessed),

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub(super) const OPENED: u8 = 1;
 /// A spec's bytes; the frame of its job follows.
 pub(super) const SPEC: u8 = 2;
+/// The same of a spec that leaves something to be found. A kind of its own, so that a build that knows of no such job says that
+/// the ledger is a newer one.
+pub(super) const OPEN_SPEC: u8 = 7;
 /// A whole job.
 pub(super) const JOB: u8 = 3;
 /// A change of a job.
@@ -72,7 +75,7 @@ pub(super) struct Forgotten {
 #[derive(Debug)]
 pub(super) enum Said {
     Opened(Opened),
-    Spec,
+    Spec { is_open: bool },
     Job(Box<Life>),
     Changed(Changed),
     Mark,
@@ -90,7 +93,8 @@ pub(super) fn read(frame: &Frame) -> Result<Said, String> {
             }
             Ok(Said::Opened(opened))
         }
-        SPEC => Ok(Said::Spec),
+        SPEC => Ok(Said::Spec { is_open: false }),
+        OPEN_SPEC => Ok(Said::Spec { is_open: true }),
         JOB => serde_json::from_slice(&frame.payload).map(|life| Said::Job(Box::new(life))).map_err(json),
         CHANGE => serde_json::from_slice(&frame.payload).map(Said::Changed).map_err(json),
         MARK => Ok(Said::Mark),

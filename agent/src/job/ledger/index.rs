@@ -14,6 +14,8 @@ use std::time::Duration;
 pub(super) struct SpecAt {
     pub(super) file: Arc<File>,
     pub(super) offset: u64,
+    /// Whether it leaves something to be found.
+    pub(super) is_open: bool,
     /// The spec's length.
     pub(super) bytes: u64,
 }

@@ -4,7 +4,7 @@ use super::frames::{self, Changed, Cut, MARK, Opened, Said};
 use super::index::{Index, Kept, SpecAt};
 use super::{OpenError, Options};
 use crate::job::model::State;
-use crate::job::state::{Life, sha256};
+use crate::job::state::{Change, Life, sha256};
 use ampoule_journal::{Frame, HEADER_BYTES, MAGIC, Medium, Next, ReadError, Reader, WriteError, Writer};
 use ampoule_spec::{JobId, Sha256, UnixNanos};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -43,8 +43,13 @@ pub(super) fn spec_bytes(at: &SpecAt) -> io::Result<Vec<u8>> {
         .next_frame()
         .map_err(io::Error::other)?
         .frame();
-    let frame = frame.filter(|frame| frame.kind == frames::SPEC);
+    let frame = frame.filter(|frame| frame.kind == spec_kind(at.is_open));
     frame.map(|frame| frame.payload).ok_or_else(|| io::Error::other("there is no spec at its place"))
+}
+
+/// The kind of a spec's frame.
+pub(super) fn spec_kind(is_open: bool) -> u8 {
+    if is_open { frames::OPEN_SPEC } else { frames::SPEC }
 }
 
 /// What a file held.
@@ -67,7 +72,7 @@ struct Loading {
     file: Arc<File>,
     loaded: Loaded,
     opened: Option<Opened>,
-    /// A spec whose job must be the next frame.
+    /// A spec whose job, or whose change of a job, must be the next frame.
     spec: Option<(SpecAt, Sha256)>,
 }
 
@@ -83,15 +88,15 @@ impl Loading {
             }
             (Said::Opened(_), Some(_)) => Err("it begins a second time".to_owned()),
             (_, None) => Err("it does not begin as a ledger".to_owned()),
-            (Said::Spec, _) => {
+            (Said::Spec { is_open }, _) => {
                 let digest = sha256(&frame.payload).map_err(|e| e.to_string())?;
                 let (file, bytes) = (self.file.clone(), length(&frame.payload));
-                self.spec = Some((SpecAt { file, offset: frame.offset, bytes }, digest));
+                self.spec = Some((SpecAt { file, offset: frame.offset, is_open, bytes }, digest));
                 Ok(())
             }
             (Said::Mark, _) => Ok(()),
             (Said::Job(life), _) => self.job(*life, spec),
-            (Said::Changed(changed), _) => self.changed(&changed),
+            (Said::Changed(changed), _) => self.changed(&changed, spec),
             (Said::Forgotten(id), _) => self.forgotten(&id),
         }
     }
@@ -110,11 +115,19 @@ impl Loading {
         Ok(())
     }
 
-    fn changed(&mut self, changed: &Changed) -> Result<(), String> {
+    fn changed(&mut self, changed: &Changed, spec: Option<(SpecAt, Sha256)>) -> Result<(), String> {
         let index = &mut self.loaded.index;
         let kept = index.kept(&changed.job).ok_or_else(|| format!("job {} is not there", changed.job))?;
         let (life, _) = kept.life.after(&changed.what).map_err(|e| format!("job {}: {e}", changed.job))?;
-        let spec = kept.spec.clone().filter(|_| life.job.state != State::Finished);
+        let spec = match changed.what {
+            Change::Resolved { spec: digest } => {
+                let spec = spec.filter(|(at, found)| *found == digest && !at.is_open).map(|(at, _)| at);
+                Some(spec.ok_or_else(|| {
+                    format!("the spec of job {} is not in front of its change", changed.job)
+                })?)
+            }
+            _ => kept.spec.clone().filter(|_| life.job.state != State::Finished),
+        };
         index.put(Kept { life: Arc::new(life), spec });
         Ok(())
     }
@@ -277,8 +290,8 @@ fn copy<M: Medium>(
         let spec = match &kept.spec {
             Some(at) => {
                 let bytes = spec_bytes(at)?;
-                let offset = writer.append(frames::SPEC, &bytes).map_err(io_of)?;
-                Some(SpecAt { file: file.clone(), offset, bytes: length(&bytes) })
+                let offset = writer.append(spec_kind(at.is_open), &bytes).map_err(io_of)?;
+                Some(SpecAt { file: file.clone(), offset, ..at.clone() })
             }
             None => None,
         };

@@ -4,7 +4,7 @@
 use super::compact::Next;
 use super::frames::{self, Changed, Forgotten};
 use super::index::{Index, Kept, Retention, SpecAt};
-use super::load::{io_of, length};
+use super::load::{io_of, length, spec_kind};
 use super::{Entered, LedgerError, Shared};
 use crate::job::model::{State, Submission};
 use crate::job::state::{Change, Effect, Life};
@@ -28,9 +28,22 @@ type Reply<T> = oneshot::Sender<Result<T, LedgerError>>;
 
 /// What is asked of the writer.
 pub(super) enum Ask {
-    Submit { submission: Box<Submission>, at: UnixNanos, reply: Reply<Entered> },
-    Change { id: JobId, change: Change, reply: Reply<(Arc<Life>, Vec<Effect>)> },
-    Forget { id: JobId, reply: Reply<()> },
+    Submit {
+        submission: Box<Submission>,
+        at: UnixNanos,
+        reply: Reply<Entered>,
+    },
+    /// With the bytes of the spec that a job has from then on, where that is the change.
+    Change {
+        id: JobId,
+        change: Change,
+        spec: Option<Vec<u8>>,
+        reply: Reply<(Arc<Life>, Vec<Effect>)>,
+    },
+    Forget {
+        id: JobId,
+        reply: Reply<()>,
+    },
 }
 
 /// What is set aside beyond the end of the file, so that a full disk stops the intake and not the end of jobs.
@@ -136,8 +149,8 @@ impl<M: Medium> Scribe<M> {
                 let answer = self.submit(&submission, at, batch);
                 batch.replies.push(Box::new(move || drop(reply.send(answer))));
             }
-            Ask::Change { id, change, reply } => {
-                let answer = self.change(id, change, batch);
+            Ask::Change { id, change, spec, reply } => {
+                let answer = self.change(id, change, spec, batch);
                 batch.replies.push(Box::new(move || drop(reply.send(answer))));
             }
             Ask::Forget { id, reply } => {
@@ -177,8 +190,7 @@ impl<M: Medium> Scribe<M> {
         self.room
             .make(self.writer.offset(), bytes.try_into().unwrap_or(u64::MAX))
             .map_err(LedgerError::full)?;
-        let (file, bytes) = (self.file.clone(), length(&spec));
-        let spec = SpecAt { file, offset: self.append(frames::SPEC, &spec)?, bytes };
+        let spec = self.append_spec(&spec, submission.spec.check_resolved().is_err())?;
         self.append(frames::JOB, &job)?;
         batch.must_last = true;
         let life = Arc::new(life);
@@ -190,6 +202,7 @@ impl<M: Medium> Scribe<M> {
         &mut self,
         id: JobId,
         change: Change,
+        spec: Option<Vec<u8>>,
         batch: &mut Batch,
     ) -> Result<(Arc<Life>, Vec<Effect>), LedgerError> {
         let kept = self.current(&id, batch).ok_or_else(|| LedgerError::Unknown(id.clone()))?;
@@ -197,12 +210,27 @@ impl<M: Medium> Scribe<M> {
             return Ok((kept.life, Vec::new()));
         }
         let (life, effects) = kept.life.after(&change)?;
+        let resolves = matches!(change, Change::Resolved { .. });
         let changed = Changed { job: id, what: change };
         let payload = serde_json::to_vec(&changed).map_err(|e| LedgerError::Format(e.to_string()))?;
+        let spec = match spec {
+            // A crash between the two leaves a spec that is nobody's.
+            Some(spec) if resolves => {
+                // Not of what is set aside: the job can wait.
+                let bytes = length(&spec).saturating_add(length(&payload));
+                self.room.make(self.writer.offset(), bytes).map_err(LedgerError::full)?;
+                Some(self.append_spec(&spec, false)?)
+            }
+            None if !resolves => kept.spec.filter(|_| life.job.state != State::Finished),
+            _ => {
+                return Err(LedgerError::Format(
+                    "a spec belongs to the change that says it is another".to_owned(),
+                ));
+            }
+        };
         self.append(frames::CHANGE, &payload)?;
         batch.must_last |= !changed.what.is_found_again();
-        let (life, finished) = (Arc::new(life), State::Finished);
-        let spec = kept.spec.filter(|_| life.job.state != finished);
+        let life = Arc::new(life);
         batch.put(Kept { life: life.clone(), spec });
         Ok((life, effects))
     }
@@ -227,6 +255,11 @@ impl<M: Medium> Scribe<M> {
             return None;
         }
         batch.index.kept(id).cloned().or_else(|| self.shared.read().kept(id).cloned())
+    }
+
+    fn append_spec(&mut self, spec: &[u8], is_open: bool) -> Result<SpecAt, LedgerError> {
+        let offset = self.append(spec_kind(is_open), spec)?;
+        Ok(SpecAt { file: self.file.clone(), offset, is_open, bytes: length(spec) })
     }
 
     fn append(&mut self, kind: u8, payload: &[u8]) -> Result<u64, LedgerError> {
