@@ -5,6 +5,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed: what they lack is null")]
 
+use ampoule_agent::fair::Seats;
 use ampoule_agent::job::ledger;
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::sha256;
@@ -68,6 +69,7 @@ fn main() -> Result<(), Failed> {
             ..Keep::default()
         },
         imports: 4,
+        lookups: Seats::all_but_one(2),
         readers: 1024,
         drifted: None,
     };
@@ -132,7 +134,7 @@ async fn answer(keeper: &Keeper, asked: &Value) -> Result<Value, Failed> {
         }
         "output" => {
             let mut bytes = Vec::new();
-            match keeper.open_output(&id()?, text(asked, "name")?).map_err(refused)? {
+            match keeper.open_output(&id()?, text(asked, "name")?).await.map_err(refused)? {
                 OpenedOutput::File { file, length } => drop(file.take(length).read_to_end(&mut bytes)?),
                 OpenedOutput::Tree { root, epoch } => {
                     pack_output(root.as_fd(), &mut bytes, epoch, &ampoule_store::Limits::default())?;

@@ -37,6 +37,11 @@ use spool::Spool;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a lookup waits for its turn, and when it may be asked for again.
+const LOOK_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 type Result<T> = std::result::Result<T, ContentError>;
 
@@ -49,6 +54,7 @@ pub struct Contents<I> {
     spool: Spool,
     limits: ContentLimits,
     importing: Arc<Seats>,
+    looking: Arc<Seats>,
 }
 
 /// What became of the header of an upload.
@@ -76,28 +82,41 @@ impl<I: Importer> Contents<I> {
             spool: Spool::open(&dir, limits)?,
             limits,
             importing: Seats::all_but_one(limits.imports),
+            looking: Seats::all_but_one(limits.lookups),
         })
     }
 
     /// Which of these the project does not have, in their order.
     ///
     /// # Errors
-    /// [`ContentError`] if the store cannot be asked.
+    /// [`ContentError`] if the store cannot be asked, or as many ask it as may.
     pub async fn missing(&self, project: &Name, contents: Vec<Content>) -> Result<Vec<Content>> {
-        let (known, importer, project) =
-            (Arc::clone(&self.known), Arc::clone(&self.importer), project.clone());
-        blocking(move || {
-            let (shown, mut missing): (Vec<_>, Vec<_>) =
-                contents.into_iter().partition(|content| known.has(&project, content));
-            if shown.is_empty() {
-                return Ok(missing);
-            }
+        let (known, of) = (Arc::clone(&self.known), project.clone());
+        let (shown, mut missing): (Vec<_>, Vec<_>) =
+            blocking(move || Ok(contents.into_iter().partition(|content| known.has(&of, content)))).await?;
+        if shown.is_empty() {
+            return Ok(missing);
+        }
+        let seat = self.looking.take_within(project.as_str(), LOOK_WITHIN).await.ok_or_else(|| {
+            let text = "as much content of the project is looked up as may be at once";
+            ContentError::later(Code::AdmissionBusy, text, LOOK_AGAIN)
+        })?;
+        let importer = Arc::clone(&self.importer);
+        let (shown, present) = blocking(move || {
+            // Until the store has answered, whoever still waits for that.
+            let _seat = seat;
             let present = importer.present(&shown).map_err(ContentError::import)?;
-            let lost = shown.into_iter().zip(present.into_iter().chain(std::iter::repeat(false)));
-            missing.extend(lost.filter(|(_, present)| !present).map(|(content, _)| content));
-            Ok(missing)
+            Ok((shown, present))
         })
-        .await
+        .await?;
+        let lost = shown.into_iter().zip(present.into_iter().chain(std::iter::repeat(false)));
+        missing.extend(lost.filter(|(_, present)| !present).map(|(content, _)| content));
+        Ok(missing)
+    }
+
+    /// Turns of projects at what is only looked up in the store, for those who look there besides.
+    pub fn lookups(&self) -> Arc<Seats> {
+        Arc::clone(&self.looking)
     }
 
     /// What of the content that a job names the project does not have. What the host fetches for the job is not content.

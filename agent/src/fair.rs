@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Seats of which there is a bounded number, in all and for each holder.
@@ -71,6 +72,11 @@ impl Seats {
                 return seat;
             }
         }
+    }
+
+    /// Waits for a seat, for so long at most.
+    pub async fn take_within(self: &Arc<Self>, holder: &str, within: Duration) -> Option<Seat> {
+        tokio::time::timeout(within, self.take(holder)).await.ok()
     }
 
     /// How many seats are taken, and how many wait for one.

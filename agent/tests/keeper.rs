@@ -4,6 +4,7 @@
 #[path = "common/jobs.rs"]
 mod jobs;
 
+use ampoule_agent::fair::Seats;
 use ampoule_agent::job::ledger::{self, Ledger, Retention};
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::Change;
@@ -57,6 +58,7 @@ fn options(dir: &Path) -> Options {
         ledger: ledger::Options { reserve_bytes: 64 << 10, ..ledger::Options::default() },
         keep: Keep::default(),
         imports: 2,
+        lookups: Seats::all_but_one(2),
         readers: 2,
         drifted: None,
     }
@@ -285,7 +287,7 @@ async fn watchers_are_counted_and_a_cursor_that_is_none_is_refused() {
     };
     assert_eq!(keeper.watch(&job_id(7), 0, true, true).err().unwrap().code, Code::JobUnknown);
     assert_eq!(keeper.evidence(&job_id(1)).unwrap_err().code, Code::JobUnfinished);
-    assert_eq!(keeper.open_output(&job_id(1), "x").unwrap_err().code, Code::JobUnfinished);
+    assert_eq!(keeper.open_output(&job_id(1), "x").await.unwrap_err().code, Code::JobUnfinished);
     // Without following it says how the job is, and ends.
     let told: Vec<_> = again.collect().await;
     assert_eq!(told.len(), 1);

@@ -13,7 +13,8 @@ const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 pub(crate) enum Duty {
     /// Whatever it is asked.
     Anything,
-    /// What is over in a moment: which jobs there are, fencing and forgetting one. Who asks nothing for a while has to leave.
+    /// What is over in a moment: which jobs there are, fencing and forgetting one. Who asks nothing for a while has to leave,
+    /// and who asks for anything else leaves at once.
     Desk,
 }
 

@@ -240,7 +240,11 @@ impl Launcher {
 
     fn answer(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, Refusal> {
         let mut descriptors = descriptors.into_iter();
-        self.duty.demand(&request)?;
+        if let Err(refused) = self.duty.demand(&request) {
+            // Who came for something else leaves the place to those whom it is kept for.
+            self.is_closing = true;
+            return Err(refused);
+        }
         if needs_root(&request) {
             admission::demand_host_root()?;
         }

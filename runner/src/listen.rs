@@ -18,7 +18,7 @@ use crate::recovery;
 use ampoule_ipc::Channel;
 use ampoule_sandbox::fault;
 use ampoule_spec::Code;
-use ampoule_spec::wire::Reply;
+use ampoule_spec::wire::{Reply, SESSIONS_MAX};
 use ampoule_sys::process::{Child, Keep, Namespaces, Waited, Which, spawn, wait};
 use manager::Manager;
 use nix::sys::signal::{SigSet, Signal};
@@ -31,8 +31,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-/// The most sessions at a time that do whatever they are asked.
-const SESSIONS_MAX: usize = 12;
 /// The most sessions beside them, which answer at once or not at all: of jobs they list, fence and forget.
 const DESKS_MAX: usize = 4;
 /// The most connections that are accepted before anything else is looked at.

@@ -326,13 +326,12 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let id = job_id(&request.job_id)?;
         let output = OutputName::parse(&request.output).map_err(|e| ApiError::field("output", e))?;
         let job = self.job_for(known, &id, Action::Download)?;
-        let turn = self.downloads.take(job.project.as_str());
-        let seat = tokio::time::timeout(TURN_WITHIN, turn).await.map_err(|_| {
+        let turn = self.downloads.take_within(job.project.as_str(), TURN_WITHIN).await;
+        let seat = turn.ok_or_else(|| {
             let text = "as many outputs of the project are sent as may at once";
             ApiError::later(Code::CallBusy, text, TURN_AGAIN)
         })?;
-        let (jobs, name) = (Arc::clone(&self.jobs), output.clone());
-        let opened = blocking(move || Ok(jobs.open_output(&id, name.as_str())?)).await?;
+        let opened = self.jobs.open_output(&id, output.as_str()).await?;
         download::check(&opened, request.offset)?;
         self.read(known, audit::Action::OutputsRead, &job, Some(output.as_str())).await?;
         download::parts(opened, request.offset, seat)

@@ -21,6 +21,8 @@ pub struct ContentLimits {
     pub age: Duration,
     /// Imports at a time; others wait.
     pub imports: usize,
+    /// Questions to the store at a time, what it has; others wait.
+    pub lookups: usize,
     /// The most contents that are recorded of a project.
     pub known_per_project: u64,
     /// How long a record is kept that is not used.
@@ -40,7 +42,7 @@ impl ContentLimits {
 
 impl Default for ContentLimits {
     /// 16 GiB an upload, 64 uploads and 32 GiB a project, 512 uploads and 128 GiB in all; a minute of silence, a day,
-    /// 4 imports; a million contents a project, 90 days.
+    /// 4 imports, 2 questions; a million contents a project, 90 days.
     fn default() -> Self {
         Self {
             upload_bytes: 16 << 30,
@@ -51,6 +53,7 @@ impl Default for ContentLimits {
             silence: Duration::from_secs(60),
             age: 24 * HOUR,
             imports: 4,
+            lookups: 2,
             known_per_project: 1_000_000,
             known_age: 90 * 24 * HOUR,
         }

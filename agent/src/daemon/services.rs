@@ -19,6 +19,7 @@ use crate::job::{Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
 use crate::local;
 use crate::sources::SourcesFile;
 use ampoule_spec::Sha256;
+use ampoule_spec::wire::SESSIONS_MAX;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,11 @@ use tonic_health::server::HealthReporter;
 const SERVICES: [&str; 3] = ["ampoule.v1.JobService", "ampoule.v1.ContentService", "ampoule.v1.HostService"];
 /// Jobs whose inputs are fetched at the same time, and uploads that are imported.
 const IMPORTS: usize = 4;
+/// Questions to the launcher at the same time, what its store has.
+const LOOKUPS: usize = 2;
+// Each of them has a session of the launcher's, and so have what takes jobs and what asks for profiles: the places that it
+// keeps for questions about jobs are nobody else's.
+const _: () = assert!(2 * IMPORTS + LOOKUPS + 2 <= SESSIONS_MAX);
 /// Readers of a project's jobs at the same time.
 const READERS: usize = 1024;
 /// How long what waits for the audit log has at the end.
@@ -178,6 +184,7 @@ fn options(
         age_ns: u64::try_from(of.retention.records.as_nanos()).unwrap_or(u64::MAX),
         least_ns: u64::try_from(of.retention.least.as_nanos()).unwrap_or(u64::MAX),
     };
+    let lookups = shown.contents.lookups();
     Ok(Options {
         state: of.state.clone(),
         socket: of.runner.socket.clone(),
@@ -192,6 +199,7 @@ fn options(
         ledger: ledger::Options { retention, accept_loss, ..ledger::Options::default() },
         keep: Keep { age: of.retention.jobs, bytes: of.retention.bytes, ..Keep::default() },
         imports: IMPORTS,
+        lookups,
         readers: READERS,
         drifted: None,
     })
@@ -221,7 +229,8 @@ impl Services {
         let identities = Arc::new(identities.map_err(|e| config("identities")(&e))?);
         let (desk, tls) = (Arc::new(desk), open_tls(of)?);
         let to_launcher = ToLauncher { socket: of.runner.socket.clone(), vitals: vitals.clone() };
-        let limits = ContentLimits { imports: IMPORTS, ..ContentLimits::of_bytes(of.limits.upload_bytes) };
+        let of_bytes = ContentLimits::of_bytes(of.limits.upload_bytes);
+        let limits = ContentLimits { imports: IMPORTS, lookups: LOOKUPS, ..of_bytes };
         let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
         let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
         let host = Arc::new(ThisHost::new(of, rules.capacity));

@@ -51,6 +51,8 @@ use watching::{WAITING_MAX, Watcher};
 
 /// When to ask again for what a restart or a resumed intake will give.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// How long a turn at opening an output is waited for.
+const OPEN_WITHIN: Duration = Duration::from_secs(20);
 /// How long the end of our tasks is waited for.
 const END_WITHIN: Duration = Duration::from_secs(10);
 /// The most characters of the name of who wishes a job's end.
@@ -280,13 +282,24 @@ impl Jobs for Keeper {
             .map_err(|e| error(Code::Internal, format!("the evidence of job {id} cannot be read: {e}")))
     }
 
-    fn open_output(&self, id: &JobId, output: &str) -> Result<OpenedOutput, JobsError> {
+    async fn open_output(&self, id: &JobId, output: &str) -> Result<OpenedOutput, JobsError> {
+        let job = self.job(id)?;
         let end = self.finished(id)?;
         let missing =
             |why: &str| error(Code::InputMissing, format!("job {id} has no output {output:?}{why}"));
         // The name is one that the record has, and no path of a caller's.
         let named = end.outputs.iter().find(|one| one.name == output).ok_or_else(|| missing(""))?;
-        match self.inner.records.open_output(&self.inner.launcher, id, &named.name) {
+        let turn = self.inner.options.lookups.take_within(job.project.as_str(), OPEN_WITHIN).await;
+        let seat = turn.ok_or_else(|| {
+            let text = "as many outputs of the project are opened as may be at once".to_owned();
+            JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) }
+        })?;
+        let (inner, of, name) = (self.inner.clone(), id.clone(), named.name.clone());
+        let opening = tokio::task::spawn_blocking(move || {
+            let _seat = seat;
+            inner.records.open_output(&inner.launcher, &of, &name)
+        });
+        match opening.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
             Ok(opened) => Ok(opened),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 Err(missing(" any more: it is not kept longer than that"))

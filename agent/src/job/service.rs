@@ -203,11 +203,15 @@ pub trait Jobs: Send + Sync + 'static {
     /// `job.unknown` if there is no such job, `job.unfinished` if it has not finished.
     fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError>;
 
-    /// An output of a finished job. Blocks: it is opened in the store, which the launcher has.
+    /// An output of a finished job. It is opened in the store, which the launcher has: projects take turns at that.
     ///
     /// # Errors
-    /// [`JobsError`] if there is no such output, or it is not kept any more.
-    fn open_output(&self, id: &JobId, output: &str) -> Result<OpenedOutput, JobsError>;
+    /// [`JobsError`] if there is no such output, it is not kept any more, or its turn does not come.
+    fn open_output(
+        &self,
+        id: &JobId,
+        output: &str,
+    ) -> impl Future<Output = Result<OpenedOutput, JobsError>> + Send;
 
     /// Stops or resumes the intake, durably. Jobs that run and that wait.
     ///

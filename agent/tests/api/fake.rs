@@ -161,7 +161,7 @@ impl Jobs for Fake {
         self.get(id).map(|_| EvidenceFiles::default()).ok_or_else(no_job)
     }
 
-    fn open_output(&self, id: &JobId, _: &str) -> Result<OpenedOutput, JobsError> {
+    async fn open_output(&self, id: &JobId, _: &str) -> Result<OpenedOutput, JobsError> {
         self.did("open");
         self.get(id).ok_or_else(no_job)?;
         if let Some(tree) = &*self.tree.lock().unwrap() {

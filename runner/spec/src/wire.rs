@@ -18,6 +18,10 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 /// The most jobs in one [`Reply::Jobs`]: what fits into a packet, with room to spare.
 pub const JOBS_PAGE_MAX: usize = 500;
 
+/// The most sessions of a launcher that listens which do whatever they are asked, at a time. The agent has no more of what
+/// lasts than that: what it asks of jobs finds a place.
+pub const SESSIONS_MAX: usize = 12;
+
 /// What the agent asks of the launcher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]

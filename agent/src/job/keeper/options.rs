@@ -1,5 +1,6 @@
 //! How jobs are kept.
 
+use crate::fair::Seats;
 use crate::job::{End, Job, ledger, queue};
 use crate::local::SigningKey;
 use crate::sources::Policy;
@@ -164,6 +165,8 @@ pub struct Options {
     pub keep: Keep,
     /// Jobs whose inputs are fetched at the same time.
     pub imports: usize,
+    /// Turns of projects at what is only looked up in the store or opened there.
+    pub lookups: Arc<Seats>,
     /// Readers of a project's jobs at the same time; of all together twice as many.
     pub readers: usize,
     /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`]. None:

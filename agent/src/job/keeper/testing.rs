@@ -1,6 +1,7 @@
 //! A keeper without a launcher, for tests of its parts.
 
 use super::{Keep, Keeper, Needs, Options, ShownToAll, Sources, Unwitnessed};
+use crate::fair::Seats;
 use crate::job::model::{Caller, IdempotencyKey, Means, Submission};
 use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{ledger, state};
@@ -34,6 +35,7 @@ pub(super) fn keeper(dir: &Path) -> Keeper {
         ledger: ledger::Options { reserve_bytes: 64 << 10, ..ledger::Options::default() },
         keep: Keep::default(),
         imports: 1,
+        lookups: Seats::all_but_one(2),
         readers: 1,
         drifted: None,
     })
