@@ -13,6 +13,6 @@ pub use keeper::{
 };
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{
-    EvidenceFile, EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Promised, Submitted, Wanted, Watched,
-    WatchedEvent,
+    EVIDENCE_BYTES_MAX, EvidenceFile, EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Promised,
+    Submitted, Wanted, Watched, WatchedEvent,
 };

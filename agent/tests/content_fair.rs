@@ -67,7 +67,8 @@ async fn until(count: &AtomicUsize, at_least: usize) {
 
 async fn upload(contents: &Contents<Slow>, project: &str, bytes: &[u8]) {
     let project = Name::parse(project).unwrap();
-    let Begun::Open(open) = contents.begin(&project, content(bytes), bytes.len() as u64, 0).await.unwrap() else {
+    let Begun::Open(open) = contents.begin(&project, content(bytes), bytes.len() as u64, 0).await.unwrap()
+    else {
         panic!("it is there")
     };
     contents.finish(open.append(bytes.to_vec()).await.unwrap()).await.unwrap();

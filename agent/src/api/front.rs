@@ -6,7 +6,7 @@ use super::known::Known;
 use super::lane::Lane;
 use super::limits::Limits;
 use super::schema::{Method, Schema};
-use super::shares::{Share, Shares};
+use super::shares::{Share, Shares, WithAnswer};
 use super::stream::{Outgoing, end_in, whole};
 use super::{incoming, message, strict};
 use crate::admission::{Action, Desk, Question, Scene};
@@ -112,7 +112,7 @@ impl Front {
         if is_local { &self.local } else { &self.remote }
     }
 
-    /// Answers a call, whatever happens in it.
+    /// Answers a call, whatever happens in it. What it holds of memory it holds until its reader has had the answer.
     pub(super) async fn call(
         self: Arc<Self>,
         connection: Arc<Connection>,
@@ -120,19 +120,20 @@ impl Front {
     ) -> Result<Response<Outgoing>, Infallible> {
         connection.called();
         let answered = AssertUnwindSafe(self.answer(&connection, request)).catch_unwind().await;
-        let (response, call) = match answered {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(error)) => (Status::from(error).into_http(), None),
-            Err(_) => (Status::from(ApiError::new(Code::Internal, "a call panicked")).into_http(), None),
+        let failed = |error: ApiError| (Status::from(error).into_http(), Vec::new());
+        let (mut response, mut shares) = match answered {
+            Ok(answered) => answered.unwrap_or_else(failed),
+            Err(_) => failed(ApiError::new(Code::Internal, "a call panicked")),
         };
-        Ok(response.map(|body| Outgoing::new(body, call)))
+        shares.extend(WithAnswer::of(response.extensions_mut()));
+        Ok(response.map(|body| Outgoing::new(body, shares)))
     }
 
     async fn answer(
         &self,
         connection: &Connection,
         request: Request<Incoming>,
-    ) -> Result<(Response<Body>, Option<Share>), ApiError> {
+    ) -> Result<(Response<Body>, Vec<Arc<Share>>), ApiError> {
         let path = request.uri().path().trim_start_matches('/').to_owned();
         let (mut head, body) = request.into_parts();
         let method = self.schema.methods.get(&path);
@@ -165,9 +166,9 @@ impl Front {
         let answering = self.routes.clone().call(Request::from_parts(head, body));
         let limit = limit.unwrap_or(self.limits.call).min(self.limits.call);
         let answered = tokio::time::timeout(limit, answering).await;
-        drop(share);
         match answered {
-            Ok(Ok(response)) => Ok((response, call)),
+            // The request's share as well: some answers are as large as what was asked.
+            Ok(Ok(response)) => Ok((response, call.into_iter().chain(share).map(Arc::new).collect())),
             Err(_) => Err(ApiError::new(Code::CallTimeout, "the call was not answered within its time")),
         }
     }

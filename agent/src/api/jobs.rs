@@ -2,14 +2,16 @@
 
 use super::error::ApiError;
 use super::known::Known;
-use super::shares::Shares;
+use super::shares::{Shares, WithAnswer};
 use super::{download, show, submit};
 use crate::admission::{Action, Desk, Question};
 use crate::audit;
 use crate::content::{Contents, Importer, content_ref};
 use crate::fair::Seats;
 use crate::inputs::sha256_of;
-use crate::job::{Caller, Job, Jobs, JobsError, Means, Promised, State, Submission, Submitted, Wanted};
+use crate::job::{
+    Caller, EVIDENCE_BYTES_MAX, Job, Jobs, JobsError, Means, Promised, State, Submission, Submitted, Wanted,
+};
 use ampoule_proto::v1 as wire;
 use ampoule_proto::v1::job_service_server::{JobService, JobServiceServer};
 use ampoule_spec::{Code, JobId, JobSpec, Name, OutputName};
@@ -37,6 +39,10 @@ const DOWNLOADS: (usize, usize) = (16, 8);
 /// How long a download waits for its turn, and when it may ask again.
 const TURN_WITHIN: Duration = Duration::from_secs(20);
 const TURN_AGAIN: Duration = Duration::from_secs(2);
+/// Bytes of evidence that are read or on their way to a reader, and those of one project among them.
+const EVIDENCE: (usize, usize) = (256 << 20, 64 << 20);
+/// The same of lists, and those of one caller: whichever project he names, it is not that one's share.
+const LISTS: (usize, usize) = (96 << 20, 16 << 20);
 /// Watches at once, and those of one project among them.
 const WATCHES: (usize, usize) = (4096, 2048);
 
@@ -81,6 +87,8 @@ pub struct JobRpc<J, U> {
     /// Turns of projects at downloads.
     downloads: Arc<Seats>,
     watches: Arc<Shares>,
+    evidence: Arc<Shares>,
+    lists: Arc<Shares>,
 }
 
 type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -98,7 +106,9 @@ pub fn service<J: Jobs, U: Uploads>(
     let nobodys = Arc::new(nobodys().map_err(|e| ApiError::new(Code::Internal, e))?);
     let downloads = Seats::new(DOWNLOADS.0, DOWNLOADS.1);
     let watches = Shares::new(WATCHES.0, WATCHES.1);
-    Ok(JobServiceServer::new(JobRpc { jobs, uploads, desk, nobodys, downloads, watches }))
+    let (evidence, lists) = (Shares::new(EVIDENCE.0, EVIDENCE.1), Shares::new(LISTS.0, LISTS.1));
+    let rpc = JobRpc { jobs, uploads, desk, nobodys, downloads, watches, evidence, lists };
+    Ok(JobServiceServer::new(rpc))
 }
 
 fn nobodys() -> Result<Job, String> {
@@ -127,6 +137,12 @@ fn nobodys() -> Result<Job, String> {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|_| Err(ApiError::new(Code::Internal, "work on a call ended early")))
+}
+
+/// There is no share of the memory that answers take.
+fn too_much() -> ApiError {
+    let text = "too many bytes of answers are not read yet";
+    ApiError::later(Code::CallBusy, text, TURN_AGAIN)
 }
 
 fn job_id(text: &str) -> Result<JobId> {
@@ -225,11 +241,17 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         Ok(wire::SubmitJobResponse { job, attached: submitted.attached })
     }
 
-    async fn list(&self, known: &Known, request: wire::ListJobsRequest) -> Result<wire::ListJobsResponse> {
+    async fn list(
+        &self,
+        known: &Known,
+        request: wire::ListJobsRequest,
+    ) -> Result<Response<wire::ListJobsResponse>> {
         let wanted = wanted(&request)?;
+        let share = self.lists.take(&known.caller.subject, PAGE_BYTES_MAX).ok_or_else(too_much)?;
         let (jobs, desk, caller) =
             (Arc::clone(&self.jobs), Arc::clone(&self.desk), Arc::clone(&known.caller));
         blocking(move || {
+            let mut share = share;
             let page = jobs.list(&wanted, &desk.reader(&caller));
             let (mut answer, mut bytes) = (wire::ListJobsResponse::default(), 0);
             let mut last = None;
@@ -246,7 +268,8 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
             if page.more || answer.jobs.len() < count {
                 answer.next_page_token = last.unwrap_or_default();
             }
-            Ok(answer)
+            share.shrink_to(bytes.max(1));
+            Ok(WithAnswer::holds(answer, share))
         })
         .await
     }
@@ -304,18 +327,27 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         &self,
         known: &Known,
         request: wire::GetAttestationRequest,
-    ) -> Result<wire::GetAttestationResponse> {
+    ) -> Result<Response<wire::GetAttestationResponse>> {
         let id = job_id(&request.job_id)?;
         let job = self.job_for(known, &id, Action::Evidence)?;
+        let Some(end) = &job.end else {
+            let text = format!("job {id} is not finished; watch it until it is");
+            return Err(ApiError::new(Code::JobUnfinished, text));
+        };
+        // Before any of it is read. What was not counted may be as large as any.
+        let bytes = if end.record_bytes == 0 { EVIDENCE_BYTES_MAX } else { end.record_bytes };
+        let bytes = usize::try_from(bytes.min(EVIDENCE_BYTES_MAX)).unwrap_or(usize::MAX);
+        let share = self.evidence.take(job.project.as_str(), bytes).ok_or_else(too_much)?;
         let jobs = Arc::clone(&self.jobs);
-        let evidence = blocking(move || Ok(jobs.evidence(&id)?)).await?;
+        let (evidence, share) = blocking(move || Ok((jobs.evidence(&id)?, share))).await?;
         self.read(known, audit::Action::EvidenceRead, &job, None).await?;
         let files = evidence.files.into_iter().map(|file| {
             let mut names = file.names.into_iter();
             let name = names.next().unwrap_or_default();
             wire::EvidenceFile { name, data: file.bytes, also: names.collect() }
         });
-        Ok(wire::GetAttestationResponse { files: files.collect(), public_key_pem: evidence.public_key })
+        let (files, public_key_pem) = (files.collect(), evidence.public_key);
+        Ok(WithAnswer::holds(wire::GetAttestationResponse { files, public_key_pem }, share))
     }
 
     async fn download(
@@ -415,7 +447,7 @@ impl<J: Jobs, U: Uploads> JobService for JobRpc<J, U> {
         request: Request<wire::ListJobsRequest>,
     ) -> Result<Response<wire::ListJobsResponse>, Status> {
         let known = Known::of(request.extensions())?;
-        Ok(Response::new(self.list(&known, request.into_inner()).await?))
+        Ok(self.list(&known, request.into_inner()).await?)
     }
 
     type WatchJobStream = BoxStream<wire::WatchJobResponse>;
@@ -441,7 +473,7 @@ impl<J: Jobs, U: Uploads> JobService for JobRpc<J, U> {
         request: Request<wire::GetAttestationRequest>,
     ) -> Result<Response<wire::GetAttestationResponse>, Status> {
         let known = Known::of(request.extensions())?;
-        Ok(Response::new(self.evidence(&known, request.into_inner()).await?))
+        Ok(self.evidence(&known, request.into_inner()).await?)
     }
 
     type DownloadOutputStream = BoxStream<wire::DownloadOutputResponse>;

@@ -26,6 +26,33 @@ pub(super) struct Share {
     amount: usize,
 }
 
+/// A share that goes with an answer until its reader has had all of it, among the extensions of the response.
+#[derive(Debug, Clone)]
+pub(super) struct WithAnswer(Arc<Share>);
+
+impl WithAnswer {
+    /// The answer, and the share that it takes.
+    pub(super) fn holds<T>(answer: T, share: Share) -> tonic::Response<T> {
+        let mut response = tonic::Response::new(answer);
+        response.extensions_mut().insert(Self(Arc::new(share)));
+        response
+    }
+
+    /// The share.
+    pub(super) fn of(extensions: &mut http::Extensions) -> Option<Arc<Share>> {
+        extensions.remove::<Self>().map(|of| of.0)
+    }
+}
+
+impl Share {
+    /// Gives back what is beyond this.
+    pub(super) fn shrink_to(&mut self, amount: usize) {
+        let less = self.amount.saturating_sub(amount);
+        self.amount -= less;
+        self.of.give_back(&self.holder, less);
+    }
+}
+
 impl Shares {
     pub(super) fn new(all_max: usize, each_max: usize) -> Arc<Self> {
         Arc::new(Self { all_max, each_max, held: Mutex::default() })
@@ -43,6 +70,17 @@ impl Shares {
         Some(Share { of: Arc::clone(self), holder: holder.to_owned(), amount })
     }
 
+    fn give_back(&self, holder: &str, amount: usize) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.all = held.all.saturating_sub(amount);
+        if let Some(has) = held.each.get_mut(holder) {
+            *has = has.saturating_sub(amount);
+            if *has == 0 {
+                held.each.remove(holder);
+            }
+        }
+    }
+
     /// How much is held in all.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
@@ -52,14 +90,7 @@ impl Shares {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = self.of.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.all = held.all.saturating_sub(self.amount);
-        if let Some(has) = held.each.get_mut(&self.holder) {
-            *has = has.saturating_sub(self.amount);
-            if *has == 0 {
-                held.each.remove(&self.holder);
-            }
-        }
+        self.of.give_back(&self.holder, self.amount);
     }
 }
 
@@ -77,7 +108,12 @@ mod tests {
         drop(a);
         let again = shares.take("b", 2).unwrap();
         assert!(shares.take("b", 1).is_none());
-        drop((b, again));
+        drop(again);
+        let (mut b, a) = (b, shares.take("a", 6).unwrap());
+        b.shrink_to(1);
+        b.shrink_to(3);
+        assert_eq!(shares.held(), 7);
+        drop((a, b));
         assert_eq!(shares.held(), 0);
         assert!(shares.held.lock().unwrap().each.is_empty());
     }

@@ -111,12 +111,12 @@ pub(super) struct Outgoing {
     rest: Bytes,
     look: Option<Arc<Look>>,
     /// Held until it has ended.
-    _share: Option<Share>,
+    _shares: Vec<Arc<Share>>,
 }
 
 impl Outgoing {
-    pub(super) fn new(inner: Body, share: Option<Share>) -> Self {
-        Self { inner, rest: Bytes::new(), look: LOOK.try_with(Arc::clone).ok(), _share: share }
+    pub(super) fn new(inner: Body, shares: Vec<Arc<Share>>) -> Self {
+        Self { inner, rest: Bytes::new(), look: LOOK.try_with(Arc::clone).ok(), _shares: shares }
     }
 
     fn seen(&self, given: bool) {

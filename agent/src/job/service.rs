@@ -88,6 +88,10 @@ pub enum WatchedEvent {
     Progress(String),
 }
 
+/// The most bytes of evidence that are read into memory for an answer. A spec, a report and two statements have no more, and
+/// whatever the number of artifacts there is one of each.
+pub const EVIDENCE_BYTES_MAX: u64 = 60 << 20;
+
 /// One file of evidence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EvidenceFile {

@@ -4,14 +4,15 @@ use ampoule_agent::api::host::{Host, HostFacts};
 use ampoule_agent::api::jobs::Uploads;
 use ampoule_agent::content::{ImportError, Importer};
 use ampoule_agent::job::{
-    Caller, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, OpenedOutput, Page, Promised, State,
-    Submission, Submitted, Wanted, Watched, WatchedEvent,
+    Caller, End, EvidenceFile, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, OpenedOutput,
+    Page, Promised, State, Submission, Submitted, Wanted, Watched, WatchedEvent,
 };
 use ampoule_spec::wire::{Content, Imported};
-use ampoule_spec::{Code, JobId, JobSpec, LogChunk, Name, Sha256, UnixNanos};
+use ampoule_spec::{Code, JobId, JobSpec, LogChunk, Name, Outcome, Sha256, UnixNanos};
 use futures_util::Stream;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A job of the project `mine`.
@@ -32,10 +33,14 @@ pub(crate) struct Fake {
     pub(crate) tree: Mutex<Option<std::path::PathBuf>>,
     /// What was done.
     pub(crate) order: Arc<Mutex<Vec<String>>>,
+    /// Bytes of the evidence of every job.
+    pub(crate) evidence: AtomicUsize,
+    /// Bytes in a label of each job that is listed, and how many are.
+    pub(crate) listed: Mutex<(usize, usize)>,
     /// Whether the queue is full.
-    pub(crate) is_busy: std::sync::atomic::AtomicBool,
+    pub(crate) is_busy: AtomicBool,
     /// Whether another call under the key is first, between the promise of a place and its use.
-    pub(crate) comes_second: std::sync::atomic::AtomicBool,
+    pub(crate) comes_second: AtomicBool,
 }
 
 impl Fake {
@@ -62,7 +67,14 @@ pub(crate) fn job(id: &str, project: &str) -> Job {
         started_at: None,
         finished_at: None,
         cancel: None,
-        end: None,
+        end: Some(End {
+            outcome: Outcome::Succeeded,
+            failure: None,
+            outputs: Vec::new(),
+            attestation: Sha256::parse(&"1".repeat(64)).unwrap(),
+            builder: "b".to_owned(),
+            record_bytes: 4096,
+        }),
     }
 }
 
@@ -74,7 +86,7 @@ impl Jobs for Fake {
     type Place = ();
 
     fn promise(&self, submission: &Submission) -> Result<Promised<()>, JobsError> {
-        if self.is_busy.load(std::sync::atomic::Ordering::SeqCst) {
+        if self.is_busy.load(Ordering::SeqCst) {
             let message = "the queue is full".to_owned();
             return Err(JobsError { code: Code::AdmissionBusy, message, retry_after: None });
         }
@@ -89,7 +101,7 @@ impl Jobs for Fake {
         }
         self.did("submit");
         self.submitted.lock().unwrap().push(submission);
-        let attached = self.comes_second.load(std::sync::atomic::Ordering::SeqCst);
+        let attached = self.comes_second.load(Ordering::SeqCst);
         Ok(Submitted { job, attached })
     }
 
@@ -104,12 +116,15 @@ impl Jobs for Fake {
     }
 
     fn get(&self, id: &JobId) -> Option<Job> {
-        match id.as_str() {
-            MINE => Some(job(MINE, "mine")).map(|job| Job { state: State::Running, ..job }),
-            OVER => Some(job(OVER, "mine")),
-            THEIRS => Some(job(THEIRS, "theirs")),
-            _ => None,
-        }
+        let mut job = match id.as_str() {
+            MINE => Job { state: State::Running, ..job(MINE, "mine") },
+            OVER => job(OVER, "mine"),
+            THEIRS => job(THEIRS, "theirs"),
+            _ => return None,
+        };
+        let bytes = self.evidence.load(Ordering::SeqCst) as u64;
+        job.end.as_mut().unwrap().record_bytes = bytes.max(4096);
+        Some(job)
     }
 
     fn queue_position(&self, _: &JobId) -> Option<u32> {
@@ -117,7 +132,11 @@ impl Jobs for Fake {
     }
 
     fn list(&self, wanted: &Wanted, may_read: &(dyn Fn(&Job) -> bool + Sync)) -> Page {
-        let all = [job(THEIRS, "theirs"), job(MINE, "mine")].into_iter();
+        self.did("list");
+        let (bytes, count) = *self.listed.lock().unwrap();
+        let labels = BTreeMap::from([("l".to_owned(), "x".repeat(bytes))]);
+        let large = (0..count).map(|_| Job { labels: labels.clone(), ..job(MINE, "mine") });
+        let all = [job(THEIRS, "theirs"), job(MINE, "mine")].into_iter().chain(large);
         let jobs = all.filter(|job| wanted.project.as_ref().is_none_or(|project| *project == job.project));
         Page { jobs: jobs.filter(|job| may_read(job)).collect(), more: false }
     }
@@ -158,7 +177,11 @@ impl Jobs for Fake {
 
     fn evidence(&self, id: &JobId) -> Result<EvidenceFiles, JobsError> {
         self.did("evidence");
-        self.get(id).map(|_| EvidenceFiles::default()).ok_or_else(no_job)
+        self.get(id).ok_or_else(no_job)?;
+        let bytes = vec![b'x'; self.evidence.load(Ordering::SeqCst)];
+        let files =
+            if bytes.is_empty() { Vec::new() } else { vec![EvidenceFile { names: vec!["a".into()], bytes }] };
+        Ok(EvidenceFiles { files, ..EvidenceFiles::default() })
     }
 
     async fn open_output(&self, id: &JobId, _: &str) -> Result<OpenedOutput, JobsError> {

@@ -4,7 +4,7 @@ use super::launcher::Launcher;
 use crate::chain::chain;
 use crate::job::ledger::Ledger;
 use crate::job::model::End;
-use crate::job::service::{EvidenceFile, EvidenceFiles, OpenedOutput};
+use crate::job::service::{EVIDENCE_BYTES_MAX, EvidenceFile, EvidenceFiles, OpenedOutput};
 use crate::job::state::Life;
 use crate::local::LocalError;
 use crate::local::evidence::Signing;
@@ -18,9 +18,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The most bytes of a record that are read into memory for an answer. A spec, a report and two statements have no more, and
-/// whatever the number of artifacts there is one of each.
-const RECORD_BYTES_MAX: u64 = 60 << 20;
 /// In what a file takes of the disk.
 const BLOCK_BYTES: u64 = 4096;
 /// The most files of one record: two for each output, and six.
@@ -164,9 +161,9 @@ impl Records {
         }
         // Before any of it is in memory.
         let bytes = found.values().fold(0_u64, |sum, (bytes, _)| sum.saturating_add(*bytes));
-        if bytes > RECORD_BYTES_MAX {
+        if bytes > EVIDENCE_BYTES_MAX {
             let text =
-                format!("it has {bytes} bytes, at most {RECORD_BYTES_MAX} are handed out in one answer");
+                format!("it has {bytes} bytes, at most {EVIDENCE_BYTES_MAX} are handed out in one answer");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
         let mut files = Vec::new();
@@ -277,7 +274,7 @@ mod tests {
         std::fs::create_dir(records.of(&id)).unwrap();
         for name in ["a", "b"] {
             let file = std::fs::File::create(records.of(&id).join(name)).unwrap();
-            file.set_len(super::RECORD_BYTES_MAX / 2 + 1).unwrap();
+            file.set_len(super::EVIDENCE_BYTES_MAX / 2 + 1).unwrap();
         }
         let refused = records.read(&id).unwrap_err();
         assert!(refused.to_string().contains("in one answer"), "{refused}");
