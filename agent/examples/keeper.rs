@@ -10,8 +10,8 @@ use ampoule_agent::job::ledger;
 use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::sha256;
 use ampoule_agent::job::{
-    Caller, IdempotencyKey, Jobs, JobsError, Keep, Keeper, Means, Needs, OpenedOutput, Options, ShownToAll,
-    Sources, Submission, Unwitnessed, WatchedEvent,
+    Caller, IdempotencyKey, Intakes, Jobs, JobsError, Keep, Keeper, Means, Needs, OpenedOutput, Options,
+    ShownToAll, Sources, Submission, Unwitnessed, WatchedEvent,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
@@ -68,7 +68,7 @@ fn main() -> Result<(), Failed> {
             every: Duration::from_millis(500),
             ..Keep::default()
         },
-        imports: 4,
+        intakes: Intakes::default(),
         lookups: Seats::all_but_one(2),
         readers: 1024,
         drifted: None,

@@ -79,6 +79,14 @@ impl Seats {
         tokio::time::timeout(within, self.take(holder)).await.ok()
     }
 
+    /// Whether somebody waits who has fewer than this holder: a seat that it gave back would be his.
+    pub fn is_wanted_of(&self, holder: &str) -> bool {
+        let state = self.state();
+        let has = |name: &str| state.held.get(name).copied().unwrap_or_default();
+        let waits = |waiting: &VecDeque<oneshot::Sender<Seat>>| waiting.iter().any(|one| !one.is_closed());
+        state.turns.iter().any(|(name, waiting)| has(name) < has(holder) && waits(waiting))
+    }
+
     /// How many seats are taken, and how many wait for one.
     pub fn load(&self) -> (usize, usize) {
         let state = self.state();

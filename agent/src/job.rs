@@ -8,8 +8,8 @@ mod service;
 pub mod state;
 
 pub use keeper::{
-    Health, Keep, Keeper, KeeperError, Needs, Options, Place, ProjectFiles, Shown, ShownToAll, Sources,
-    Unwitnessed, Witness,
+    Health, Intakes, Keep, Keeper, KeeperError, Needs, Options, Place, ProjectFiles, Shown, ShownToAll,
+    Sources, Unwitnessed, Witness,
 };
 pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
 pub use service::{

@@ -41,7 +41,7 @@ use release::Evidence;
 pub(crate) use release::exit_of;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a local run needs to know.
 #[derive(Debug, Clone)]
@@ -233,7 +233,11 @@ impl LocalError {
 
 /// Ends a run from another thread.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<Mutex<CancelState>>);
+pub struct Cancel {
+    state: Arc<Mutex<CancelState>>,
+    /// What ends this one too.
+    above: Option<Arc<Mutex<CancelState>>>,
+}
 
 #[derive(Debug, Default)]
 struct CancelState {
@@ -242,9 +246,18 @@ struct CancelState {
 }
 
 impl Cancel {
+    /// One for a part of what this one ends: it ends that part alone.
+    pub(crate) fn of_a_part(&self) -> Self {
+        Self { state: Arc::default(), above: Some(Arc::clone(&self.state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, CancelState> {
+        locked(&self.state)
+    }
+
     /// Cancels: before admission the run ends at once, afterwards the runner ends the job.
     pub fn cancel(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.wished = true;
         if let Some(pipe) = &state.pipe {
             // A runner that has ended meanwhile needs no wish.
@@ -254,12 +267,12 @@ impl Cancel {
 
     /// Whether somebody cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).wished
+        self.state().wished || self.above.as_ref().is_some_and(|above| locked(above).wished)
     }
 
     /// Hands over the pipe by which the job can be ended; its end of file ends the job too.
     fn arm(&self, pipe: std::os::fd::OwnedFd) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         if state.wished {
             let _ = rustix::io::write(&pipe, &[CANCEL]);
         }
@@ -268,8 +281,12 @@ impl Cancel {
 
     /// Drops the pipe: the job ends if it still runs.
     fn disarm(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pipe = None;
+        self.state().pipe = None;
     }
+}
+
+fn locked(state: &Mutex<CancelState>) -> MutexGuard<'_, CancelState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a job. Blocks until its evidence is durable; not to be called on an async worker thread.

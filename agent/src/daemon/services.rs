@@ -15,7 +15,7 @@ use crate::files::read_operators;
 use crate::identity::{Fetch, Identities, IdentitiesFile};
 use crate::job::ledger::OpenError;
 use crate::job::queue::{Amount, Quota, Rules};
-use crate::job::{Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
+use crate::job::{Intakes, Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
 use crate::local;
 use crate::sources::SourcesFile;
 use ampoule_spec::Sha256;
@@ -198,7 +198,7 @@ fn options(
         needs: capacity::needs().map_err(Trouble::Defect)?,
         ledger: ledger::Options { retention, accept_loss, ..ledger::Options::default() },
         keep: Keep { age: of.retention.jobs, bytes: of.retention.bytes, ..Keep::default() },
-        imports: IMPORTS,
+        intakes: Intakes { places: IMPORTS, ..Intakes::default() },
         lookups,
         readers: READERS,
         drifted: None,

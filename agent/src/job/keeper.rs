@@ -16,6 +16,7 @@ mod intake;
 mod launcher;
 mod line;
 mod options;
+mod pace;
 mod records;
 mod sweep;
 #[cfg(test)]
@@ -23,7 +24,9 @@ mod testing;
 mod watching;
 
 pub use enter::Place;
-pub use options::{Keep, Needs, Options, ProjectFiles, Shown, ShownToAll, Sources, Unwitnessed, Witness};
+pub use options::{
+    Intakes, Keep, Needs, Options, ProjectFiles, Shown, ShownToAll, Sources, Unwitnessed, Witness,
+};
 
 use super::ledger::{Ledger, OpenError};
 use super::model::{Caller, CancelWish, Job, State, Submission};
@@ -32,7 +35,6 @@ use super::service::{
     EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Promised, Submitted, Wanted, Watched,
 };
 use super::state::Change;
-use crate::fair::Seats;
 use crate::local::{LocalError, evidence};
 use ampoule_spec::{Code, JobId};
 use audience::{Audience, Reader};
@@ -40,6 +42,7 @@ use futures_util::Stream;
 use holds::Holds;
 use inner::{Inner, Trouble, now, whole};
 use launcher::Launcher;
+use pace::Places;
 use records::Records;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, RwLock};
@@ -110,7 +113,7 @@ impl Keeper {
             ledger,
             launcher,
             records,
-            imports: Seats::all_but_one(options.imports),
+            places: Places::new(options.intakes),
             holds,
             ended: CancellationToken::new(),
             turn: Notify::new(),

@@ -1,6 +1,7 @@
 //! Downloads of a run, and what is remembered of where everything that was fetched came from.
 
 use super::intake::{Intake, unusable};
+use super::runner::Runner;
 use super::watch::{Watch, Work};
 use super::{Cancel, LocalError, Note};
 use crate::block::with_runtime;
@@ -11,6 +12,7 @@ use crate::registry;
 use crate::sources::{Policy, Purpose};
 use crate::visits::{Memory, Source, Visit};
 use ampoule_evidence::{AgentClaims, rfc3339};
+use ampoule_spec::wire::Content;
 use ampoule_spec::{Name, Sha256};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -118,10 +120,20 @@ impl Downloads {
         Ok(())
     }
 
-    /// When the project has fetched this from one of its places, if it has: then nobody need be asked.
-    pub(super) fn visit(&self, url: &str, mirrors: &[String], sha256: &Sha256) -> Result<Option<Visit>> {
+    /// When the project has fetched this from one of its places, if it has and the store has it still: then nobody need be
+    /// asked.
+    pub(super) fn had(
+        &self,
+        url: &str,
+        mirrors: &[String],
+        sha256: &Sha256,
+        content: &Content,
+        runner: &Runner,
+    ) -> Result<Option<Visit>> {
         let places = self.fetcher.places(url, mirrors)?;
-        Ok(places.iter().find_map(|place| self.memory.visit(&source(place, sha256))))
+        let visit = places.iter().find_map(|place| self.memory.visit(&source(place, sha256)));
+        let Some(visit) = visit else { return Ok(None) };
+        Ok(runner.find(content.clone())?.map(|_| visit))
     }
 
     /// Downloads to a file without a name.

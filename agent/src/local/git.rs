@@ -45,6 +45,15 @@ impl<'a> GitIntakes<'a> {
         intake.epoch().map(Some)
     }
 
+    /// Whether the input at a place is in the store, and its repository need not be asked, neither for its commit's signature.
+    pub(super) fn has(&self, at: usize, epoch: u64, runner: &Runner) -> Result<bool> {
+        let Some(intake) = self.0.get(&at).filter(|intake| intake.plan.allowed_signers.is_none()) else {
+            return Ok(false);
+        };
+        let (commit, submodules) = (intake.plan.commit, intake.plan.submodules);
+        Ok(intake.had(&Content::Git { commit, submodules, epoch }, runner)?.1.is_some())
+    }
+
     /// Takes the input at a place, if it is a git input.
     pub(super) fn take(
         &mut self,
@@ -114,17 +123,9 @@ impl<'a> GitIntake<'a> {
     ) -> Result<(InputSource, Option<Came>)> {
         let (commit, submodules) = (self.plan.commit, self.plan.submodules);
         let content = Content::Git { commit, submodules, epoch };
-        let url = match &self.plan.place {
-            GitPlace::Url(url) => Some(url.clone()),
-            GitPlace::Path(_) => None,
-        };
-        let origin = url.clone().map(|url| Source::Git { url, commit, submodules });
-        let visit = origin.as_ref().and_then(|origin| self.with.memory.visit(origin));
-        // A repository here is nobody's word: what is checked out is what the commit says.
-        let found = match origin.is_none() || visit.is_some() {
-            true => runner.find(content.clone())?,
-            false => None,
-        };
+        let url = self.url();
+        let origin = self.origin();
+        let (visit, found) = self.had(&content, runner)?;
         if found.is_none() {
             importing();
         }
@@ -142,6 +143,30 @@ impl<'a> GitIntake<'a> {
             }
         };
         Ok((InputSource::Git { url, commit, submodules, tree: Some(imported.sha256), signer }, came))
+    }
+
+    fn url(&self) -> Option<String> {
+        match &self.plan.place {
+            GitPlace::Url(url) => Some(url.clone()),
+            GitPlace::Path(_) => None,
+        }
+    }
+
+    fn origin(&self) -> Option<Source> {
+        let (commit, submodules) = (self.plan.commit, self.plan.submodules);
+        self.url().map(|url| Source::Git { url, commit, submodules })
+    }
+
+    /// When the project has had the checkout from its repository, and what the store has of it then. A repository here is
+    /// nobody's word: what is checked out is what the commit says.
+    fn had(&self, content: &Content, runner: &Runner) -> Result<(Option<Visit>, Option<Imported>)> {
+        let origin = self.origin();
+        let visit = origin.as_ref().and_then(|origin| self.with.memory.visit(origin));
+        let found = match origin.is_none() || visit.is_some() {
+            true => runner.find(content.clone())?,
+            false => None,
+        };
+        Ok((visit, found))
     }
 
     fn what(&self) -> String {

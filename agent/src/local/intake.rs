@@ -152,6 +152,36 @@ impl<'a> Taking<'a> {
         Ok(sources)
     }
 
+    /// Whether nobody need be asked for any of it: it was had before from where it is named, and the store has it.
+    pub(crate) fn has_all(
+        &self,
+        image: &ImagePlan,
+        inputs: &[InputPlan],
+        epoch: u64,
+        runner: &Runner,
+    ) -> Result<bool> {
+        if let ImagePlan::Registry { reference, pinned, .. } = image {
+            let pull = Pull { reference, pinned, runner, with: self.with };
+            if pull.had()?.is_none() {
+                return Ok(false);
+            }
+        }
+        for (at, input) in inputs.iter().enumerate() {
+            let has = match &input.source {
+                SourcePlan::Http { url, mirrors, sha256, unpack } => {
+                    let content = downloaded(*sha256, *unpack, epoch);
+                    self.downloads.had(url, mirrors, sha256, &content, runner)?.is_some()
+                }
+                SourcePlan::Git(_) => self.gits.has(at, epoch, runner)?,
+                _ => false,
+            };
+            if !has {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What the run attestation is to say about it.
     pub(crate) fn claims(&self) -> AgentClaims {
         self.downloads.claims()
@@ -222,6 +252,14 @@ pub(crate) fn unusable(path: &Path, error: std::io::Error) -> LocalError {
     LocalError::file("the file", path, &error)
 }
 
+/// A download as the store names it.
+fn downloaded(sha256: Sha256, unpack: bool, epoch: u64) -> Content {
+    match unpack {
+        true => Content::Archive { sha256, epoch },
+        false => Content::File { sha256: Some(sha256), executable: false, epoch },
+    }
+}
+
 fn take_input(
     input: &InputPlan,
     epoch: u64,
@@ -242,15 +280,10 @@ fn take_input(
             pinned
         }
         SourcePlan::Http { url, sha256, unpack, mirrors } => {
-            let content = match unpack {
-                true => Content::Archive { sha256: *sha256, epoch },
-                false => Content::File { sha256: Some(*sha256), executable: false, epoch },
-            };
-            match downloads.visit(url, mirrors, sha256)? {
-                Some(visit) if runner.find(content.clone())?.is_some() => {
-                    downloads.came(Came { visit, earlier: true });
-                }
-                _ => {
+            let content = downloaded(*sha256, *unpack, epoch);
+            match downloads.had(url, mirrors, sha256, &content, runner)? {
+                Some(visit) => downloads.came(Came { visit, earlier: true }),
+                None => {
                     importing();
                     runner.import(content, downloads.fetch(url, mirrors, sha256)?.into())?;
                 }

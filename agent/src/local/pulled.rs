@@ -36,10 +36,7 @@ impl Pull<'_> {
     /// This repository is asked for everything that the project has not had from it before, whatever the store has; for
     /// a layer that the project has shown nobody is asked.
     pub(super) fn take(&self, say: &mut dyn FnMut(Note)) -> Result<(Sha256, Came)> {
-        let pinned = Content::OciManifest { sha256: *self.pinned };
-        if let Some(visit) = self.with.memory.visit(&self.source(&pinned))
-            && self.has(pinned)?
-        {
+        if let Some(visit) = self.had()? {
             return Ok((*self.pinned, Came { visit, earlier: true }));
         }
         let auth = self.with.registry_auth.as_deref().map(AuthFile::read).transpose()?;
@@ -47,6 +44,15 @@ impl Pull<'_> {
         let mut session = Session::new(&access, self.reference, Purpose::Pull)?;
         let sha256 = with_runtime(|runtime| self.pull(runtime, &mut session, say)).map_err(scratch)??;
         Ok((sha256, Came { visit: self.visit(), earlier: false }))
+    }
+
+    /// When the project has had the whole image from this repository, if it has and the store has it still.
+    pub(super) fn had(&self) -> Result<Option<Visit>> {
+        let pinned = Content::OciManifest { sha256: *self.pinned };
+        match self.with.memory.visit(&self.source(&pinned)) {
+            Some(visit) if self.has(pinned)? => Ok(Some(visit)),
+            _ => Ok(None),
+        }
     }
 
     fn source(&self, part: &Content) -> Source {

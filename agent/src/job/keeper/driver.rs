@@ -6,6 +6,7 @@ use super::inner::Inner;
 use super::intake::{NotReady, Preparation, Prepared};
 use super::launcher::Answer;
 use super::line::Ending;
+use super::pace::Had;
 use crate::fair::Seat;
 use crate::job::ledger::LedgerError;
 use crate::job::model::State;
@@ -118,7 +119,7 @@ impl Driver {
             }
             Err(NotReady::Failed(failure)) => self.refuse(failure).await,
             // Who cancelled has written it down; or the daemon ends, and the next one prepares the job again.
-            Err(NotReady::Cancelled | NotReady::Again) => {
+            Err(NotReady::Cancelled | NotReady::Again | NotReady::Fetches) => {
                 let ends = self.inner.ledger.get(&self.id).is_some_and(|l| l.job.state == State::Preparing);
                 if ends { Err(LedgerError::Closed) } else { Ok(()) }
             }
@@ -133,28 +134,26 @@ impl Driver {
         }
     }
 
-    /// Sees to it that everything is there that the job names.
+    /// Sees to it that everything is there that the job names. It is looked up first whether anything has to be fetched: who has
+    /// everything waits for nobody's source.
     async fn take_in(&self, life: &Arc<Life>) -> Result<Result<Prepared, NotReady>, LedgerError> {
         let (inner, of) = (self.inner.clone(), life.clone());
         let nothing = tokio::task::spawn_blocking(move || names_nothing(&inner, &of)).await.unwrap_or(false);
+        let mut takes = if nothing { Takes::Nothing } else { Takes::WhatIsThere };
         let mut pause = Pause::new();
         loop {
-            let permit = tokio::select! {
-                permit = self.turn_to_import(life, nothing) => permit?,
+            let seat = tokio::select! {
+                seat = self.turn_to_take(life, takes) => seat?,
                 () = self.reins.wished.notified() => return Ok(Err(NotReady::Cancelled)),
             };
             if self.reins.cancel.is_cancelled() {
                 return Ok(Err(NotReady::Cancelled));
             }
-            let Some(permit) = permit else {
+            let Some(seat) = seat else {
                 return Ok(Ok(Prepared { claims: AgentClaims::new(), resolved: None }));
             };
-            let (inner, life, reins) = (self.inner.clone(), life.clone(), self.reins.clone());
-            let prepared = tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                make_ready(&inner, &life, &reins)
-            });
-            match prepared.await.unwrap_or_else(|_| Err(defect("the intake ended early"))) {
+            match self.intake(life, seat, takes == Takes::Everything).await {
+                Err(NotReady::Fetches) => takes = Takes::Everything,
                 Err(NotReady::Again) => tokio::select! {
                     () = pause.wait() => {}
                     () = self.reins.wished.notified() => return Ok(Err(NotReady::Cancelled)),
@@ -165,14 +164,42 @@ impl Driver {
     }
 
     /// Waits for the launcher, and for a seat if there is something to take in.
-    async fn turn_to_import(&self, life: &Life, nothing: bool) -> Result<Option<Seat>, LedgerError> {
+    async fn turn_to_take(&self, life: &Life, takes: Takes) -> Result<Option<Seat>, LedgerError> {
+        let (inner, project) = (&self.inner, life.job.project.as_str());
         let turn = async {
-            self.inner.launcher.until_up().await;
-            if nothing { None } else { Some(self.inner.imports.take(life.job.project.as_str()).await) }
+            inner.launcher.until_up().await;
+            match takes {
+                Takes::Nothing => None,
+                Takes::WhatIsThere => Some(inner.options.lookups.take(project).await),
+                Takes::Everything => Some(inner.places.take(project).await),
+            }
         };
         tokio::select! {
             seat = turn => Ok(seat),
             () = self.inner.ended.cancelled() => Err(LedgerError::Closed),
+        }
+    }
+
+    /// Takes the inputs in, for as long as it may last. The seat is given back when that has ended, whoever waits for it.
+    async fn intake(&self, life: &Arc<Life>, seat: Seat, fetches: bool) -> Result<Prepared, NotReady> {
+        let (inner, of, reins) = (self.inner.clone(), life.clone(), self.reins.clone());
+        let (cancel, had) = (self.reins.cancel.of_a_part(), Arc::new(Had::default()));
+        let attempt = Attempt { fetches, cancel: cancel.clone(), had: had.clone() };
+        let mut preparing = tokio::task::spawn_blocking(move || {
+            let _seat = seat;
+            make_ready(&inner, &of, &reins, attempt)
+        });
+        let lost = |_| Err(defect("the intake ended early"));
+        let gives_way = tokio::select! {
+            prepared = &mut preparing => return prepared.unwrap_or_else(lost),
+            gives_way = self.inner.places.until_over(life.job.project.as_str(), &had), if fetches => gives_way,
+        };
+        cancel.cancel();
+        match preparing.await.unwrap_or_else(lost) {
+            Err(NotReady::Cancelled) if !self.reins.cancel.is_cancelled() => {
+                Err(NotReady::Failed(gives_way.failure))
+            }
+            other => other,
         }
     }
 
@@ -345,17 +372,43 @@ pub(super) fn defect(what: &str) -> NotReady {
     NotReady::Failed(failure(Code::Internal, what.to_owned()))
 }
 
+/// What a job takes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// It names nothing.
+    Nothing,
+    /// What the store has; nothing is fetched.
+    WhatIsThere,
+    /// What has to be fetched too.
+    Everything,
+}
+
 /// Whether a job names nothing that has to be looked up or fetched. Blocks.
 fn names_nothing(inner: &Inner, life: &Life) -> bool {
     let spec = inner.ledger.spec(&life.job.id);
     spec.is_ok_and(|spec| spec.is_some_and(|spec| spec.image == Image::Host && spec.inputs.is_empty()))
 }
 
+/// One attempt at an intake.
+struct Attempt {
+    /// Whether something may be fetched.
+    fetches: bool,
+    /// Ends it.
+    cancel: Cancel,
+    /// How much it has had.
+    had: Arc<Had>,
+}
+
 /// Takes in everything that a job names. Blocks.
-fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<Prepared, NotReady> {
+fn make_ready(
+    inner: &Inner,
+    life: &Life,
+    reins: &Arc<Reins>,
+    attempt: Attempt,
+) -> Result<Prepared, NotReady> {
     let spec = inner.ledger.spec(&life.job.id);
     let Ok(Some(spec)) = spec else { return Err(defect("its spec cannot be read back from the ledger")) };
-    let told = Arc::clone(reins);
+    let (told, had) = (Arc::clone(reins), attempt.had);
     let sources = inner.sources();
     let files = sources.files_of(&life.job.project);
     let with = Intake {
@@ -364,9 +417,10 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<Prepared
         // Whose time or signature is asked for is fetched again: nobody sweeps what would be kept.
         commits: None,
         watch: Watch::new(move |progress| {
+            had.hear(progress);
             told.progress.send_replace(Some(shown(progress)));
         }),
-        cancel: reins.cancel.clone(),
+        cancel: attempt.cancel,
         memory: Arc::new(super::intake::OfProject {
             project: life.job.project.clone(),
             shown: inner.options.shown.clone(),
@@ -379,6 +433,7 @@ fn make_ready(inner: &Inner, life: &Life, reins: &Arc<Reins>) -> Result<Prepared
         project: &life.job.project,
         runner: &runner,
         with: &with,
+        fetches: attempt.fetches,
         shown: &*inner.options.shown,
         files: &files,
     };

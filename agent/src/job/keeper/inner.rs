@@ -5,8 +5,8 @@ use super::driver::{Driver, Reins};
 use super::holds::Holds;
 use super::launcher::Launcher;
 use super::options::{Options, Sources};
+use super::pace::Places;
 use super::records::Records;
-use crate::fair::Seats;
 use crate::job::ledger::{Ledger, LedgerError};
 use crate::job::model::{CancelWish, State};
 use crate::job::queue::{Entry, Queue, Rules};
@@ -34,7 +34,7 @@ pub(super) struct Inner {
     pub(super) ledger: Ledger,
     pub(super) launcher: Arc<Launcher>,
     pub(super) records: Records,
-    pub(super) imports: Arc<Seats>,
+    pub(super) places: Places,
     /// Why jobs are not taken or not started.
     pub(super) holds: Holds,
     /// Ends every task; jobs go on without us.
@@ -112,10 +112,12 @@ impl Inner {
 
     /// Ends every task of ours.
     pub(super) fn end(&self) {
-        self.ended.cancel();
-        for reins in locked(&self.drivers).values() {
+        // None that ends by the first of these is missed by the second.
+        let drivers = locked(&self.drivers);
+        for reins in drivers.values() {
             reins.cancel.cancel();
         }
+        self.ended.cancel();
     }
 
     /// Says whether a job's record cannot be made.

@@ -20,6 +20,8 @@ pub(super) enum NotReady {
     Failed(Failure),
     /// The launcher is gone or busy: to be tried again.
     Again,
+    /// Something has to be fetched, and nothing was to be.
+    Fetches,
     /// Somebody has ended it.
     Cancelled,
 }
@@ -177,6 +179,8 @@ pub(super) struct Preparation<'a> {
     pub(super) project: &'a Name,
     pub(super) runner: &'a Runner,
     pub(super) with: &'a Intake,
+    /// Whether something may be fetched.
+    pub(super) fetches: bool,
     pub(super) shown: &'a dyn Shown,
     pub(super) files: &'a ProjectFiles,
 }
@@ -215,6 +219,16 @@ impl Preparation<'_> {
             if let Some(content) = uploaded(input, self.spec.source_date_epoch) {
                 self.find(&content, &format!("inputs[{at}] ({})", input.name))?;
             }
+        }
+        let epoch = self.spec.source_date_epoch;
+        // A commit's time is in the commit.
+        let has_all = || {
+            Ok::<_, NotReady>(
+                !self.spec.epoch_of_commit && taking.has_all(&image, &fetched, epoch, self.runner)?,
+            )
+        };
+        if !self.fetches && !has_all()? {
+            return Err(NotReady::Fetches);
         }
         if let Some(manifest) = taking.image(&image, self.runner, say)?
             && !matches!(&self.spec.image, Image::Oci { manifest: wanted, .. } if *wanted == manifest)

@@ -136,6 +136,27 @@ impl Default for Keep {
     }
 }
 
+/// How many jobs fetch at the same time, and how long each may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intakes {
+    /// Places. One project has at most half of them.
+    pub places: usize,
+    /// How long an intake may last.
+    pub whole: Duration,
+    /// How long it may be slow while another project waits for a place.
+    pub patience: Duration,
+    /// Bytes a second since its beginning; fewer is slow.
+    pub slow: u64,
+}
+
+impl Default for Intakes {
+    /// Four places; an hour; five minutes of less than 1 MiB/s.
+    fn default() -> Self {
+        let (whole, patience) = (Duration::from_secs(60 * 60), Duration::from_secs(5 * 60));
+        Self { places: 4, whole, patience, slow: 1 << 20 }
+    }
+}
+
 /// Everything that jobs need to be kept and driven.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -163,8 +184,8 @@ pub struct Options {
     pub ledger: ledger::Options,
     /// How long directories of finished jobs are kept.
     pub keep: Keep,
-    /// Jobs whose inputs are fetched at the same time.
-    pub imports: usize,
+    /// The bounds of what is fetched for jobs.
+    pub intakes: Intakes,
     /// Turns of projects at what is only looked up in the store or opened there.
     pub lookups: Arc<Seats>,
     /// Readers of a project's jobs at the same time; of all together twice as many.

@@ -1,6 +1,6 @@
 //! A keeper without a launcher, for tests of its parts.
 
-use super::{Keep, Keeper, Needs, Options, ShownToAll, Sources, Unwitnessed};
+use super::{Intakes, Keep, Keeper, Needs, Options, ShownToAll, Sources, Unwitnessed};
 use crate::fair::Seats;
 use crate::job::model::{Caller, IdempotencyKey, Means, Submission};
 use crate::job::queue::{Amount, Quota, Rules};
@@ -34,7 +34,7 @@ pub(super) fn keeper(dir: &Path) -> Keeper {
         needs: Needs { other: amount(1), profiles: BTreeMap::new() },
         ledger: ledger::Options { reserve_bytes: 64 << 10, ..ledger::Options::default() },
         keep: Keep::default(),
-        imports: 1,
+        intakes: Intakes { places: 1, ..Intakes::default() },
         lookups: Seats::all_but_one(2),
         readers: 1,
         drifted: None,
