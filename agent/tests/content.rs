@@ -132,6 +132,7 @@ async fn limits_of_uploads_hold_before_bytes_are_taken() {
         project_bytes: 6000,
         uploads: 3,
         bytes: 9000,
+        window: 1000,
         silence: Duration::from_secs(3),
         ..ContentLimits::default()
     };
@@ -148,13 +149,15 @@ async fn limits_of_uploads_hold_before_bytes_are_taken() {
     let more = vec![header("a", &file, 2, 0), data(b"abc")];
     refused(served.send(more).await, Grpc::InvalidArgument, Code::JobInvalid);
     assert_eq!(served.offset("a", &file).await, (false, 0));
-    // What is announced counts, whether it came or not.
-    let first = served.begin(vec![header("a", &file, 4000, 0), data(b"abc")]).await;
+    // As many as there may be, whatever they say will come.
+    let first = served.begin(vec![header("a", &file, 5000, 0), data(b"abc")]).await;
     served.until("a", &file, 3).await;
     let again = served.send(vec![header("a", &file, 4000, 0)]).await;
     let text = refused(again, Grpc::ResourceExhausted, Code::AdmissionBusy);
     assert!(text.contains("by somebody else"), "{text}");
-    let busy = served.send(vec![header("a", &large, 2001, 0)]).await;
+    let more = served.begin(vec![header("a", &large, 5000, 0), data(b"x")]).await;
+    served.until("a", &large, 1).await;
+    let busy = served.send(vec![header("a", &file_ref(b"third one"), 1, 0)]).await;
     assert!(busy.as_ref().unwrap_err().get_error_details().retry_info().unwrap().retry_delay.is_some());
     refused(busy, Grpc::ResourceExhausted, Code::AdmissionBusy);
     // Another project has room of its own, as far as there is any.
@@ -165,7 +168,95 @@ async fn limits_of_uploads_hold_before_bytes_are_taken() {
     let silent = first.call.await.unwrap().unwrap_err();
     assert_eq!(silent.code(), Grpc::DeadlineExceeded);
     assert_eq!(served.offset("a", &file).await, (false, 3));
-    drop(second);
+    drop((more, second));
+}
+
+/// Of a project 6000 bytes, of all 9000; an upload counts with 1000 more than came.
+fn narrow() -> ContentLimits {
+    ContentLimits { project_bytes: 6000, bytes: 9000, window: 1000, ..ContentLimits::default() }
+}
+
+#[tokio::test]
+async fn upload_counts_with_what_came_and_not_with_what_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &Memory::default(), narrow()).await;
+    let bytes = |of: u8, count: usize| vec![of; count];
+    let parts = |content: &proto::ContentRef, all: &[u8], from: usize, to: usize| {
+        let mut parts = vec![header("a", content, all.len(), from)];
+        parts.extend(all[from..to].chunks(500).map(data));
+        parts
+    };
+    // Each says that it fills the project, and has sent next to nothing.
+    let said = (0..5).map(|of| (file_ref(&[of]), of)).collect::<Vec<_>>();
+    let mut open = Vec::new();
+    for (content, of) in &said {
+        open.push(served.begin(vec![header("a", content, 6000, 0), data(&[*of])]).await);
+        served.until("a", content, 1).await;
+    }
+    let (one, two) = (bytes(b'1', 5000), bytes(b'2', 4000));
+    let (first, second) = (file_ref(&one), file_ref(&two));
+    served.upload("a", &first, &one[..], 0).await.unwrap_err();
+    // They have the windows of five, so there is one left.
+    let kept = served.offset("a", &first).await.1;
+    assert!(kept <= 1000, "{kept}");
+    open.into_iter().for_each(Cut::cut);
+    for (content, _) in &said {
+        served.until_left("a", content).await;
+    }
+    served.upload("a", &first, &one, kept as usize).await.unwrap();
+    // What comes passes no bound: a second one is refused where the project would have more than it may, and is kept as far.
+    let third = file_ref(b"third");
+    let large = bytes(b'3', 5000);
+    let held = served.begin(parts(&third, &large, 0, 4500)).await;
+    served.until("a", &third, 4500).await;
+    let text = refused(
+        served.send(parts(&second, &two, 0, 4000)).await,
+        Grpc::ResourceExhausted,
+        Code::AdmissionBusy,
+    );
+    assert!(text.contains("too large"), "{text}");
+    assert_eq!(served.offset("a", &second).await, (false, 1000));
+    held.cut();
+    served.until_left("a", &third).await;
+    // It goes on where it was, when what was left has made room.
+    served.upload("a", &second, &two, 1000).await.unwrap();
+    assert_eq!(served.offset("a", &third).await, (false, 0), "it was left, and there was no room for both");
+}
+
+#[tokio::test]
+async fn what_was_left_makes_room_and_not_for_one_who_has_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &Memory::default(), narrow()).await;
+    let left = |project: &'static str, count: usize| {
+        let bytes = vec![b'l'; count];
+        let content = file_ref(&[project.as_bytes(), &bytes].concat());
+        let mut parts = vec![header(project, &content, 6000, 0)];
+        parts.extend(bytes.chunks(500).map(data));
+        (content, parts)
+    };
+    let (of_b, parts) = left("b", 2000);
+    served.send(parts).await.unwrap_err();
+    // Ages are in whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let (of_a, parts) = left("a", 5000);
+    served.send(parts).await.unwrap_err();
+    assert_eq!((served.offset("a", &of_a).await.1, served.offset("b", &of_b).await.1), (5000, 2000));
+    // Of all there are 2000 left; more is taken of who has more than the one who comes, and nothing of the other, who left
+    // his sooner.
+    let bytes = vec![b'c'; 5000];
+    served.upload("c", &file_ref(&bytes), &bytes, 0).await.unwrap();
+    assert_eq!((served.offset("a", &of_a).await.1, served.offset("b", &of_b).await.1), (0, 2000));
+    // As many as may be unfinished are no reason to refuse another one, as long as nobody is at them.
+    let limits = ContentLimits { project_uploads: 2, ..narrow() };
+    drop(served);
+    let served = serve(dir.path(), &Memory::default(), limits).await;
+    // Ages are in whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for number in 0..3_u8 {
+        served.send(vec![header("b", &file_ref(&[number]), 10, 0), data(b"x")]).await.unwrap_err();
+    }
+    assert_eq!(spooled(dir.path()), 2);
+    assert_eq!(served.offset("b", &of_b).await.1, 0, "the oldest");
 }
 
 #[tokio::test]

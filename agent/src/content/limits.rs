@@ -15,9 +15,11 @@ pub struct ContentLimits {
     pub uploads: usize,
     /// The most bytes of them.
     pub bytes: u64,
+    /// How many bytes beyond those that came an upload counts with: what it says will come is nobody's word.
+    pub window: u64,
     /// How long a stream may be silent.
     pub silence: Duration,
-    /// How long an upload that was cut short is kept.
+    /// How long an upload that was cut short is kept, unless what is uploaded needs its room.
     pub age: Duration,
     /// Imports at a time; others wait.
     pub imports: usize,
@@ -41,7 +43,7 @@ impl ContentLimits {
 }
 
 impl Default for ContentLimits {
-    /// 16 GiB an upload, 64 uploads and 32 GiB a project, 512 uploads and 128 GiB in all; a minute of silence, a day,
+    /// 16 GiB an upload, 64 uploads and 32 GiB a project, 512 uploads and 128 GiB in all, 16 MiB ahead; a minute of silence, a day,
     /// 4 imports, 2 questions; a million contents a project, 90 days.
     fn default() -> Self {
         Self {
@@ -50,6 +52,7 @@ impl Default for ContentLimits {
             project_bytes: 32 << 30,
             uploads: 512,
             bytes: 128 << 30,
+            window: 16 << 20,
             silence: Duration::from_secs(60),
             age: 24 * HOUR,
             imports: 4,

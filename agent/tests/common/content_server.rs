@@ -193,6 +193,20 @@ impl Served {
         panic!("{:?} bytes are there and not {offset}", self.offset(project, content).await);
     }
 
+    /// Waits until nobody is at an upload any more: one that would begin it anew, and says too much, is refused for that then.
+    pub async fn until_left(&self, project: &str, content: &proto::ContentRef) {
+        for _ in 0..500 {
+            let (_, offset) = self.offset(project, content).await;
+            let probe = header(project, content, 1 << 20, offset as usize + 1);
+            let answer = self.send(vec![probe]).await.unwrap_err();
+            if answer.code() == tonic::Code::OutOfRange {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("somebody is at it");
+    }
+
     pub async fn missing(&self, project: &str, contents: &[proto::ContentRef]) -> Vec<proto::ContentRef> {
         let request = proto::FindMissingRequest { project: project.to_owned(), contents: contents.to_vec() };
         self.client.contents().find_missing(request).await.unwrap().into_inner().missing
