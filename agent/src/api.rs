@@ -13,6 +13,7 @@ mod known;
 mod lane;
 mod limits;
 mod message;
+mod places;
 mod schema;
 mod server;
 mod shares;

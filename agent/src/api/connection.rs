@@ -1,9 +1,11 @@
 //! What is known of one connection.
 
+use super::places::Place;
 use super::shares::{Share, Shares};
 use crate::identity::Shown;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::CancellationToken;
 
 /// The most callers of one connection: a proxy may bring several, each with its token.
 const CALLERS_MAX: usize = 16;
@@ -21,7 +23,7 @@ pub(super) struct Connection {
     pub(super) active: Arc<AtomicUsize>,
     callers: Mutex<Vec<(String, Share)>>,
     /// Held for as long as nobody knows who calls.
-    stranger: Mutex<Option<Share>>,
+    stranger: Mutex<Option<Place>>,
 }
 
 impl Connection {
@@ -30,13 +32,24 @@ impl Connection {
         Self { shown, peer, calls: AtomicU64::new(0), active: Arc::default(), callers, stranger }
     }
 
-    fn stranger(&self) -> MutexGuard<'_, Option<Share>> {
+    fn stranger(&self) -> MutexGuard<'_, Option<Place>> {
         self.stranger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the connection among those of strangers, until it belongs to somebody.
-    pub(super) fn is_strangers(&self, share: Share) {
-        *self.stranger() = Some(share);
+    pub(super) fn is_strangers(&self, place: Place) {
+        *self.stranger() = Some(place);
+    }
+
+    /// Is cancelled when its place among strangers is given up; never once it belongs to somebody.
+    pub(super) fn given_up(&self) -> Option<CancellationToken> {
+        self.stranger().as_ref().map(Place::given_up)
+    }
+
+    /// Who has proven first that it is his, if anybody has.
+    pub(super) fn caller(&self) -> Option<String> {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        callers.first().map(|(caller, _)| caller.clone())
     }
 
     /// Whether nobody knows who calls.

@@ -102,8 +102,8 @@ impl Front {
             desk: parts.desk,
             reflection: parts.reflection,
             limits,
-            local: Lane::new(&limits, true),
-            remote: Lane::new(&limits, false),
+            local: Lane::new(&limits),
+            remote: Lane::new(&limits),
         })
     }
 
@@ -138,7 +138,7 @@ impl Front {
         let (mut head, body) = request.into_parts();
         let method = self.schema.methods.get(&path);
         let holder = match method {
-            Some(method) if method.path.starts_with(HEALTH) => self.stranger(connection)?,
+            Some(method) if method.path.starts_with(HEALTH) => self.health(connection)?,
             _ => {
                 let known = self.identify(connection, &head.headers, &path).await?;
                 let holder = self.caller(connection, &known);
@@ -173,15 +173,19 @@ impl Front {
         }
     }
 
-    /// A call that needs no identity. It takes nothing that is of those who are known.
-    fn stranger(&self, connection: &Connection) -> Result<Holder<'_>, ApiError> {
-        let (lane, name) = (self.lane(connection.is_local()), connection.address());
-        let call = lane.stranger_calls.take(&name, 1).ok_or_else(|| {
+    /// A call that needs no identity. Over a connection that belongs to somebody it takes nothing that is of strangers, over
+    /// another one nothing that is of those who are known.
+    fn health(&self, connection: &Connection) -> Result<Holder<'_>, ApiError> {
+        let lane = self.lane(connection.is_local());
+        let (name, calls, bytes) = match connection.caller().filter(|_| !connection.is_local()) {
+            Some(caller) => (caller, &lane.health_calls, &lane.bytes),
+            None => (connection.address(), &lane.stranger_calls, &lane.stranger_bytes),
+        };
+        let call = calls.take(&name, 1).ok_or_else(|| {
             let text = "too many calls without an identity from there";
             ApiError::later(Code::CallBusy, text, Duration::from_secs(1))
         })?;
-        let most = self.limits.stranger_message_bytes;
-        Ok(Holder { name, bytes: &lane.stranger_bytes, most, call: Some(call) })
+        Ok(Holder { name, bytes, most: self.limits.stranger_message_bytes, call: Some(call) })
     }
 
     fn caller(&self, connection: &Connection, known: &Known) -> Holder<'_> {

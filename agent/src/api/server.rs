@@ -6,6 +6,7 @@
 use super::connection::Connection;
 use super::error::ApiError;
 use super::front::{Front, Parts};
+use super::places::Place;
 use super::shares::Share;
 use super::stream::Streams;
 use super::tls::Tls;
@@ -55,6 +56,14 @@ pub enum Listener {
 enum Accepted {
     Unix(UnixStream),
     Tcp(TcpStream, IpAddr),
+}
+
+/// What a connection holds from the beginning.
+enum Entry {
+    /// One of its user's share.
+    Peer(u32, Share),
+    /// A place until it has proven something.
+    Stranger(Place),
 }
 
 /// Serves calls on listeners.
@@ -111,7 +120,7 @@ impl Server {
         }
     }
 
-    /// Takes a connection if there may be one more of its peer.
+    /// Takes a connection: of a local peer if there may be one more of his, and over TCP in any case.
     fn admit(
         self: Arc<Self>,
         accepted: Accepted,
@@ -119,26 +128,29 @@ impl Server {
         stop: CancellationToken,
         kill: CancellationToken,
     ) -> Option<impl Future<Output = ()> + Send + 'static> {
-        let (peer, holder, uid): (Arc<str>, String, Option<u32>) = match &accepted {
+        let (peer, entry): (Arc<str>, Entry) = match &accepted {
             Accepted::Unix(stream) => {
                 let uid = stream.peer_cred().ok()?.uid();
-                ("unix".into(), format!("uid:{uid}"), Some(uid))
+                let Some(share) = self.front.lane(true).accepted.take(&format!("uid:{uid}"), 1) else {
+                    tracing::debug!(uid, "a connection was closed: there are too many");
+                    return None;
+                };
+                ("unix".into(), Entry::Peer(uid, share))
             }
-            Accepted::Tcp(_, address) => (address.to_string().into(), neighbours(*address), None),
-        };
-        let Some(share) = self.front.lane(uid.is_some()).accepted.take(&holder, 1) else {
-            tracing::debug!(peer = holder, "a connection was closed: there are too many");
-            return None;
+            Accepted::Tcp(_, address) => {
+                let place = self.front.lane(false).handshakes.take(&neighbours(*address));
+                (address.to_string().into(), Entry::Stranger(place))
+            }
         };
         Some(async move {
-            match (accepted, uid, tls) {
-                (Accepted::Unix(stream), Some(uid), _) => {
+            match (accepted, entry, tls) {
+                (Accepted::Unix(stream), Entry::Peer(uid, share), _) => {
                     let _share = share;
                     let connection = Connection::new(Shown::Peer(uid), peer);
                     self.connection(stream, connection, None, stop, kill).await;
                 }
-                (Accepted::Tcp(stream, _), _, Some(tls)) => {
-                    self.tls(stream, (peer, share), &tls, stop, kill).await;
+                (Accepted::Tcp(stream, _), Entry::Stranger(place), Some(tls)) => {
+                    self.tls(stream, (peer, place), &tls, stop, kill).await;
                 }
                 _ => {}
             }
@@ -149,15 +161,16 @@ impl Server {
     async fn tls(
         &self,
         stream: TcpStream,
-        (peer, accepted): (Arc<str>, Share),
+        (peer, accepted): (Arc<str>, Place),
         tls: &Tls,
         stop: CancellationToken,
         kill: CancellationToken,
     ) {
         let version = tls.version();
-        let _ = stream.set_nodelay(true);
+        let (_, given_up) = (stream.set_nodelay(true), accepted.given_up());
         let shaken = tokio::select! {
             shaken = tokio::time::timeout(self.front.limits.handshake, tls.accept(stream)) => shaken,
+            () = given_up.cancelled() => return,
             () = stop.cancelled() => return,
         };
         let shaken = shaken.unwrap_or_else(|_| Err("the handshake took too long".to_owned()));
@@ -168,10 +181,7 @@ impl Server {
                 if self.front.identities.holder(&connection.shown).is_none() {
                     let peer = connection.peer.as_ref();
                     let holder = peer.parse().map_or_else(|_| peer.to_owned(), neighbours);
-                    let Some(share) = self.front.lane(false).strangers.take(&holder, 1) else {
-                        return;
-                    };
-                    connection.is_strangers(share);
+                    connection.is_strangers(self.front.lane(false).strangers.take(&holder));
                 }
                 drop(accepted);
                 self.connection(stream, connection, Some(version), stop, kill).await;
@@ -195,6 +205,7 @@ impl Server {
         {
             return;
         }
+        let given_up = connection.given_up();
         let connection = Arc::new(connection);
         let streams_over = kill.child_token();
         let _guard = streams_over.clone().drop_guard();
@@ -218,6 +229,7 @@ impl Server {
                     return;
                 }
                 () = kill.cancelled() => return,
+                () = cancelled(given_up.as_ref()) => return,
                 () = stop.cancelled(), if !life.is_ending() => Some(End::Gracefully),
                 () = changed(&mut version), if !life.is_ending() => Some(End::Gracefully),
                 _ = tick.tick() => life.look(&limits),
@@ -297,6 +309,14 @@ fn builder(streams: Streams, limits: &super::Limits) -> http2::Builder<Streams> 
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     builder
+}
+
+/// Returns when it is; never without one.
+async fn cancelled(token: Option<&CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns when other certificates are in force; never without any.

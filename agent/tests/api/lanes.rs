@@ -2,7 +2,7 @@
 
 use crate::fixture::{CI, IDLE, Running, Wish, start};
 use crate::hostile::{
-    DATA, END_HEADERS, END_STREAM, GET, HEADERS, Wire, frame, get, is_served, prefixed, request,
+    DATA, END_HEADERS, END_STREAM, GET, HEADERS, Wire, field, frame, get, is_served, prefixed, request,
 };
 use crate::raw::{call, stream};
 use ampoule_agent::api::{Bound, Limits};
@@ -27,8 +27,27 @@ async fn stranger(server: &Running) -> Option<Wire<tokio_rustls::client::TlsStre
     tokio::time::timeout(SOON, answered).await.expect("neither an answer nor an end").then_some(wire)
 }
 
+/// Calls over a connection with a token.
+async fn is_answered_with_token(
+    server: &Running,
+    wire: &mut Wire<tokio_rustls::client::TlsStream<TcpStream>>,
+    stream: u32,
+) {
+    let token = format!("Bearer {}", server.issuer.token("ci", "ampouled", 0));
+    let block = [request(GET), field("authorization", &token)].concat();
+    wire.send(&frame(HEADERS, END_HEADERS, stream, &block)).await;
+    wire.send(&frame(DATA, END_STREAM, stream, &prefixed(&get()))).await;
+    let answered = wire.until(|kind, at| kind == HEADERS && at == stream);
+    assert!(tokio::time::timeout(SOON, answered).await.unwrap(), "the connection has ended");
+}
+
+/// Asks for health with what is at hand, until that is answered.
+async fn checks(channel: &tonic::transport::Channel) -> Result<(), tonic::Status> {
+    call(channel.clone(), CHECK, Vec::new(), None).await.map(drop)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn strangers_and_handshakes_leave_room_for_those_who_are_known_and_for_sockets() {
+async fn strangers_and_handshakes_make_room_for_who_comes_and_take_nothing_of_those_who_are_known() {
     let long = Duration::from_secs(60);
     let limits = Limits {
         strangers: Bound { all: 4, each: 3 },
@@ -37,36 +56,75 @@ async fn strangers_and_handshakes_leave_room_for_those_who_are_known_and_for_soc
         ..Limits::default()
     };
     let server = start(Wish { limits, ..Wish::default() }).await;
-    let mut there = Vec::new();
+    let mut there = std::collections::VecDeque::new();
     for _ in 0..3 {
-        there.push(stranger(&server).await.expect("a place"));
+        there.push_back(stranger(&server).await.expect("a place"));
     }
-    assert!(stranger(&server).await.is_none(), "a fourth of one address");
-    // Whoever shows a certificate of the list needs no place of theirs.
+    // Whoever shows a certificate of the list needs no place of theirs, and who shows a token leaves it with his first call.
     let known = server.tcp(Some(&server.ca.client(CI)));
     call(known.clone(), GET, get(), None).await.unwrap();
-    // With a token one is a stranger until the first call, and leaves the place to another.
-    drop(there.pop());
-    let with_token = server.tcp(None);
-    let token = server.issuer.token("ci", "ampouled", 0);
+    let mut with_token = Wire::begin(server.tls_stream(server.config(None)).await.unwrap()).await;
+    is_answered_with_token(&server, &mut with_token, 1).await;
+    // He took the place of the oldest of the address; and who comes after him does not take his.
+    there.pop_front().unwrap().ended().await;
+    for _ in 0..6 {
+        there.push_back(stranger(&server).await.expect("there is a place for whoever comes"));
+        if there.len() > 3 {
+            there.pop_front().unwrap().ended().await;
+        }
+    }
+    // All handshakes there are, and more: the oldest end, and there are never more.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    for mut oldest in silent.drain(..12) {
+        let mut byte = [0];
+        let read = tokio::time::timeout(SOON, tokio::io::AsyncReadExt::read(&mut oldest, &mut byte));
+        assert!(matches!(read.await.expect("it has a place still"), Ok(0) | Err(_)));
+    }
+    for _ in 0..4 {
+        let config = server.config(Some(&server.ca.client(IDLE)));
+        tokio::time::timeout(SOON, server.tls_stream(config)).await.unwrap().expect("there is a place");
+    }
+    // Those who came before are as they were, and so is the socket.
+    is_served(&server).await;
+    call(known, GET, get(), None).await.unwrap();
+    is_answered_with_token(&server, &mut with_token, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_of_those_who_are_known_is_not_of_strangers_calls() {
+    let limits = Limits { stranger_calls: Bound { all: 4, each: 4 }, ..Limits::default() };
+    let server = start(Wish { limits, ..Wish::default() }).await;
+    let known = server.tcp(Some(&server.ca.client(CI)));
+    let (with_token, token) = (server.tcp(None), server.issuer.token("ci", "ampouled", 0));
+    call(with_token.clone(), GET, get(), Some(&token)).await.unwrap();
+    let mut wire = stranger(&server).await.unwrap();
+    for stream in [3, 5, 7, 9] {
+        wire.send(&frame(HEADERS, END_HEADERS, stream, &request(WATCH))).await;
+        wire.send(&frame(DATA, END_STREAM, stream, &prefixed(&[]))).await;
+        assert!(wire.until(|kind, at| kind == HEADERS && at == stream).await);
+    }
+    let another = server.tcp(None);
+    let status = checks(&another).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    checks(&known).await.unwrap();
+    checks(&with_token).await.unwrap();
+    // Nor are strangers' of theirs: it is as many for one who is known.
+    let mut known =
+        Wire::begin(server.tls_stream(server.config(Some(&server.ca.client(CI)))).await.unwrap()).await;
+    for stream in [1, 3, 5, 7] {
+        known.send(&frame(HEADERS, END_HEADERS, stream, &request(WATCH))).await;
+        known.send(&frame(DATA, END_STREAM, stream, &prefixed(&[]))).await;
+        assert!(known.until(|kind, at| kind == HEADERS && at == stream).await);
+    }
+    drop(wire);
     let before = std::time::Instant::now();
-    while let Err(status) = call(with_token.clone(), GET, get(), Some(&token)).await {
+    while let Err(status) = checks(&another).await {
         assert!(before.elapsed() < SOON, "{status}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    there.push(stranger(&server).await.expect("the place of whom a token has made known"));
-    // All handshakes there are: the socket is as it was, and so is who has come already.
-    let mut silent = Vec::new();
-    for _ in 0..8 {
-        silent.push(TcpStream::connect(server.address).await.unwrap());
-    }
-    let full = tokio::time::timeout(SOON, async {
-        while server.tls_stream(server.config(Some(&server.ca.client(IDLE)))).await.is_ok() {}
-    });
-    full.await.expect("handshakes are never full");
-    is_served(&server).await;
-    call(known, GET, get(), None).await.unwrap();
-    call(with_token, GET, get(), Some(&token)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
