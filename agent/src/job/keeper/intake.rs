@@ -376,6 +376,7 @@ mod tests {
     use super::*;
     use crate::local::{Cancel, Watch};
     use crate::sources::Policy;
+    use ampoule_spec::Sha256;
     use serde_json::json;
 
     fn spec() -> JobSpec {
@@ -452,6 +453,57 @@ mod tests {
         let signers = PathBuf::from("/etc/ampoule/allowed");
         let hidden = without_paths(&with, Some(&signers), failure_of("/etc/ampoule/allowed: line 1"));
         assert_eq!(hidden.message, "allowed: line 1");
+    }
+
+    #[test]
+    fn what_a_job_demands_of_a_commit_is_held_against_what_was_found_and_the_rest_is_filled_in() {
+        let (one, other) = (Sha256::new([1; 32]), Sha256::new([2; 32]));
+        let signer = |name: &str, file: Sha256, tag: Option<&str>| GitSigner {
+            principal: name.to_owned(),
+            key: name.to_owned(),
+            allowed_signers: file,
+            tag: tag.map(str::to_owned),
+        };
+        let source = |tree: Option<Sha256>, signer: Option<GitSigner>| {
+            let InputSource::Git { url, commit, submodules, .. } = spec().inputs.remove(1).source else {
+                panic!("git")
+            };
+            InputSource::Git { url, commit, submodules, tree, signer }
+        };
+        let resolved = |wanted: InputSource, found: InputSource| {
+            let mut input = Input { source: wanted, ..spec().inputs.remove(1) };
+            match super::resolve(&mut input, found) {
+                Ok(()) => Ok(input.source),
+                Err(NotReady::Failed(failure)) => Err(failure.code),
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        let found = |tree, signer| source(Some(tree), signer);
+        let (demand, me) = (signer("", one, None), signer("me", one, None));
+        let cases = [
+            (source(None, None), found(one, None), Ok(found(one, None))),
+            (found(one, None), found(one, None), Ok(found(one, None))),
+            (found(other, None), found(one, None), Err(Code::InputDigestMismatch)),
+            (
+                source(None, Some(demand.clone())),
+                found(one, Some(me.clone())),
+                Ok(found(one, Some(me.clone()))),
+            ),
+            // As it is after a restart.
+            (found(one, Some(me.clone())), found(one, None), Ok(found(one, Some(me.clone())))),
+            (found(other, Some(me.clone())), found(one, None), Err(Code::InputDigestMismatch)),
+            (
+                source(None, Some(signer("", other, None))),
+                found(one, Some(me.clone())),
+                Err(Code::InputUnsigned),
+            ),
+            // Nobody has looked, or for something else.
+            (source(None, Some(demand)), found(one, None), Err(Code::Internal)),
+            (source(None, None), found(one, Some(me.clone())), Err(Code::Internal)),
+        ];
+        for (wanted, found, expected) in cases {
+            assert_eq!(resolved(wanted.clone(), found), expected, "{wanted:?}");
+        }
     }
 
     fn failure_of(message: &str) -> Failure {
