@@ -40,6 +40,8 @@ pub(super) struct Launcher {
     up: watch::Sender<bool>,
     /// How often it has come up: each time it may be another one.
     risen: watch::Sender<u64>,
+    /// The process that listens, as the kernel says; none before one was seen. Behind a socket of systemd's it is always that.
+    listener: Mutex<Option<i32>>,
     /// The session that takes our jobs.
     line: Mutex<Option<Line>>,
     ends: Arc<Ends>,
@@ -49,7 +51,15 @@ impl Launcher {
     /// The launcher that listens on `socket` and keeps its job directories in `jobs`. It counts as down until it has answered.
     pub(super) fn new(socket: PathBuf, jobs: PathBuf) -> Self {
         let (up, risen) = (watch::Sender::new(false), watch::Sender::new(0));
-        Self { socket, jobs, up, risen, line: Mutex::new(None), ends: Arc::default() }
+        Self {
+            socket,
+            jobs,
+            up,
+            risen,
+            listener: Mutex::new(None),
+            line: Mutex::new(None),
+            ends: Arc::default(),
+        }
     }
 
     /// Where a job's directory is, if it has one.
@@ -74,6 +84,14 @@ impl Launcher {
             }
             std::mem::replace(up, is_up) != is_up
         });
+    }
+
+    /// Whether another process listens than before: a launcher can be replaced before anybody sees it down.
+    fn is_another(&self, runner: &Runner) -> bool {
+        let Ok(peer) = rustix::net::sockopt::socket_peercred(runner.channel()) else { return true };
+        let pid = peer.pid.as_raw_nonzero().get();
+        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        listener.replace(pid).is_some_and(|before| before != pid)
     }
 
     fn line(&self) -> MutexGuard<'_, Option<Line>> {
@@ -125,6 +143,10 @@ impl Launcher {
     pub(super) fn connect(&self) -> Result<Runner, RunnerError> {
         let connected = Runner::connect(&self.socket);
         let is_up = !matches!(&connected, Err(error) if !matches!(error, RunnerError::Refused { .. }));
+        if connected.as_ref().is_ok_and(|runner| self.is_another(runner)) {
+            // Not down in between: what the one before was asked it may still answer.
+            self.risen.send_modify(|risen| *risen += 1);
+        }
         self.set_up(is_up);
         connected
     }
