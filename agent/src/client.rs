@@ -3,7 +3,7 @@
 //! No rules of its own: what a job is, is decided by the job file's reader and the daemon. What comes back is untrusted until
 //! it is held against the attestation.
 
-mod channel;
+pub(crate) mod channel;
 mod download;
 mod error;
 mod follow;

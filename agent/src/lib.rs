@@ -27,5 +27,6 @@ pub mod registry;
 mod shelf;
 pub mod signing;
 pub mod sources;
+pub mod traces;
 pub mod trusted;
 pub mod visits;

@@ -154,6 +154,7 @@ fn check_looks_at_every_file_that_is_named() {
         ("[signing]\nkey = \"no.pem\"\n", "no.pem cannot be read: No such file"),
         ("[signing]\ncredential = \"k\"\n", "add LoadCredential=k:FILE to the unit"),
         ("[tls]\ncertificate = \"c\"\nkey = \"k\"\n", "tls.certificate: "),
+        ("[traces]\nendpoint = \"https://c.example:1\"\nca = \"no-ca.pem\"\n", "traces.ca: "),
     ];
     for (more, reason) in cases {
         place.write(more);

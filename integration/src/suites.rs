@@ -46,6 +46,7 @@ mod stuck;
 mod submit;
 mod teardown;
 mod tools;
+mod traces;
 mod units;
 mod upstream;
 mod weak;
@@ -62,6 +63,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "commits", tests: commits::TESTS },
     Suite { name: "ci", tests: ci::TESTS },
     Suite { name: "python", tests: python::TESTS },
+    Suite { name: "traces", tests: traces::TESTS },
     Suite { name: "imports", tests: imports::TESTS },
     Suite { name: "stuck", tests: stuck::TESTS },
     Suite { name: "soak", tests: soak::TESTS },

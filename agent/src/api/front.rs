@@ -11,6 +11,7 @@ use super::stream::{Outgoing, end_in, whole};
 use super::{incoming, message, strict};
 use crate::admission::{Action, Desk, Question, Scene};
 use crate::identity::Identities;
+use crate::traces::{Call, Traces};
 use ampoule_spec::Code;
 use futures_util::FutureExt;
 use http::header::AUTHORIZATION;
@@ -46,6 +47,8 @@ pub struct Parts {
     pub reflection: bool,
     /// What one client may cost.
     pub limits: Limits,
+    /// Makes spans of calls.
+    pub traces: Traces,
 }
 
 /// Serves calls.
@@ -56,6 +59,7 @@ pub(super) struct Front {
     pub(super) desk: Arc<Desk>,
     reflection: bool,
     pub(super) limits: Limits,
+    traces: Traces,
     local: Lane,
     remote: Lane,
 }
@@ -102,6 +106,7 @@ impl Front {
             desk: parts.desk,
             reflection: parts.reflection,
             limits,
+            traces: parts.traces,
             local: Lane::new(&limits),
             remote: Lane::new(&limits),
         })
@@ -119,20 +124,25 @@ impl Front {
         request: Request<Incoming>,
     ) -> Result<Response<Outgoing>, Infallible> {
         connection.called();
-        let answered = AssertUnwindSafe(self.answer(&connection, request)).catch_unwind().await;
+        let mut span = Call::default();
+        let answered = AssertUnwindSafe(self.answer(&connection, request, &mut span)).catch_unwind().await;
         let failed = |error: ApiError| (Status::from(error).into_http(), Vec::new());
         let (mut response, mut shares) = match answered {
             Ok(answered) => answered.unwrap_or_else(failed),
             Err(_) => failed(ApiError::new(Code::Internal, "a call panicked")),
         };
         shares.extend(WithAnswer::of(response.extensions_mut()));
-        Ok(response.map(|body| Outgoing::new(body, shares)))
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            span.answered(status.code());
+        }
+        Ok(response.map(|body| Outgoing::new(body, shares, span)))
     }
 
     async fn answer(
         &self,
         connection: &Connection,
         request: Request<Incoming>,
+        span: &mut Call,
     ) -> Result<(Response<Body>, Vec<Arc<Share>>), ApiError> {
         let path = request.uri().path().trim_start_matches('/').to_owned();
         let (mut head, body) = request.into_parts();
@@ -140,7 +150,12 @@ impl Front {
         let holder = match method {
             Some(method) if method.path.starts_with(HEALTH) => self.health(connection)?,
             _ => {
-                let known = self.identify(connection, &head.headers, &path).await?;
+                let mut known = self.identify(connection, &head.headers, &path).await?;
+                // Strangers make none, and neither does a call that is none.
+                if let Some(method) = method {
+                    *span = self.traces.call(&method.path, &head.headers);
+                    known.span = span.clone();
+                }
                 let holder = self.caller(connection, &known);
                 self.may_describe(connection, &known, method)?;
                 head.extensions.insert(known);
@@ -213,7 +228,8 @@ impl Front {
             let after = Duration::from_secs(5);
             return Err(ApiError::later(Code::CallBusy, "too many connections of this caller", after));
         }
-        Ok(Known { caller: Arc::new(caller), peer: Arc::clone(&connection.peer), call: path.into() })
+        let (caller, peer) = (Arc::new(caller), Arc::clone(&connection.peer));
+        Ok(Known { caller, peer, call: path.into(), span: Call::default() })
     }
 
     /// Reflection is for local peers, or for those whom the operator lets, and for callers with a role.

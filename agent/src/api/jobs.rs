@@ -157,6 +157,7 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         let may_read =
             self.desk.allows(&Question::job(&known.caller, Action::Read, asked), known.scene(), Some(id));
         let job = found.filter(|_| may_read).ok_or_else(ApiError::no_job)?;
+        known.span.about(&job.id, &job.project);
         if action != Action::Read {
             known.ask(&self.desk, &Question::job(&known.caller, action, &job), Some(id))?;
         }
@@ -196,7 +197,11 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         };
         let entry = about(known, audit::Action::JobSubmitted, &project, &id);
         known.write(&self.desk, &entry.with("request", submission.request.to_string())).await?;
+        known.span.submits(&id);
         let submitted = self.jobs.enter(place, submission).await;
+        if submitted.as_ref().map_or(true, |submitted| submitted.attached) {
+            known.span.submits_not(&id);
+        }
         let reason = match &submitted {
             // Another call under the key came first: there is no job of this id.
             Ok(submitted) => submitted.attached.then_some(ATTACHED),
@@ -237,6 +242,7 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
                 self.take(known, submission).await?
             }
         };
+        known.span.about(&submitted.job.id, &submitted.job.project);
         let job = Some(self.shown(&submitted.job));
         Ok(wire::SubmitJobResponse { job, attached: submitted.attached })
     }

@@ -5,6 +5,7 @@ use crate::admission::{Action, Desk, Question, Scene};
 use crate::audit;
 use crate::content::Gate;
 use crate::job::Caller;
+use crate::traces::Call;
 use ampoule_spec::{Code, JobId, Name};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct Known {
     pub peer: Arc<str>,
     /// The call: `ampoule.v1.JobService/GetJob`.
     pub call: Arc<str>,
+    /// The call's span.
+    pub span: Call,
 }
 
 impl Known {

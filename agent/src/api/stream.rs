@@ -5,6 +5,7 @@
 //! the stream's, h2 sends RST_STREAM.
 
 use super::shares::Share;
+use crate::traces::Call;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
@@ -112,11 +113,13 @@ pub(super) struct Outgoing {
     look: Option<Arc<Look>>,
     /// Held until it has ended.
     _shares: Vec<Arc<Share>>,
+    /// Ends with it.
+    span: Call,
 }
 
 impl Outgoing {
-    pub(super) fn new(inner: Body, shares: Vec<Arc<Share>>) -> Self {
-        Self { inner, rest: Bytes::new(), look: LOOK.try_with(Arc::clone).ok(), _shares: shares }
+    pub(super) fn new(inner: Body, shares: Vec<Arc<Share>>, span: Call) -> Self {
+        Self { inner, rest: Bytes::new(), look: LOOK.try_with(Arc::clone).ok(), _shares: shares, span }
     }
 
     fn seen(&self, given: bool) {
@@ -161,7 +164,12 @@ impl hyper::body::Body for Outgoing {
                     this.rest = data;
                     this.piece().unwrap_or_else(|| Poll::Ready(Some(Ok(Frame::data(Bytes::new())))))
                 }
-                Err(frame) => Poll::Ready(Some(Ok(frame))),
+                Err(frame) => {
+                    if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+                        this.span.answered(status.code());
+                    }
+                    Poll::Ready(Some(Ok(frame)))
+                }
             },
             other => other,
         }

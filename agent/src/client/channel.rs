@@ -146,11 +146,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`] if a file cannot be used.
     pub fn new(server: &Server, credentials: &Credentials) -> Result<Self> {
-        let channel = match server {
-            Server::Unix(path) => unix(path.clone())?,
-            Server::Https { host, port } => https(host, *port, credentials)?,
-        };
-        let calls = InterceptedService::new(channel, Bearer(credentials.token.clone()));
+        let calls = InterceptedService::new(channel(server, credentials)?, Bearer(credentials.token.clone()));
         Ok(Self { calls, say: None })
     }
 
@@ -178,6 +174,33 @@ impl Client {
     pub fn host(&self) -> HostServiceClient<Calls> {
         HostServiceClient::new(self.calls.clone())
     }
+}
+
+/// A connection that is opened by its first call. To be called within a runtime.
+///
+/// # Errors
+/// [`ClientError`] if a file cannot be used.
+pub(crate) fn channel(server: &Server, credentials: &Credentials) -> Result<Channel> {
+    match server {
+        Server::Unix(path) => unix(path.clone()),
+        Server::Https { host, port } => https(host, *port, credentials),
+    }
+}
+
+/// One without TLS, to a port of this host.
+///
+/// # Errors
+/// None that can happen: an address is one.
+pub(crate) fn loopback(address: std::net::SocketAddr) -> Result<Channel> {
+    Ok(endpoint(&format!("http://{address}"))?.connect_lazy())
+}
+
+/// Reads the files that [`channel`] would.
+///
+/// # Errors
+/// [`ClientError`] for one that cannot be used.
+pub(crate) fn check(credentials: &Credentials) -> Result<()> {
+    tls(credentials).map(drop)
 }
 
 fn endpoint(uri: &str) -> Result<Endpoint> {

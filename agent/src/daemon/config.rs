@@ -10,6 +10,7 @@ mod show;
 pub use keys::reference;
 
 use crate::audit::Rate;
+use crate::client::{Credentials, Server};
 use crate::job::ProjectFiles;
 use ampoule_evidence::Authority;
 use ampoule_spec::Name;
@@ -59,6 +60,8 @@ pub struct Config {
     pub audit: Rate,
     /// Where metrics can be asked for.
     pub metrics: MetricsListener,
+    /// Where spans go; none: there are none.
+    pub traces: Option<Traces>,
     /// What is logged, and how.
     pub log: Log,
     /// How long calls in flight may take at the end.
@@ -167,6 +170,37 @@ pub enum MetricsListener {
     Loopback(SocketAddr),
     /// A local socket.
     Unix(PathBuf),
+}
+
+/// A collector of traces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// Where it is.
+    pub endpoint: Collector,
+    /// By what we know it, and what we show. Of use with TLS alone.
+    pub credentials: Credentials,
+}
+
+/// Where a collector is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Collector {
+    /// On this host, without TLS.
+    Loopback(SocketAddr),
+    /// Anywhere, with TLS.
+    Https(Server),
+}
+
+impl std::fmt::Display for Collector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Loopback(address) => write!(f, "http://{address}"),
+            Self::Https(Server::Https { host, port }) if host.contains(':') => {
+                write!(f, "https://[{host}]:{port}")
+            }
+            Self::Https(Server::Https { host, port }) => write!(f, "https://{host}:{port}"),
+            Self::Https(Server::Unix(path)) => write!(f, "unix://{}", path.display()),
+        }
+    }
 }
 
 /// What is logged, and how.

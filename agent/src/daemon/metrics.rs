@@ -2,6 +2,7 @@
 //!
 //! What is guaranteed: no label holds a job, a project or a caller, so the number of series does not grow with use.
 
+use crate::traces::Counts;
 use ampoule_spec::{Code, Outcome};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -90,6 +91,8 @@ pub struct Metrics {
     pub auth_failures: Counter,
     /// Calls that the policy denied.
     pub denied: Counter,
+    /// Spans that a collector has taken, and those that were dropped.
+    pub spans: Counts,
     /// Facts of the host that are not those of the baseline.
     pub host_drift: Gauge,
     /// Defects that were caught.
@@ -123,6 +126,7 @@ impl Metrics {
             audit_failures: Counter::default(),
             auth_failures: Counter::default(),
             denied: Counter::default(),
+            spans: Counts::default(),
             host_drift: Gauge::default(),
             panics: Counter::default(),
         };
@@ -146,6 +150,9 @@ impl Metrics {
         r.register("audit_appends", "Records added to the audit log", self.audit_appends.clone());
         let failures = "Records that could not be added to the audit log";
         r.register("audit_append_failures", failures, self.audit_failures.clone());
+        r.register("trace_spans_sent", "Spans that the collector has taken", self.spans.sent.clone());
+        let dropped = "Spans that the collector did not take in time, or for which there was no room";
+        r.register("trace_spans_dropped", dropped, self.spans.dropped.clone());
         let failures = "Calls without an identity that holds";
         r.register("auth_failures", failures, self.auth_failures.clone());
         r.register("calls_denied", "Calls that the policy denied", self.denied.clone());

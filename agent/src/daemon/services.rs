@@ -1,7 +1,7 @@
 //! Everything that serves, put together: jobs, content, callers and listeners.
 
 use super::able::ThisHost;
-use super::config::{Config, SigningKey};
+use super::config::{Collector, Config, SigningKey, Traces as TracesTo};
 use super::glue::{CountedGate, OfProjects, ProjectContents, ToLauncher};
 use super::record::Recorder;
 use super::vitals::Vitals;
@@ -9,6 +9,7 @@ use super::{capacity, listen};
 use crate::admission::{Desk, Policy};
 use crate::api::{self, Limits, Listener, Parts, Server, Tls, TlsFiles};
 use crate::audit::{Action, AuditError, AuditEvent, AuditLog, OURSELVES};
+use crate::client::{ClientError, channel};
 use crate::content::{self, ContentLimits};
 use crate::export::sha256_of;
 use crate::files::read_operators;
@@ -18,11 +19,13 @@ use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{Intakes, Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
 use crate::local;
 use crate::sources::SourcesFile;
+use crate::traces::{Counts, Traces, tell};
 use ampoule_spec::Sha256;
 use ampoule_spec::wire::SESSIONS_MAX;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -42,6 +45,8 @@ const _: () = assert!(2 * IMPORTS + LOOKUPS + 2 <= SESSIONS_MAX);
 const READERS: usize = 1024;
 /// How long what waits for the audit log has at the end.
 const RECORD_WITHIN: Duration = Duration::from_secs(5);
+/// How long spans that have ended have at the end.
+const SPANS_WITHIN: Duration = Duration::from_secs(2);
 /// How often content that was left is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
@@ -89,9 +94,11 @@ pub(super) struct Services {
     vitals: Arc<Vitals>,
     stop: CancellationToken,
     listening: TaskTracker,
-    background: Vec<tokio::task::JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
     pub(super) recorder: Recorder,
-    recording: tokio::task::JoinHandle<()>,
+    recording: JoinHandle<()>,
+    /// Sends spans, if there are any.
+    sending: Option<JoinHandle<()>>,
 }
 
 /// Looks at what can be read again, and changes nothing.
@@ -103,7 +110,39 @@ pub(super) fn check(of: &Config) -> Result<(), Trouble> {
     IdentitiesFile::load(&of.identities).map_err(|e| config("identities")(&e))?;
     open_tls(of)?;
     sources(of)?;
-    Ok(())
+    match &of.traces {
+        Some(TracesTo { endpoint: Collector::Https(_), credentials }) => {
+            channel::check(credentials).map_err(traces)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is wrong with a file of the collector's, by the key that names it: a client of ours names it by a variable.
+fn traces(error: ClientError) -> Trouble {
+    let (what, reason) = match error {
+        ClientError::Setting { what, reason } => (what, reason),
+        ClientError::File { what, path, reason } => (what, format!("{}: {reason}", path.display())),
+        other => ("", crate::chain::chain(&other)),
+    };
+    let field = match what {
+        "AMPOULE_CA" => "traces.ca",
+        "AMPOULE_CERT" => "traces.certificate",
+        "AMPOULE_KEY" => "traces.key",
+        _ => "traces",
+    };
+    config(field)(&reason)
+}
+
+/// Spans, if somebody collects them.
+fn begin_traces(of: &Config, counts: &Counts) -> Result<(Traces, Option<JoinHandle<()>>), Trouble> {
+    let Some(to) = &of.traces else { return Ok((Traces::default(), None)) };
+    let channel = match &to.endpoint {
+        Collector::Loopback(address) => channel::loopback(*address),
+        Collector::Https(server) => channel::channel(server, &to.credentials),
+    };
+    let (made, task) = Traces::begin(channel.map_err(traces)?, counts.clone());
+    Ok((made, Some(task)))
 }
 
 fn open_tls(of: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
@@ -222,6 +261,7 @@ impl Services {
         let rules = rules(of, measured);
         let (recorder, recording) = Recorder::begin(audit_log(of)?, vitals.clone(), of.audit);
         begin(&recorder, of).await?;
+        let (traces, sending) = begin_traces(of, &vitals.metrics.spans)?;
         let desk =
             Desk::open(of.policy.clone(), Arc::new(recorder.clone())).map_err(|e| config("policy")(&e))?;
         let fetch = Fetch::new(None).map_err(Trouble::Host)?;
@@ -251,6 +291,7 @@ impl Services {
             health: health.clone(),
             reflection: of.listen.reflection,
             limits: Limits { drain: of.drain_deadline, ..Limits::default() },
+            traces: traces.clone(),
         };
         let server = Server::new(parts).map_err(defect)?;
         let (stop, listening) = (CancellationToken::new(), TaskTracker::new());
@@ -258,11 +299,12 @@ impl Services {
             listening.spawn(server.clone().serve(listener, stop.clone()));
         }
         listening.close();
-        let background = vec![
+        let mut background = vec![
             tokio::spawn(super::counted::count(keeper.changes(), vitals.clone())),
             tokio::spawn(sweep(contents)),
             tokio::spawn(host.clone().keep_asking()),
         ];
+        background.extend(sending.is_some().then(|| tokio::spawn(tell(traces, keeper.changes()))));
         let vitals = vitals.clone();
         let services = Self {
             keeper,
@@ -278,6 +320,7 @@ impl Services {
             background,
             recorder,
             recording,
+            sending,
         };
         services.look().await;
         Ok(services)
@@ -327,6 +370,9 @@ impl Services {
         // What waits to be written is; then nobody can ask any more.
         drop((self.recorder, self.desk, self.identities));
         let _ = tokio::time::timeout(RECORD_WITHIN, self.recording).await;
+        if let Some(sending) = self.sending {
+            let _ = tokio::time::timeout(SPANS_WITHIN, sending).await;
+        }
     }
 }
 

@@ -236,6 +236,7 @@ pub(crate) async fn prepare(wish: Wish) -> (Running, Vec<Listener>) {
         health: tonic_health::server::HealthReporter::new(),
         reflection: false,
         limits: wish.limits,
+        traces: Default::default(),
     })
     .unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -19,7 +19,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// A script with the stubs, the examples and its own folder on its path.
-fn script<'l>(lab: &'l Lab<'l>, name: &str) -> Result<Call<'l>> {
+pub(super) fn script<'l>(lab: &'l Lab<'l>, name: &str) -> Result<Call<'l>> {
     let paths: Vec<String> =
         [stubs(lab)?, lab.repository("examples/python"), lab.repository("integration/python")]
             .iter()

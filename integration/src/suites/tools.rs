@@ -73,6 +73,13 @@ pub(super) const CLIENTS: Packages = Packages {
     check: "import grpc_tools.protoc, grpc_reflection, grpc_status, cryptography, buildbot, buildbot_worker",
 };
 
+/// OpenTelemetry's messages, of the same list.
+pub(super) const COLLECTOR: Packages = Packages {
+    variable: CLIENTS.variable,
+    place: CLIENTS.place,
+    check: "import grpc, opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc",
+};
+
 /// An interpreter that has the packages.
 pub(super) fn interpreter(lab: &Lab, packages: &Packages) -> Result<PathBuf> {
     let path = match std::env::var_os(packages.variable) {

@@ -2,9 +2,11 @@
 
 use super::keys::{SECTIONS, example, known};
 use super::{
-    Config, Host, Limits, Listen, Log, LogFormat, MetricsListener, Quota, Retention, Runner, SigningKey, Tls,
+    Collector, Config, Host, Limits, Listen, Log, LogFormat, MetricsListener, Quota, Retention, Runner,
+    SigningKey, Tls, Traces,
 };
 use crate::audit::Rate;
+use crate::client::{Credentials, Server};
 use crate::job::ProjectFiles;
 use crate::jobfile::read::{Reader, Table, Value};
 use crate::jobfile::{JobFileError, values};
@@ -65,6 +67,7 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
         signing: signing(&section("signing")?.with())?,
         audit: audit(&section("audit")?.with())?,
         metrics: metrics(&section("metrics")?.with())?,
+        traces: traces(&section("traces")?.with())?,
         log: log(&section("log")?.with())?,
         drain_deadline: section("drain")?.with().duration("deadline", Duration::from_secs(30))?,
         host: host(&section("host")?.with())?,
@@ -393,6 +396,41 @@ fn metrics(section: &Section<'_, '_>) -> Result<MetricsListener> {
         ));
     }
     Ok(MetricsListener::Loopback(address))
+}
+
+fn traces(section: &Section<'_, '_>) -> Result<Option<Traces>> {
+    let Some(table) = section.table else { return Ok(None) };
+    let example = section.example("endpoint");
+    let value = section.get("endpoint").ok_or_else(|| table.missing("endpoint", example))?;
+    let endpoint = value.parsed("an address of a collector", example, |text| {
+        let plain = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/').parse::<SocketAddr>());
+        match plain {
+            Some(Ok(address)) if address.ip().is_loopback() => Ok(Collector::Loopback(address)),
+            Some(_) => Err(format!(
+                "without TLS whoever is on the way would read who builds what: write a loopback address and a port, or https as in {example}"
+            )),
+            None => match Server::parse(text) {
+                Ok(server @ Server::Https { .. }) => Ok(Collector::Https(server)),
+                _ => Err(format!("not an address of a collector: write it as in {example}")),
+            },
+        }
+    })?;
+    let (ca, certificate, key) =
+        (section.path_if("ca")?, section.path_if("certificate")?, section.path_if("key")?);
+    match &endpoint {
+        Collector::Https(_) if ca.is_none() => return Err(table.missing("ca", section.example("ca"))),
+        Collector::Loopback(_) if ca.is_some() || certificate.is_some() || key.is_some() => {
+            return Err(table.wrong(
+                "without TLS there is nobody to know and nothing to show",
+                "remove ca, certificate and key",
+            ));
+        }
+        _ => {}
+    }
+    if certificate.is_some() != key.is_some() {
+        return Err(table.wrong("a certificate and its key go together", "name both or none"));
+    }
+    Ok(Some(Traces { endpoint, credentials: Credentials { ca, certificate, key, token: None } }))
 }
 
 fn log(section: &Section<'_, '_>) -> Result<Log> {

@@ -1,7 +1,7 @@
 //! The configuration as a file.
 
 use super::keys::{KEYS, Key, SECTIONS};
-use super::{Config, LogFormat, MetricsListener, Quota, SigningKey};
+use super::{Config, LogFormat, MetricsListener, Quota, SigningKey, Traces};
 use crate::jobfile::values::{show_duration, show_size};
 use std::path::Path;
 use std::time::Duration;
@@ -59,6 +59,17 @@ fn of_quota(quota: Quota, key: &str) -> Value {
         "queue" => quota.queue,
         _ => quota.running,
     })
+}
+
+fn of_traces(traces: &Traces, key: &str) -> Option<Value> {
+    let shown = &traces.credentials;
+    let file = match key {
+        "endpoint" => return Some(traces.endpoint.to_string().into()),
+        "ca" => &shown.ca,
+        "certificate" => &shown.certificate,
+        _ => &shown.key,
+    };
+    file.as_deref().map(path)
 }
 
 fn path(path: &Path) -> Value {
@@ -134,6 +145,7 @@ fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
             MetricsListener::Loopback(address) => address.to_string().into(),
             MetricsListener::Unix(socket) => path(socket),
         },
+        ("traces", key) => of_traces(config.traces.as_ref()?, key)?,
         ("log", "format") => match log.format {
             LogFormat::Json => "json",
             LogFormat::Text => "text",

@@ -127,3 +127,33 @@ fn file_that_others_can_write_is_refused() {
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o664)).unwrap();
     assert!(Config::load(&file).unwrap_err().to_string().contains("they would decide"));
 }
+
+#[test]
+fn collector_is_on_this_host_or_known_by_its_certificate() {
+    let with = |table: &str| parse(&format!("{LEAST}[traces]\n{table}\n"));
+    assert_eq!(parse(LEAST).unwrap().traces, None);
+    for plain in ["http://127.0.0.1:4317", "http://[::1]:4317"] {
+        let traces = with(&format!("endpoint = \"{plain}\"")).unwrap().traces.unwrap();
+        assert_eq!(traces.endpoint.to_string(), plain);
+    }
+    for host in ["https://collector.example:4317", "https://[2001:db8::1]:4317"] {
+        let config = with(&format!("endpoint = \"{host}\"\nca = \"ca.pem\"")).unwrap();
+        let traces = config.traces.clone().unwrap();
+        assert_eq!(traces.endpoint.to_string(), host);
+        assert_eq!(traces.credentials.ca.as_deref(), Some(Path::new("/etc/ampoule/ca.pem")));
+        assert_eq!(parse(&config.show()).unwrap(), config);
+    }
+    for (table, reason) in [
+        ("ca = \"ca.pem\"", "traces.endpoint: missing"),
+        ("endpoint = \"http://10.0.0.1:4317\"", "without TLS"),
+        ("endpoint = \"http://localhost:4317\"", "without TLS"),
+        ("endpoint = \"https://collector.example:4317\"", "traces.ca: missing"),
+        ("endpoint = \"https://c.example/v1\"\nca = \"ca.pem\"", "not an address of a collector"),
+        ("endpoint = \"unix:///run/c\"", "not an address of a collector"),
+        ("endpoint = \"http://127.0.0.1:1\"\nca = \"ca.pem\"", "nobody to know"),
+        ("endpoint = \"https://c.example:1\"\nca = \"a\"\nkey = \"k\"", "go together"),
+    ] {
+        let error = with(table).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error} is not {reason:?}");
+    }
+}
