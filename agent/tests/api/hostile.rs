@@ -417,16 +417,20 @@ pub(crate) fn resident() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// The 99th of a hundred calls, in the order of what they took.
-async fn p99(server: &Running) -> Duration {
-    let channel = server.tcp(Some(&server.ca.client(CI)));
+/// What each of so many calls took.
+async fn took(channel: &tonic::transport::Channel, calls: usize) -> Vec<Duration> {
     let mut took = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..calls {
         let before = Instant::now();
         call(channel.clone(), GET, get(), None).await.unwrap();
         took.push(before.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+    took
+}
+
+/// The 99th of a hundred, in their order.
+fn p99(took: &mut [Duration]) -> Duration {
     took.sort();
     took[took.len() * 99 / 100]
 }
@@ -477,19 +481,24 @@ fn harm_until(server: &Running, stop: &tokio_util::sync::CancellationToken) -> s
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_client_is_served_beside_hostile_ones() {
     let server = start(Wish::default()).await;
+    let channel = server.tcp(Some(&server.ca.client(CI)));
     let mut ratios = Vec::new();
-    // The machine that tests is shared: what others do meanwhile is in a round, and not in all of them.
+    // The machine that tests is shared: what others do meanwhile may be in a round, and not in all of them.
     for _ in 0..5 {
-        let quiet = p99(&server).await;
-        let stop = tokio_util::sync::CancellationToken::new();
-        let hostile = harm_until(&server, &stop);
-        let beside = p99(&server).await;
-        stop.cancel();
-        tokio::task::spawn_blocking(|| hostile.join().unwrap()).await.unwrap();
+        let (mut quiet, mut beside) = (Vec::new(), Vec::new());
+        // By turns, so that what others do is in both.
+        for _ in 0..8 {
+            quiet.extend(took(&channel, 100).await);
+            let stop = tokio_util::sync::CancellationToken::new();
+            let hostile = harm_until(&server, &stop);
+            beside.extend(took(&channel, 100).await);
+            stop.cancel();
+            tokio::task::spawn_blocking(|| hostile.join().unwrap()).await.unwrap();
+        }
+        let (quiet, beside) = (p99(&mut quiet), p99(&mut beside));
         let ratio = beside.as_secs_f64() / quiet.as_secs_f64();
         println!("p99 quiet {quiet:?}, beside hostile clients {beside:?}: {ratio:.1} times");
-        // The figure is reported; what is held on a machine that others use is that nobody waits for the hostile ones.
-        if beside < quiet * 10 + Duration::from_millis(50) {
+        if beside <= quiet * 2 {
             return;
         }
         ratios.push(ratio);
