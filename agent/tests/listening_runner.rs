@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
 use ampoule_agent::local::{Runner, RunnerError};
+use ampoule_ipc::Channel;
+use ampoule_spec::wire::{Reply, Request, SESSIONS_MAX};
 use ampoule_spec::{Code, JobId};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -113,4 +116,35 @@ fn launcher_that_is_not_there_is_named() {
     let error = Runner::connect(path).unwrap_err();
     assert_eq!(error.code(), Code::AdmissionBusy);
     assert!(error.to_string().contains("/nonexistent/socket"));
+}
+
+/// What a launcher says over a connection.
+fn hears(channel: &Channel) -> Option<Reply> {
+    channel.receive::<Reply>().ok().map(|(reply, _)| reply)
+}
+
+#[test]
+fn who_asks_at_the_desk_for_something_else_is_answered_and_can_ask_no_more() {
+    let listener = Listener::start();
+    let begun = Instant::now();
+    let mut open = Vec::new();
+    while open.len() < SESSIONS_MAX {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} connections", open.len());
+        open.extend(listener.connect());
+    }
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    connect(&socket, &SocketAddrUnix::new(listener.dir.path().join("socket")).unwrap()).unwrap();
+    let channel = Channel::new(socket);
+    // All at once: none of those that could be asked is left without an answer.
+    let asked = (0..50).take_while(|_| channel.send(&Request::StoreStat, &[]).is_ok()).count();
+    assert!(matches!(hears(&channel), Some(Reply::Hello { .. })));
+    let answers: Vec<_> = std::iter::from_fn(|| hears(&channel)).collect();
+    assert!(
+        answers.iter().all(|reply| matches!(reply, Reply::Refused { code: Code::AdmissionBusy, .. })),
+        "{answers:?}"
+    );
+    assert_eq!(answers.len(), asked);
+    assert!(channel.send(&Request::StoreStat, &[]).is_err(), "it is heard still");
+    assert_eq!(listener.connect().unwrap().jobs().unwrap(), Vec::new());
 }

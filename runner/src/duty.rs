@@ -1,6 +1,7 @@
 //! What a listener's session is for, so that jobs can be asked for, fenced and forgotten however many others work.
 
 use crate::admission::{Refusal, refuse};
+use ampoule_ipc::Channel;
 use ampoule_spec::Code;
 use ampoule_spec::wire::Request;
 use rustix::event::Timespec;
@@ -34,4 +35,11 @@ impl Duty {
     pub(crate) fn patience(self) -> Option<Timespec> {
         (self == Self::Desk).then_some(PATIENCE)
     }
+}
+
+/// Has what a client asks from now on fail at its end; what it has asked before is answered, and then its session ends. A
+/// question that nobody answers would be a job of which nobody knows whether it is admitted.
+pub(crate) fn hear_no_more(client: &Channel) {
+    // A socket that has a peer, or had one, cannot refuse that.
+    let _ = rustix::net::shutdown(client, rustix::net::Shutdown::Read);
 }

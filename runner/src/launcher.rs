@@ -1,7 +1,7 @@
 //! The launcher: one connection, one request at a time, any number of jobs, one supervisor for each.
 
 use crate::admission::{self, Admitted, Refusal, refuse};
-use crate::duty::Duty;
+use crate::duty::{Duty, hear_no_more};
 use crate::facts::Facts;
 use crate::holdings::Holdings;
 use crate::jobdir::{JobLock, State};
@@ -181,7 +181,7 @@ impl Launcher {
         };
         if sources.is_empty() && self.duty == Duty::Desk {
             // Somebody else may want this place.
-            self.is_closing = true;
+            hear_no_more(&self.channel);
         } else if sources.is_empty() {
             self.pool.make_one(&self.state, &self.store, &mut self.profiles);
         }
@@ -242,7 +242,7 @@ impl Launcher {
         let mut descriptors = descriptors.into_iter();
         if let Err(refused) = self.duty.demand(&request) {
             // Who came for something else leaves the place to those whom it is kept for.
-            self.is_closing = true;
+            hear_no_more(&self.channel);
             return Err(refused);
         }
         if needs_root(&request) {
