@@ -811,8 +811,14 @@ async fn job_that_fetches_nothing_is_not_behind_slow_sources() {
         until("the launcher is asked", || state(&keeper, number) > State::Preparing).await;
     }
     keeper.submit(fetches(4, "b", from)).await.unwrap();
+    // A commit's time is asked for, whatever was fetched before.
+    let commit =
+        serde_json::json!({"kind": "git", "url": format!("http://{from}/r"), "commit": "3".repeat(40)});
+    let mut open = with_input(5, "everywhere", commit);
+    (open.spec.source_date_epoch, open.spec.epoch_of_commit) = (0, true);
+    keeper.submit(open).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!((state(&keeper, 1), state(&keeper, 4)), (State::Preparing, State::Preparing));
+    assert_eq!([1, 4, 5].map(|number| state(&keeper, number)), [State::Preparing; 3]);
     assert_eq!(asked.load(Ordering::SeqCst), 1, "more fetch than there are places");
 }
 
