@@ -1,14 +1,16 @@
 //! The audit log of the daemon: what was called, denied, read and ended, in a log that cannot be edited unseen.
 //!
 //! A C2SP tlog-tiles log as files (docs/formats.md, "Audit log"; `ampoule_evidence::tlog` has the arithmetic), written by one thread: it takes what
-//! waits, makes it durable under one signed checkpoint, and only then tells anybody its index.
+//! waits, makes it durable under one signed checkpoint, and only then tells anybody its index. Tiles are written a moment later, for many at once.
 //!
 //! Not guaranteed: that whoever has the key and the disk cannot write another log. A checkpoint that was kept elsewhere shows that.
 
 mod disk;
 mod event;
 mod key;
+mod log;
 mod pace;
+mod pending;
 mod refusals;
 mod repeats;
 mod store;
@@ -16,25 +18,31 @@ mod verify;
 
 pub use event::{Action, AuditEvent, Decision, EventError, OURSELVES};
 pub use key::LogKey;
+use log::Log;
 pub use pace::{Pace, Rate};
 pub use refusals::{KINDS_MAX, Tally};
 pub use repeats::Repeats;
-use store::Store;
 pub use verify::{LogRefused, LogVerified, verify_log};
 
+use ampoule_journal::Medium;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// How many may wait to be written down; more wait to wait.
 const ASKS_MAX: usize = 1024;
 /// The most events under one checkpoint more.
 const BATCH_MAX: usize = 256;
+/// The most bytes of them, but for the last one: all fit in a frame.
+const BATCH_BYTES_MAX: usize = 768 << 10;
 
 /// Why there is no audit log to write to, or something was not written.
 #[derive(Debug, thiserror::Error)]
@@ -114,16 +122,28 @@ impl AuditLog {
     /// # Errors
     /// [`AuditError`] if what is there is not what was signed, or not this log.
     pub fn open(dir: &Path, origin: &str) -> Result<Self, AuditError> {
+        Self::open_on(dir, origin, |file| file)
+    }
+
+    /// The same with something between the log and the file that makes its entries durable, as a test's.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`].
+    pub fn open_on<M: Medium + Send + 'static>(
+        dir: &Path,
+        origin: &str,
+        wrap: impl FnMut(File) -> M + Send + 'static,
+    ) -> Result<Self, AuditError> {
         let lock = lock(dir)?;
-        let store = Store::open(dir, origin)?;
-        let checkpoint = Arc::new(RwLock::new(store.checkpoint().to_owned()));
-        let public_key = store.public_key().to_string();
+        let log = Log::open_on(dir, origin, Box::new(wrap))?;
+        let checkpoint = Arc::new(RwLock::new(log.checkpoint().to_owned()));
+        let public_key = log.public_key().to_string();
         let (asks, waiting) = mpsc::channel(ASKS_MAX);
         let shared = checkpoint.clone();
+        let failed = |source| AuditError::File { path: dir.to_owned(), doing: "written by a thread", source };
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
         let thread = std::thread::Builder::new().name("audit".to_owned());
-        let thread = thread.spawn(move || write(store, waiting, &shared)).map_err(|source| {
-            AuditError::File { path: dir.to_owned(), doing: "written by a thread", source }
-        })?;
+        let thread = thread.spawn(move || write(log, waiting, &shared, &clock)).map_err(failed)?;
         Ok(Self { asks: Some(asks), thread: Some(thread), checkpoint, public_key, _lock: lock })
     }
 
@@ -160,28 +180,59 @@ impl Drop for AuditLog {
 }
 
 /// The one thread that writes.
-fn write(mut store: Store, mut asks: mpsc::Receiver<Ask>, checkpoint: &RwLock<String>) {
+fn write<M: Medium>(
+    mut log: Log<M>,
+    mut asks: mpsc::Receiver<Ask>,
+    checkpoint: &RwLock<String>,
+    clock: &Runtime,
+) {
     let guard = AbortOnPanic;
-    while let Some(first) = asks.blocking_recv() {
-        let mut batch = vec![first];
+    loop {
+        let next = clock.block_on(async {
+            match log.due() {
+                Some(due) => tokio::time::timeout_at(due, asks.recv()).await,
+                None => Ok(asks.recv().await),
+            }
+        });
+        let Ok(first) = next else {
+            publish(&mut log);
+            continue;
+        };
+        let Some(first) = first else { break };
+        let (mut bytes, mut batch) = (first.entry.len(), vec![first]);
         while batch.len() < BATCH_MAX
+            && bytes < BATCH_BYTES_MAX
             && let Ok(ask) = asks.try_recv()
         {
+            bytes += ask.entry.len();
             batch.push(ask);
         }
-        let begin = store.size();
+        let begin = log.size();
         let (entries, replies): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|ask| (ask.entry, ask.reply)).unzip();
-        let written = store.commit(&entries);
+        let written = log.append(&entries);
         if written.is_ok() {
-            store.checkpoint().clone_into(&mut checkpoint.write().unwrap_or_else(PoisonError::into_inner));
+            log.checkpoint().clone_into(&mut checkpoint.write().unwrap_or_else(PoisonError::into_inner));
         }
         for (index, reply) in (begin..).zip(replies) {
             let answer = written.as_ref().map(|()| index).map_err(|e| AuditError::NotWritten(chain(e)));
             let _ = reply.send(answer); // Whoever asked may be gone.
         }
+        if log.due().is_some_and(|due| due <= Instant::now()) {
+            publish(&mut log);
+        }
     }
+    publish(&mut log);
     std::mem::forget(guard);
+}
+
+fn publish<M: Medium>(log: &mut Log<M>) {
+    if let Err(error) = log.publish() {
+        tracing::error!(
+            error = chain(&error),
+            "what is pending cannot be brought into the tiles of the audit log now"
+        );
+    }
 }
 
 fn chain(error: &AuditError) -> String {

@@ -81,8 +81,7 @@ async fn index_that_was_told_is_under_a_signed_checkpoint_and_stays_there() {
                 assert_eq!(log.append(&event(number)).await.unwrap(), size);
                 size += 1;
             }
-            let kept = std::fs::read_to_string(dir.path().join("checkpoint")).unwrap();
-            assert_eq!(kept.lines().nth(1).unwrap(), size.to_string());
+            assert_eq!(log.checkpoint().lines().nth(1).unwrap(), size.to_string());
         }
         let verified = verify_log(dir.path(), &key(dir.path()), Some(log.checkpoint().as_bytes())).unwrap();
         assert_eq!((verified.checkpoint.size, verified.since), (size, Some(size)));
@@ -110,9 +109,10 @@ async fn log_over_several_tiles_verifies_and_begins_with_each_of_its_older_check
         let verified = verify_log(dir.path(), &key(dir.path()), Some(older.as_bytes())).unwrap();
         assert_eq!((verified.checkpoint.size, verified.since), (557, Some(size)));
     }
-    // Nothing lies about but the tiles of this size, the checkpoint, the keys, and what is set aside.
+    // Nothing lies about but the tiles of this size, the checkpoint, the keys, what is set aside, and nothing pending.
     let count = ampoule_evidence::tlog::Tile::all(557).count();
-    assert_eq!(files(dir.path()).len(), count + 4, "{:?}", files(dir.path()));
+    assert_eq!(files(dir.path()).len(), count + 5, "{:?}", files(dir.path()));
+    assert_eq!(std::fs::metadata(dir.path().join("pending")).unwrap().len(), 0);
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn any_changed_byte_of_entries_tiles_or_checkpoint_is_found() {
     assert_eq!(verify_log(dir.path(), &key, None).unwrap().checkpoint.size, 259);
     for file in files(dir.path()) {
         let name = file.file_name().unwrap().to_str().unwrap();
-        if name.starts_with("key.") || name == "reserve" {
+        if name.starts_with("key.") || ["reserve", "pending"].contains(&name) {
             continue;
         }
         let bytes = std::fs::read(&file).unwrap();
@@ -231,18 +231,27 @@ async fn log_has_one_writer() {
 }
 
 #[tokio::test]
-async fn event_that_cannot_be_written_is_an_error_and_the_log_goes_on() {
+async fn event_whose_tile_cannot_be_written_is_pending_until_it_can() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     let large = AuditEvent { detail: [("x".to_owned(), "y".repeat(70_000))].into(), ..event(0) };
     assert!(matches!(log.append(&large).await, Err(AuditError::Event(_))));
     assert_eq!(log.append(&event(0)).await.unwrap(), 0);
-    // A file where a directory has to be: nothing is written, and nothing is counted.
+    // A directory where a file has to be: the entry is durable, verified, and in the tiles as soon as that can be.
     drop(log);
     std::fs::create_dir_all(dir.path().join("tile/0/000.p/2")).unwrap();
     let log = open(dir.path());
-    assert!(matches!(log.append(&event(1)).await, Err(AuditError::NotWritten(_))));
-    std::fs::remove_dir(dir.path().join("tile/0/000.p/2")).unwrap();
     assert_eq!(log.append(&event(1)).await.unwrap(), 1);
-    verify_log(dir.path(), &key(dir.path()), None).unwrap();
+    let size = || verify_log(dir.path(), &key(dir.path()), None).unwrap().checkpoint.size;
+    let pending = || std::fs::metadata(dir.path().join("pending")).unwrap().len();
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(size() == 2 && pending() > 0);
+    std::fs::remove_dir(dir.path().join("tile/0/000.p/2")).unwrap();
+    assert_eq!(log.append(&event(2)).await.unwrap(), 2);
+    let begun = std::time::Instant::now();
+    while pending() > 0 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "it stays pending");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(size(), 3);
 }

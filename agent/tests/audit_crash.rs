@@ -1,7 +1,7 @@
 //! The audit log under `kill -9`: what was told is under a checkpoint, in its place, and the log can be verified and goes on.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::expect_used)]
 
-use ampoule_agent::audit::verify_log;
+use ampoule_agent::audit::{AuditLog, verify_log};
 use ampoule_evidence::tlog::{NoteKey, Tile, TileKind, decode_entries};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -49,6 +49,15 @@ fn killed_at_random_times_every_index_that_was_told_holds_its_event() {
         let key = std::fs::read_to_string(dir.path().join("key.pub")).unwrap();
         let key = NoteKey::parse(key.trim()).unwrap();
         let verified = verify_log(dir.path(), &key, kept.as_deref()).unwrap();
+        if let Some((last, _)) = told.last_key_value() {
+            assert!(
+                verified.checkpoint.size > *last as u64,
+                "index {last} was told, and no checkpoint has it"
+            );
+        }
+        // What was pending comes into the tiles, and nothing else becomes of it.
+        drop(AuditLog::open(dir.path(), "audit.host.example").unwrap());
+        assert_eq!(verify_log(dir.path(), &key, kept.as_deref()).unwrap().checkpoint, verified.checkpoint);
         let entries = entries(dir.path(), verified.checkpoint.size);
         for (index, actor) in &told {
             let entry = entries.get(*index).unwrap_or_else(|| panic!("index {index} was told and is lost"));

@@ -119,8 +119,8 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    pub(super) fn size(&self) -> u64 {
-        self.edge.size()
+    pub(super) fn edge(&self) -> &Edge {
+        &self.edge
     }
 
     pub(super) fn checkpoint(&self) -> &str {
@@ -157,8 +157,7 @@ impl<D: Disk> Store<D> {
         first.append(&mut second);
         match self.write_tree(&first, &edge) {
             Err(AuditError::File { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
-                // What was set aside is for this: calls are written down while the disk is full.
-                let _ = std::fs::remove_file(self.dir.join(RESERVE));
+                self.give_up_reserve();
                 self.write_tree(&first, &edge)?;
             }
             other => other?,
@@ -188,11 +187,21 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Signs the checkpoint of a tree whose files are durable, and puts it in its place.
-    fn sign(&mut self, edge: &Edge) -> Result<(), AuditError> {
+    /// What was set aside is for this: calls are written down while the disk is full.
+    pub(super) fn give_up_reserve(&self) {
+        let _ = std::fs::remove_file(self.dir.join(RESERVE));
+    }
+
+    /// The signed checkpoint of a tree.
+    pub(super) fn note(&self, edge: &Edge) -> Result<String, AuditError> {
         let origin = self.key.public().name().to_owned();
         let checkpoint = Checkpoint { origin, size: edge.size(), root: edge.root() };
-        let note = checkpoint.sign(&self.key).map_err(|e| AuditError::Key(e.to_string()))?;
+        checkpoint.sign(&self.key).map_err(|e| AuditError::Key(e.to_string()))
+    }
+
+    /// Signs the checkpoint of a tree whose files are durable, and puts it in its place.
+    fn sign(&mut self, edge: &Edge) -> Result<(), AuditError> {
+        let note = self.note(edge)?;
         let next = self.dir.join(CHECKPOINT_NEXT);
         let failed = |source| AuditError::File { path: next.clone(), doing: "written", source };
         let file = self.disk.write(&next, note.as_bytes()).map_err(failed)?;

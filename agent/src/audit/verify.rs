@@ -1,5 +1,6 @@
 //! A log read from its first entry on, offline: by whoever has its directory and its public key.
 
+use super::pending::{self, PENDING};
 use super::store::CHECKPOINT;
 use ampoule_evidence::tlog::{
     Checkpoint, ENTRY_BYTES_MAX, Edge, Hash, NOTE_BYTES_MAX, NoteKey, TILE_WIDTH, Tile, TileKind,
@@ -8,6 +9,9 @@ use ampoule_evidence::tlog::{
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+/// How often a log is read that is another each time.
+const READINGS: usize = 8;
 
 /// What was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,21 +85,32 @@ pub(super) fn read_entries(dir: &Path, tile: &Tile) -> Result<Vec<Vec<u8>>, Stri
     Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
 }
 
-/// Verifies the log in a directory: the checkpoint's signature, every entry, every tile, and the root. With an older checkpoint that was kept
-/// elsewhere, that the log still begins with what it had then.
+/// Verifies the log in a directory: the checkpoint's signature, every entry, every tile, the root, and what is pending. With an older
+/// checkpoint that was kept elsewhere, that the log still begins with what it had then. A log that is written meanwhile is read again.
 ///
 /// # Errors
 /// [`LogRefused`] for the first thing that is wrong.
 pub fn verify_log(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVerified, LogRefused> {
+    let note = || read(dir, CHECKPOINT, NOTE_BYTES_MAX);
+    let mut before = note();
+    for _ in 0..READINGS {
+        let verified = verify_once(dir, key, older);
+        let now = note();
+        if verified.is_ok() || now == before {
+            return verified;
+        }
+        before = now;
+    }
+    verify_once(dir, key, older)
+}
+
+fn verify_once(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVerified, LogRefused> {
     let wrong = |file: String| move |reason| LogRefused::File { file, reason };
     let note = read(dir, CHECKPOINT, NOTE_BYTES_MAX).map_err(wrong(CHECKPOINT.to_owned()))?;
     let checkpoint =
         Checkpoint::open(&note, key).map_err(|e| e.to_string()).map_err(wrong(CHECKPOINT.to_owned()))?;
     let older = older.map(|note| Checkpoint::open(note, key)).transpose();
     let older = older.map_err(|e| LogRefused::Older(e.to_string()))?;
-    if let Some(older) = older.as_ref().filter(|older| older.size > checkpoint.size) {
-        return Err(LogRefused::RolledBack { size: checkpoint.size, older: older.size });
-    }
     let mut edge = Edge::default();
     let hold = |edge: &Edge| match &older {
         Some(older) if older.size == edge.size() && older.root != edge.root() => {
@@ -118,7 +133,19 @@ pub fn verify_log(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<Log
     if edge.root() != checkpoint.root {
         return Err(LogRefused::Root);
     }
+    let lots = pending::read(dir, &mut edge, key, hold)?;
+    let checkpoint = lots.newest.unwrap_or(checkpoint);
+    if let Some(older) = older.as_ref().filter(|older| older.size > checkpoint.size) {
+        return Err(LogRefused::RolledBack { size: checkpoint.size, older: older.size });
+    }
     Ok(LogVerified { checkpoint, since: older.map(|older| older.size) })
+}
+
+impl From<String> for LogRefused {
+    /// What is wrong with what is pending.
+    fn from(reason: String) -> Self {
+        Self::File { file: PENDING.to_owned(), reason }
+    }
 }
 
 /// A tile on the disk has the hashes that the entries have.

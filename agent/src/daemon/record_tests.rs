@@ -9,9 +9,32 @@ fn open(dir: &Path) -> (Recorder, tokio::task::JoinHandle<()>) {
     Recorder::begin(AuditLog::open(dir, "audit.host.example").unwrap(), Arc::default(), Rate::default())
 }
 
+/// A disk that is full as long as somebody says so.
+struct Disk(std::fs::File, Arc<AtomicBool>);
+
+impl ampoule_journal::Medium for Disk {
+    fn write_once(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.write_once(bytes)
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.0.sync()
+    }
+
+    fn cut(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.0.cut(bytes)
+    }
+}
+
 /// Every entry of a log that verifies.
 fn entries(dir: &Path) -> Vec<Value> {
     let key = std::fs::read_to_string(dir.join("key.pub")).unwrap();
+    while std::fs::metadata(dir.join("pending")).unwrap().len() > 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let verified = verify_log(dir, &NoteKey::parse(key.trim()).unwrap(), None).unwrap();
     let tiles = Tile::all(verified.checkpoint.size).filter(|tile| tile.kind == TileKind::Entries);
     let read = |tile: Tile| {
@@ -78,13 +101,13 @@ async fn flood_of_refused_calls_is_counted_exactly_and_keeps_no_entry_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_written_is_an_error_and_refused_calls_are_told_when_it_can() {
-    let dir = tempfile::tempdir().unwrap();
-    let (recorder, task) = open(dir.path());
+    let (dir, full) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
+    let disk = full.clone();
+    let log = AuditLog::open_on(dir.path(), "audit.host.example", move |file| Disk(file, disk.clone()));
+    let (recorder, task) = Recorder::begin(log.unwrap(), Arc::default(), Rate::default());
     let event = AuditEvent::now(Action::JobSubmitted, "uid:1");
     recorder.write(&event).await.unwrap();
-    // A directory where each of the next files has to be, whatever the number of entries.
-    let in_the_way = |width: u32| dir.path().join(format!("tile/entries/000.p/{width}"));
-    (2..80).for_each(|width| std::fs::create_dir(in_the_way(width)).unwrap());
+    full.store(true, Ordering::SeqCst);
     recorder.write(&event).await.unwrap_err();
     refuse(&recorder, Refusal::Denied, "a");
     refuse(&recorder, Refusal::Denied, "a");
@@ -92,7 +115,7 @@ async fn what_cannot_be_written_is_an_error_and_refused_calls_are_told_when_it_c
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     refuse(&recorder, Refusal::Denied, "b");
-    (2..80).for_each(|width| std::fs::remove_dir(in_the_way(width)).unwrap());
+    full.store(false, Ordering::SeqCst);
     drop(recorder);
     task.await.unwrap();
     let entries = entries(dir.path());
@@ -104,7 +127,7 @@ async fn what_cannot_be_written_is_an_error_and_refused_calls_are_told_when_it_c
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_call_is_told_soon_and_the_recorder_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let (recorder, _task) = open(dir.path());
+    let (recorder, task) = open(dir.path());
     let is_late = AtomicBool::new(false);
     for number in 1..4 {
         refuse(&recorder, Refusal::Unidentified, "tls");
@@ -117,6 +140,8 @@ async fn refused_call_is_told_soon_and_the_recorder_goes_on() {
             .fetch_or(tokio::time::timeout(Duration::from_secs(10), told).await.is_err(), Ordering::SeqCst);
     }
     assert!(!is_late.into_inner());
+    drop(recorder);
+    task.await.unwrap();
 }
 
 /// Something of a caller's, as a call writes it.

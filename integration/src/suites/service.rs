@@ -178,6 +178,9 @@ impl Drop for Small {
 
 /// Every entry of a log that verifies. It has less than 256.
 fn entries(lab: &Lab, dir: &Path) -> Result<Vec<Value>> {
+    eventually(SOON, "what is pending is in the log's tiles", || {
+        fs::metadata(dir.join("pending")).is_ok_and(|pending| pending.len() == 0)
+    })?;
     let verify = lab.ampoule().args(["audit", "verify"]).arg(dir).arg("--key").arg(dir.join("key.pub"));
     verify.end()?.exits(0)?;
     let tile = fs::read_dir(dir.join("tile/entries/000.p"))?.next().context("no entries")??;
