@@ -396,6 +396,12 @@ impl Live<'_> {
         procs::signal(self.pid(), signal)
     }
 
+    /// Ends it, whatever it does.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     pub(crate) fn end(mut self) -> Result<Ran> {
         let deadline = self.begun + procs::patience(PATIENCE);
         let status: ExitStatus = loop {
@@ -403,8 +409,7 @@ impl Live<'_> {
                 break status;
             }
             if Instant::now() > deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
+                self.kill();
                 let said = String::from_utf8_lossy(&fs::read(&self.stderr)?).into_owned();
                 bail!("it does not end; it said: {said}");
             }

@@ -70,8 +70,12 @@ fn look(base: Option<&Path>) -> Seen {
     let processes = procs::all();
     let theirs = foreign(&processes, base);
     let mut things = BTreeSet::new();
-    for process in processes.iter().filter(|p| (p.is_runner() || p.is_of_a_job()) && !theirs.contains(&p.pid))
-    {
+    // Whatever a test has started has something of its directory's among its arguments.
+    let base_text = base.map(|base| base.display().to_string());
+    let names_it = |p: &Process| base_text.as_ref().is_some_and(|base| p.args.contains(base));
+    let is_ours =
+        |p: &&Process| (p.is_runner() || p.is_of_a_job() || names_it(p)) && !theirs.contains(&p.pid);
+    for process in processes.iter().filter(is_ours) {
         things.insert(format!("process {} {} (uid {})", process.pid, process.args, process.uid));
     }
     for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {

@@ -34,7 +34,7 @@ const PARENT: &str = "b7ad6b7169203331";
 struct Collector<'l> {
     port: u16,
     file: PathBuf,
-    _live: Live<'l>,
+    live: Live<'l>,
 }
 
 impl<'l> Collector<'l> {
@@ -46,7 +46,7 @@ impl<'l> Collector<'l> {
             lab.call(interpreter(lab, &COLLECTOR)?).arg(lab.repository("integration/python/collector.py"));
         let mut live = call.arg(&file).arg(port.to_string()).args(pair).start()?;
         live.until_says("listening")?;
-        Ok(Self { port, file, _live: live })
+        Ok(Self { port, file, live })
     }
 
     fn spans(&self) -> Result<Vec<Value>> {
@@ -61,6 +61,12 @@ impl<'l> Collector<'l> {
         let spans = self.spans()?;
         let job = spans.iter().find(|span| of(span)).cloned().context("no job")?;
         Ok((spans, job))
+    }
+}
+
+impl Drop for Collector<'_> {
+    fn drop(&mut self) {
+        self.live.kill();
     }
 }
 
