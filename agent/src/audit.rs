@@ -188,6 +188,7 @@ fn write<M: Medium>(
 ) {
     let guard = AbortOnPanic;
     loop {
+        // A channel of tokio's waits until a time within a runtime alone.
         let next = clock.block_on(async {
             match log.due() {
                 Some(due) => tokio::time::timeout_at(due, asks.recv()).await,

@@ -438,7 +438,7 @@ async fn directory_has_one_agent() {
 }
 
 #[tokio::test]
-async fn who_listens_hears_of_every_change_after_it_is_durable() {
+async fn who_listens_hears_of_every_change_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(dir.path());
     let mut changes = ledger.changes();

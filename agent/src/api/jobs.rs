@@ -43,8 +43,6 @@ const TURN_AGAIN: Duration = Duration::from_secs(2);
 const EVIDENCE: (usize, usize) = (256 << 20, 64 << 20);
 /// The same of lists, and those of one caller: whichever project he names, it is not that one's share.
 const LISTS: (usize, usize) = (96 << 20, 16 << 20);
-/// Watches at once, and those of one project among them.
-const WATCHES: (usize, usize) = (4096, 2048);
 
 /// Knows which content of a job is not there yet.
 pub trait Uploads: Send + Sync + 'static {
@@ -86,7 +84,6 @@ pub struct JobRpc<J, U> {
     nobodys: Arc<Job>,
     /// Turns of projects at downloads.
     downloads: Arc<Seats>,
-    watches: Arc<Shares>,
     evidence: Arc<Shares>,
     lists: Arc<Shares>,
 }
@@ -105,9 +102,8 @@ pub fn service<J: Jobs, U: Uploads>(
 ) -> Result<JobServiceServer<JobRpc<J, U>>> {
     let nobodys = Arc::new(nobodys().map_err(|e| ApiError::new(Code::Internal, e))?);
     let downloads = Seats::new(DOWNLOADS.0, DOWNLOADS.1);
-    let watches = Shares::new(WATCHES.0, WATCHES.1);
     let (evidence, lists) = (Shares::new(EVIDENCE.0, EVIDENCE.1), Shares::new(LISTS.0, LISTS.1));
-    let rpc = JobRpc { jobs, uploads, desk, nobodys, downloads, watches, evidence, lists };
+    let rpc = JobRpc { jobs, uploads, desk, nobodys, downloads, evidence, lists };
     Ok(JobServiceServer::new(rpc))
 }
 
@@ -199,15 +195,13 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
         known.write(&self.desk, &entry.with("request", submission.request.to_string())).await?;
         known.span.submits(&id);
         let submitted = self.jobs.enter(place, submission).await;
-        if submitted.as_ref().map_or(true, |submitted| submitted.attached) {
-            known.span.submits_not(&id);
-        }
         let reason = match &submitted {
             // Another call under the key came first: there is no job of this id.
             Ok(submitted) => submitted.attached.then_some(ATTACHED),
             Err(error) => Some(error.code.as_str()),
         };
         if let Some(reason) = reason {
+            known.span.submits_not(&id);
             self.not_taken(known, &project, Some(&id), reason);
         }
         Ok(submitted?)
@@ -287,17 +281,12 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
     ) -> Result<BoxStream<wire::WatchJobResponse>> {
         let id = job_id(&request.job_id)?;
         let job = self.job_for(known, &id, Action::Read)?;
-        let share = self.watches.take(job.project.as_str(), 1).ok_or_else(|| {
-            ApiError::later(Code::CallBusy, "too many jobs of the project are watched", TURN_AGAIN)
-        })?;
         if request.logs {
             self.read(known, audit::Action::LogsRead, &job, None).await?;
         }
         let watched = self.jobs.watch(&id, request.after_cursor, request.logs, request.follow)?;
         let jobs = Arc::clone(&self.jobs);
         let told = watched.filter_map(move |watched| {
-            // It goes with the stream.
-            let _ = &share;
             let told = match watched {
                 Ok(watched) => show::watched(&watched, |job| jobs.queue_position(&job.id)).map(Ok),
                 Err(error) => Some(Err(Status::from(ApiError::from(error)))),

@@ -42,11 +42,11 @@ impl<M: Medium> Log<M> {
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
         synced.map_err(|source| AuditError::File { path: dir.to_owned(), doing: "synced", source })?;
         let mut edge = store.edge().clone();
-        let lots = pending::read(dir, &mut edge, store.public_key(), |_| Ok::<_, String>(()));
-        let lots = lots.map_err(|reason| AuditError::Mismatch {
+        let wrong = |reason| AuditError::Mismatch {
             path: dir.to_owned(),
             reason: format!("{} {reason}", pending::PENDING),
-        })?;
+        };
+        let lots = pending::read(dir, &mut edge, store.public_key(), wrong, |_| Ok(()))?;
         for part in lots.entries.chunks(AT_ONCE) {
             store.commit(part)?;
         }

@@ -90,16 +90,17 @@ pub(super) struct Lots {
 /// out with the edge with it.
 ///
 /// The last lot may be cut off or torn: a cut of power leaves it so, and nobody was told of it.
-pub(super) fn read<E: From<String>>(
+pub(super) fn read<E>(
     dir: &Path,
     edge: &mut Edge,
     key: &NoteKey,
+    wrong: impl Fn(String) -> E,
     mut each: impl FnMut(&Edge) -> Result<(), E>,
 ) -> Result<Lots, E> {
     let bytes = match File::open(dir.join(PENDING)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lots::default()),
-        Err(error) => return Err(format!("cannot be read: {error}").into()),
-        Ok(file) => bounded(file).map_err(|e| format!("cannot be read: {e}"))?,
+        Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
+        Ok(file) => bounded(file).map_err(|e| wrong(format!("cannot be read: {e}")))?,
     };
     let (mut reader, mut lots) = (Reader::new(bytes.as_slice()), Lots::default());
     loop {
@@ -109,13 +110,13 @@ pub(super) fn read<E: From<String>>(
             Ok(Next::TornTail { offset }) | Err(ReadError::Damaged { offset }) => {
                 let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
                 return match rest.is_some_and(|rest| has_lot(rest, key)) {
-                    true => Err(format!("is damaged at byte {offset}, before entries that were told").into()),
+                    true => Err(wrong(format!("is damaged at byte {offset}, before entries that were told"))),
                     false => Ok(lots),
                 };
             }
-            Err(error) => return Err(error.to_string().into()),
+            Err(error) => return Err(wrong(error.to_string())),
         };
-        let wrong = |reason: &str| E::from(format!("byte {}: {reason}", frame.offset));
+        let wrong = |reason: &str| wrong(format!("byte {}: {reason}", frame.offset));
         let (checkpoint, entries) =
             decode(&frame.payload, key).ok_or_else(|| wrong("no lot under a checkpoint of this log"))?;
         if checkpoint.size <= edge.size() {

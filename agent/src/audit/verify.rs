@@ -105,7 +105,7 @@ pub fn verify_log(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<Log
 }
 
 fn verify_once(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVerified, LogRefused> {
-    let wrong = |file: String| move |reason| LogRefused::File { file, reason };
+    let wrong = |file: String| move |reason| LogRefused::File { file: file.clone(), reason };
     let note = read(dir, CHECKPOINT, NOTE_BYTES_MAX).map_err(wrong(CHECKPOINT.to_owned()))?;
     let checkpoint =
         Checkpoint::open(&note, key).map_err(|e| e.to_string()).map_err(wrong(CHECKPOINT.to_owned()))?;
@@ -133,19 +133,12 @@ fn verify_once(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVer
     if edge.root() != checkpoint.root {
         return Err(LogRefused::Root);
     }
-    let lots = pending::read(dir, &mut edge, key, hold)?;
+    let lots = pending::read(dir, &mut edge, key, wrong(PENDING.to_owned()), hold)?;
     let checkpoint = lots.newest.unwrap_or(checkpoint);
     if let Some(older) = older.as_ref().filter(|older| older.size > checkpoint.size) {
         return Err(LogRefused::RolledBack { size: checkpoint.size, older: older.size });
     }
     Ok(LogVerified { checkpoint, since: older.map(|older| older.size) })
-}
-
-impl From<String> for LogRefused {
-    /// What is wrong with what is pending.
-    fn from(reason: String) -> Self {
-        Self::File { file: PENDING.to_owned(), reason }
-    }
 }
 
 /// A tile on the disk has the hashes that the entries have.

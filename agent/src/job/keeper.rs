@@ -269,7 +269,9 @@ impl Jobs for Keeper {
     ) -> Result<impl Stream<Item = Result<Watched, JobsError>> + Send + 'static, JobsError> {
         let project = self.job(id)?.project;
         let Some(reader) = Reader::admit(&self.inner, id, &project) else {
-            let text = format!("jobs of project {project} are watched by as many as may");
+            let text = format!(
+                "jobs of project {project} are watched by as many as may be, or those of all together are; watch again later, or end a watch"
+            );
             return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
         };
         let (out, items) = mpsc::channel(WAITING_MAX);

@@ -2,7 +2,7 @@
 //!
 //! One file of frames (`ampoule-journal`; docs/formats.md, "Ledger"), written by one thread. Callers wait; the thread appends
 //! everything that waits, syncs **once**, and answers them all. What nobody was told may be lost in a crash, what
-//! somebody was told is not: a tail is cut only behind the last acknowledged frame, and damage before that keeps the daemon from starting.
+//! somebody was told is not, unless it [is found again](Change::is_found_again): a tail is cut only behind the last acknowledged frame, and damage before that keeps the daemon from starting.
 //!
 //! While it works the file is written anew when it has grown to twice what is kept.
 //!
@@ -346,7 +346,7 @@ impl Ledger {
         self.shared.room(project, retention, at)
     }
 
-    /// Writes a change down. Durable when it returns; the effects are the caller's to see to. A wish for the end of a job
+    /// Writes a change down. Durable when it returns, unless it [is found again](Change::is_found_again); the effects are the caller's to see to. A wish for the end of a job
     /// that is finished or whose end was wished before changes nothing and has no effects.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! queued ──began──▶ preparing ──resolved, asked──▶ running ──reported──▶ attesting ──finished──▶ finished
 //!    └────────────────┴── cancel wished, refused ──┘─────────────▲
 //! ```
-//! Nothing here reads a clock or does anything: the ledger applies a change, makes it durable, and only then are its
+//! Nothing here reads a clock or does anything: the ledger applies a change, makes it durable unless it is found again, and only then are its
 //! effects anybody's business. A change that a state does not allow is an error and changes nothing.
 
 use super::model::{Caller, CancelWish, End, Job, State, Submission};

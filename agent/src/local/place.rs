@@ -77,7 +77,7 @@ impl Place {
     fn sync_files(&self) -> io::Result<()> {
         let files = self.unsynced.take();
         for file in &files {
-            // Where the file system does not begin now, it does when it is waited for.
+            // The kernel begins to write what it is told to drop; where it does not, it does when it is waited for.
             let _ = fadvise(file, 0, None, Advice::DontNeed);
         }
         files.iter().try_for_each(File::sync_all)

@@ -92,7 +92,7 @@ fn finish(context: &Context, life: &Life, now: SystemTime) {
         if let Some(failure) = &end.failure {
             span.set_attribute(KeyValue::new("ampoule.failure.code", failure.code.as_str()));
         }
-        // What a job prints or is called is not told here: a code is.
+        // What a job prints and its failure's text are not told: a code is: a code is.
         if end.outcome != Outcome::Succeeded {
             span.set_status(Status::error(end.outcome.as_str()));
         }

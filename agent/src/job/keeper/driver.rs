@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// How often a job that runs is looked at: a job of milliseconds is not to wait for us, one of minutes is not to be stared at.
+/// How often a job that runs is looked at: its session may end and say nothing, and its report is there before that is said.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// How often a cancel that nobody took is offered again.
 const OFFER_EVERY: Duration = Duration::from_millis(250);

@@ -237,7 +237,9 @@ impl Preparation<'_> {
         }
         let mut spec = self.spec.clone();
         if std::mem::take(&mut spec.epoch_of_commit) {
-            spec.source_date_epoch = taking.epoch(&fetched, say)?.unwrap_or_default();
+            let of_commit = taking.epoch(&fetched, say)?;
+            let none = || super::driver::defect("there is no commit to take the time of");
+            spec.source_date_epoch = of_commit.ok_or_else(none)?;
         }
         let sources = taking.inputs(&fetched, spec.source_date_epoch, self.runner, say)?;
         for (plan, source) in fetched.iter().zip(sources) {

@@ -184,8 +184,8 @@ impl Launcher {
         self.connect()?.forget(id)
     }
 
-    /// Asks the runner to take a job that then belongs to nobody's connection; nobody is asked unless it `may` be, by whom this
-    /// then is. The answer is waited for. Blocks until it is asked.
+    /// Asks the runner to take a job that then belongs to nobody's connection, unless it may not: that is looked at last, when it
+    /// is clear which launcher is asked. The answer is waited for. Blocks until it is asked.
     ///
     /// # Errors
     /// The answer, where nobody was asked.

@@ -120,7 +120,7 @@ fn locked(asked: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
 fn hear(runner: &Runner, asked: &Mutex<Asked>, ends: &Ends) {
     let next = || locked(asked).as_mut().and_then(VecDeque::pop_front);
     loop {
-        let answer = match runner.receive_any() {
+        let (admitted, answer) = match runner.receive_any() {
             Ok(Reply::Finished { job }) => {
                 ends.tell(&job);
                 continue;
@@ -130,10 +130,10 @@ fn hear(runner: &Runner, asked: &Mutex<Asked>, ends: &Ends) {
             Ok(_) | Err(_) => return,
         };
         let Some((job, waiting)) = next() else { return };
-        if answer.0.is_some_and(|admitted| admitted != job) {
+        if admitted.is_some_and(|admitted| admitted != job) {
             return;
         }
-        let _ = waiting.send(answer.1); // Whoever asked may be gone.
+        let _ = waiting.send(answer); // Whoever asked may be gone.
     }
 }
 

@@ -73,7 +73,9 @@ impl Places {
             let (seconds, bytes) = (begun.elapsed().as_secs(), had.bytes());
             if begun.elapsed() >= whole {
                 return GivesWay {
-                    failure: failure(format!("inputs are not there after {seconds} s")),
+                    failure: failure(format!(
+                        "inputs are not there after {seconds} s, which is as long as that may last; name a nearer mirror, or upload them"
+                    )),
                     _alone: None,
                 };
             }
@@ -83,7 +85,7 @@ impl Places {
             let alone = self.giving_way.lock().await;
             if is_slow() {
                 let text = format!(
-                    "of inputs {bytes} bytes came in {seconds} s, which is too slow while another project waits"
+                    "of inputs {bytes} bytes came in {seconds} s, which is too slow while another project waits; submit again later, name a nearer mirror, or upload them"
                 );
                 return GivesWay { failure: failure(text), _alone: Some(alone) };
             }

@@ -245,6 +245,7 @@ fn refused(reason: String) -> LocalError {
 #[cfg(test)]
 mod tests {
     use crate::job::keeper::testing::{keeper, submission};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[tokio::test]
     async fn file_with_many_names_is_counted_read_and_sent_once() {
@@ -292,14 +293,19 @@ mod tests {
             for number in 0..300 {
                 std::fs::write(records.of(&id).join(format!("f{number}")), "x").unwrap();
             }
+            let began = AtomicBool::new(false);
             std::thread::scope(|scope| {
                 let reading = scope.spawn(|| {
                     let mut seen = Vec::new();
                     while let Ok(read) = records.read(&id) {
                         seen.push(read.files.len());
+                        began.store(true, Ordering::SeqCst);
                     }
                     seen
                 });
+                while !began.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
                 records.remove(&id).unwrap();
                 let seen = reading.join().unwrap();
                 assert!(seen.iter().all(|files| *files == 300), "{seen:?}");
