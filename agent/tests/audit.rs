@@ -255,3 +255,25 @@ async fn event_whose_tile_cannot_be_written_is_pending_until_it_can() {
     }
     assert_eq!(size(), 3);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_that_is_written_meanwhile_verifies_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Arc::new(log(dir.path(), 600).await);
+    let (key, writing) = (key(dir.path()), log.clone());
+    let writer = tokio::spawn(async move {
+        for number in 0..200 {
+            writing.append(&event(number)).await.unwrap();
+            // So that it is brought into the tiles again and again.
+            tokio::time::sleep(std::time::Duration::from_millis(if number % 4 == 0 { 25 } else { 1 })).await;
+        }
+    });
+    let (mut sizes, path) = (std::collections::BTreeSet::new(), dir.path().to_owned());
+    while !writer.is_finished() {
+        let (path, key) = (path.clone(), key.clone());
+        let verified = tokio::task::spawn_blocking(move || verify_log(&path, &key, None)).await.unwrap();
+        sizes.insert(verified.unwrap().checkpoint.size);
+    }
+    writer.await.unwrap();
+    assert!(sizes.len() > 5 && sizes.iter().all(|size| (600..=800).contains(size)), "{sizes:?}");
+}

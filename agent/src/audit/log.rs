@@ -46,7 +46,8 @@ impl<M: Medium> Log<M> {
             path: dir.to_owned(),
             reason: format!("{} {reason}", pending::PENDING),
         };
-        let lots = pending::read(dir, &mut edge, store.public_key(), wrong, |_| Ok(()))?;
+        let bytes = pending::load(dir).map_err(wrong)?;
+        let lots = pending::read(&bytes, &mut edge, store.public_key(), wrong, |_| Ok(()))?;
         for part in lots.entries.chunks(AT_ONCE) {
             store.commit(part)?;
         }
@@ -79,7 +80,10 @@ impl<M: Medium> Log<M> {
         }
         let note = self.store.note(&ahead)?;
         match self.pending.add(&note, batch) {
-            Err(AuditError::File { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+            // The second: there was room for a part.
+            Err(AuditError::File { source, .. })
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::WriteZero) =>
+            {
                 self.store.give_up_reserve();
                 self.pending.add(&note, batch)?;
             }

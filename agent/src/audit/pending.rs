@@ -86,23 +86,27 @@ pub(super) struct Lots {
     pub(super) newest: Option<Checkpoint>,
 }
 
+/// The bytes of what a log has pending.
+pub(super) fn load(dir: &Path) -> Result<Vec<u8>, String> {
+    match File::open(dir.join(PENDING)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(format!("cannot be read: {error}")),
+        Ok(file) => bounded(file).map_err(|e| format!("cannot be read: {e}")),
+    }
+}
+
 /// Reads what a log has pending behind its tiles, whose edge this is, and holds each lot against its checkpoint. Each entry is given
 /// out with the edge with it.
 ///
 /// The last lot may be cut off or torn: a cut of power leaves it so, and nobody was told of it.
 pub(super) fn read<E>(
-    dir: &Path,
+    bytes: &[u8],
     edge: &mut Edge,
     key: &NoteKey,
     wrong: impl Fn(String) -> E,
     mut each: impl FnMut(&Edge) -> Result<(), E>,
 ) -> Result<Lots, E> {
-    let bytes = match File::open(dir.join(PENDING)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lots::default()),
-        Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
-        Ok(file) => bounded(file).map_err(|e| wrong(format!("cannot be read: {e}")))?,
-    };
-    let (mut reader, mut lots) = (Reader::new(bytes.as_slice()), Lots::default());
+    let (mut reader, mut lots) = (Reader::new(bytes), Lots::default());
     loop {
         let frame = match reader.next_frame() {
             Ok(Next::Frame(frame)) => frame,

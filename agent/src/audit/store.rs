@@ -1,7 +1,7 @@
 //! The log's files: entries, then tiles, then the checkpoint, each durable before the next is written.
 
 use super::disk::{Disk, Real};
-use super::verify::{read_entries, read_hashes};
+use super::verify::Reading;
 use super::{AuditError, LogKey, fatal};
 use ampoule_evidence::tlog::{
     Checkpoint, Edge, NOTE_BYTES_MAX, NoteKey, Tile, TileKind, encode_entry, leaf_hash,
@@ -68,7 +68,7 @@ impl<D: Disk> Store<D> {
         }
         let key = LogKey::load(&dir.join(KEY), origin)?;
         let checkpoint = Checkpoint::open(&note, key.public()).map_err(|e| mismatch(&e.to_string()))?;
-        let edge = Edge::from_tiles(checkpoint.size, |tile| read_hashes(dir, tile).ok());
+        let edge = Edge::from_tiles(checkpoint.size, |tile| Reading::of(dir).hashes(tile).ok());
         let edge = edge.ok_or_else(|| mismatch("a tile of its right edge is missing or has another size"))?;
         if edge.root() != checkpoint.root {
             return Err(mismatch("its tiles have another root"));
@@ -107,7 +107,7 @@ impl<D: Disk> Store<D> {
             return Ok(());
         };
         let tile = Tile { kind: TileKind::Entries, ..tile };
-        let entries = read_entries(&self.dir, &tile)?;
+        let entries = Reading::of(&self.dir).entries(&tile)?;
         if entries.iter().map(|entry| leaf_hash(entry)).ne(hashes.iter().copied()) {
             return Err(format!("{} has other entries than were signed", tile.path()));
         }

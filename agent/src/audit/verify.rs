@@ -6,6 +6,7 @@ use ampoule_evidence::tlog::{
     Checkpoint, ENTRY_BYTES_MAX, Edge, Hash, NOTE_BYTES_MAX, NoteKey, TILE_WIDTH, Tile, TileKind,
     decode_entries, leaf_hash,
 };
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -57,32 +58,58 @@ pub enum LogRefused {
     },
 }
 
-fn read(dir: &Path, file: &str, bound: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(bound).unwrap_or(u64::MAX).saturating_add(1);
-    let read = File::open(dir.join(file)).and_then(|file| file.take(limit).read_to_end(&mut bytes));
-    match read {
-        Err(error) => Err(format!("cannot be read: {error}")),
-        Ok(_) if bytes.len() > bound => Err(format!("is larger than {bound} bytes")),
-        Ok(_) => Ok(bytes),
-    }
+/// The files of a log, as they lie there or as they were read before.
+pub(super) struct Reading<'a> {
+    dir: &'a Path,
+    held: BTreeMap<String, Vec<u8>>,
 }
 
-/// The hashes of a tile, as many as it is wide.
-pub(super) fn read_hashes(dir: &Path, tile: &Tile) -> Result<Vec<Hash>, String> {
-    let bytes = read(dir, &tile.path(), TILE_WIDTH * 32)?;
-    let (hashes, rest) = bytes.as_chunks::<32>();
-    if !rest.is_empty() || hashes.len() != tile.width {
-        return Err(format!("does not have {} hashes", tile.width));
+impl<'a> Reading<'a> {
+    pub(super) fn of(dir: &'a Path) -> Self {
+        Self { dir, held: BTreeMap::new() }
     }
-    Ok(hashes.to_vec())
-}
 
-/// The entries of a tile, as many as it is wide.
-pub(super) fn read_entries(dir: &Path, tile: &Tile) -> Result<Vec<Vec<u8>>, String> {
-    let bytes = read(dir, &tile.path(), TILE_WIDTH * (ENTRY_BYTES_MAX + 2))?;
-    let entries = decode_entries(&bytes, tile.width).map_err(|e| e.to_string())?;
-    Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+    fn read(&self, file: &str, bound: usize) -> Result<Vec<u8>, String> {
+        if let Some(bytes) = self.held.get(file) {
+            return Ok(bytes.clone());
+        }
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(bound).unwrap_or(u64::MAX).saturating_add(1);
+        let read = File::open(self.dir.join(file)).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+        match read {
+            Err(error) => Err(format!("cannot be read: {error}")),
+            Ok(_) if bytes.len() > bound => Err(format!("is larger than {bound} bytes")),
+            Ok(_) => Ok(bytes),
+        }
+    }
+
+    /// Reads the tiles that are not full: a log that is written meanwhile removes them, and no others.
+    fn hold(&mut self, size: u64) -> Result<(), LogRefused> {
+        for tile in Tile::all(size).filter(|tile| tile.width < TILE_WIDTH) {
+            let (file, bound) = (tile.path(), TILE_WIDTH * (ENTRY_BYTES_MAX + 2));
+            let bytes = self.read(&file, bound);
+            let bytes = bytes.map_err(|reason| LogRefused::File { file: file.clone(), reason })?;
+            self.held.insert(file, bytes);
+        }
+        Ok(())
+    }
+
+    /// The hashes of a tile, as many as it is wide.
+    pub(super) fn hashes(&self, tile: &Tile) -> Result<Vec<Hash>, String> {
+        let bytes = self.read(&tile.path(), TILE_WIDTH * 32)?;
+        let (hashes, rest) = bytes.as_chunks::<32>();
+        if !rest.is_empty() || hashes.len() != tile.width {
+            return Err(format!("does not have {} hashes", tile.width));
+        }
+        Ok(hashes.to_vec())
+    }
+
+    /// The entries of a tile, as many as it is wide.
+    pub(super) fn entries(&self, tile: &Tile) -> Result<Vec<Vec<u8>>, String> {
+        let bytes = self.read(&tile.path(), TILE_WIDTH * (ENTRY_BYTES_MAX + 2))?;
+        let entries = decode_entries(&bytes, tile.width).map_err(|e| e.to_string())?;
+        Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+    }
 }
 
 /// Verifies the log in a directory: the checkpoint's signature, every entry, every tile, the root, and what is pending. With an older
@@ -91,7 +118,7 @@ pub(super) fn read_entries(dir: &Path, tile: &Tile) -> Result<Vec<Vec<u8>>, Stri
 /// # Errors
 /// [`LogRefused`] for the first thing that is wrong.
 pub fn verify_log(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVerified, LogRefused> {
-    let note = || read(dir, CHECKPOINT, NOTE_BYTES_MAX);
+    let note = || Reading::of(dir).read(CHECKPOINT, NOTE_BYTES_MAX);
     let mut before = note();
     for _ in 0..READINGS {
         let verified = verify_once(dir, key, older);
@@ -106,9 +133,13 @@ pub fn verify_log(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<Log
 
 fn verify_once(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVerified, LogRefused> {
     let wrong = |file: String| move |reason| LogRefused::File { file: file.clone(), reason };
-    let note = read(dir, CHECKPOINT, NOTE_BYTES_MAX).map_err(wrong(CHECKPOINT.to_owned()))?;
+    // Before the checkpoint: of a log that is written meanwhile, what was pending is in it by then or goes on from it.
+    let pending = pending::load(dir).map_err(wrong(PENDING.to_owned()))?;
+    let mut files = Reading::of(dir);
+    let note = files.read(CHECKPOINT, NOTE_BYTES_MAX).map_err(wrong(CHECKPOINT.to_owned()))?;
     let checkpoint =
         Checkpoint::open(&note, key).map_err(|e| e.to_string()).map_err(wrong(CHECKPOINT.to_owned()))?;
+    files.hold(checkpoint.size)?;
     let older = older.map(|note| Checkpoint::open(note, key)).transpose();
     let older = older.map_err(|e| LogRefused::Older(e.to_string()))?;
     let mut edge = Edge::default();
@@ -120,20 +151,20 @@ fn verify_once(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVer
     };
     hold(&edge)?;
     for tile in Tile::all(checkpoint.size).take_while(|tile| tile.kind == TileKind::Entries) {
-        for entry in read_entries(dir, &tile).map_err(wrong(tile.path()))? {
+        for entry in files.entries(&tile).map_err(wrong(tile.path()))? {
             for (full, hashes) in edge.push(leaf_hash(&entry)) {
-                same(dir, &full, &hashes)?;
+                same(&files, &full, &hashes)?;
             }
             hold(&edge)?;
         }
     }
     for (partial, hashes) in edge.partial() {
-        same(dir, &partial, hashes)?;
+        same(&files, &partial, hashes)?;
     }
     if edge.root() != checkpoint.root {
         return Err(LogRefused::Root);
     }
-    let lots = pending::read(dir, &mut edge, key, wrong(PENDING.to_owned()), hold)?;
+    let lots = pending::read(&pending, &mut edge, key, wrong(PENDING.to_owned()), hold)?;
     let checkpoint = lots.newest.unwrap_or(checkpoint);
     if let Some(older) = older.as_ref().filter(|older| older.size > checkpoint.size) {
         return Err(LogRefused::RolledBack { size: checkpoint.size, older: older.size });
@@ -142,8 +173,8 @@ fn verify_once(dir: &Path, key: &NoteKey, older: Option<&[u8]>) -> Result<LogVer
 }
 
 /// A tile on the disk has the hashes that the entries have.
-fn same(dir: &Path, tile: &Tile, hashes: &[Hash]) -> Result<(), LogRefused> {
-    let there = read_hashes(dir, tile).map_err(|reason| LogRefused::File { file: tile.path(), reason })?;
+fn same(files: &Reading<'_>, tile: &Tile, hashes: &[Hash]) -> Result<(), LogRefused> {
+    let there = files.hashes(tile).map_err(|reason| LogRefused::File { file: tile.path(), reason })?;
     if there != hashes {
         let reason = "its hashes are not those of the entries: one or the other was changed".to_owned();
         return Err(LogRefused::File { file: tile.path(), reason });

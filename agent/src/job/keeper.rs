@@ -50,7 +50,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use watching::{WAITING_MAX, Watcher};
+use watching::Watcher;
 
 /// When to ask again for what a restart or a resumed intake will give.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -274,7 +274,7 @@ impl Jobs for Keeper {
             );
             return Err(JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) });
         };
-        let (out, items) = mpsc::channel(WAITING_MAX);
+        let (out, items) = mpsc::channel(self.inner.audience.waiting());
         tokio::spawn(Watcher { reader, out, cursor: after, logs, follow }.watch());
         Ok(ReceiverStream::new(items))
     }

@@ -197,7 +197,7 @@ pub struct Entered {
 
 /// What readers and the writer share.
 struct Shared {
-    /// Durable jobs alone.
+    /// Durable jobs, but for changes that are found again.
     index: RwLock<Index>,
     changes: broadcast::Sender<Arc<Life>>,
     syncs: AtomicU64,

@@ -7,13 +7,15 @@ use ampoule_spec::{JobId, Name};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How often a job that is watched is looked at.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(25));
-/// How many read at the same time. A thread each: what they have read is sent without one.
-const READING: usize = 8;
+/// How many read at the same time, and of one project's jobs among them. A thread each: what they have read is sent without one.
+const READING: (usize, usize) = (8, 4);
+/// About how many things wait for all readers together, and how many for one at most.
+const WAITING: (usize, usize) = (512, 16);
 /// What all readers together read in one go, about, and the least and the most of one.
 const BATCH_BYTES: (u64, u64, u64) = (16 << 20, 16 << 10, 256 << 10);
 
@@ -22,7 +24,7 @@ const BATCH_BYTES: (u64, u64, u64) = (16 << 20, 16 << 10, 256 << 10);
 pub(super) struct Audience {
     seats: Arc<Seats>,
     jobs: Mutex<HashMap<JobId, Watched>>,
-    pub(super) reading: Semaphore,
+    reading: Arc<Seats>,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +40,7 @@ pub(super) struct Reader {
     pub(super) id: JobId,
     /// Rings when the job may have something new.
     pub(super) news: Arc<Notify>,
+    project: Name,
     _seat: Seat,
 }
 
@@ -45,7 +48,7 @@ impl Audience {
     /// With `readers` of a project's jobs at the same time, and twice as many of all.
     pub(super) fn new(readers: usize) -> Self {
         let seats = Seats::new(readers.max(1).saturating_mul(2), readers);
-        Self { seats, jobs: Mutex::default(), reading: Semaphore::new(READING) }
+        Self { seats, jobs: Mutex::default(), reading: Seats::new(READING.0, READING.1) }
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, Watched>> {
@@ -57,6 +60,12 @@ impl Audience {
         if let Some(watched) = self.jobs().get(id) {
             watched.news.notify_waiters();
         }
+    }
+
+    /// How many things may wait for one who comes now, so that slow readers do not hold more the more they are.
+    pub(super) fn waiting(&self) -> usize {
+        let (all, most) = WAITING;
+        (all / self.seats.load().0.max(1)).clamp(1, most)
     }
 
     /// How many bytes one reads in one go, so that slow readers do not hold more the more they are.
@@ -79,7 +88,12 @@ impl Reader {
         if is_first {
             tokio::spawn(look(inner.clone(), id.clone(), news.clone()));
         }
-        Some(Self { inner: inner.clone(), id: id.clone(), news, _seat: seat })
+        Some(Self { inner: inner.clone(), id: id.clone(), news, project: project.clone(), _seat: seat })
+    }
+
+    /// Waits for a turn to read.
+    pub(super) async fn turn(&self) -> Seat {
+        self.inner.audience.reading.take(self.project.as_str()).await
     }
 }
 
@@ -135,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn many_readers_read_less_each() {
+    fn many_readers_have_less_in_memory_each() {
         let audience = Audience::new(4096);
         let seats: Vec<_> = (0..2000).map(|_| audience.seats.try_take("p").unwrap()).collect();
-        assert_eq!(audience.batch_bytes(), 16 << 10);
+        assert_eq!((audience.batch_bytes(), audience.waiting()), (16 << 10, 1));
         drop(seats);
-        assert_eq!(audience.batch_bytes(), 256 << 10);
+        assert_eq!((audience.batch_bytes(), audience.waiting()), (256 << 10, 16));
     }
 }

@@ -215,6 +215,8 @@ impl Driver {
             match taken {
                 Taken::No(failure) => return self.refuse(failure).await,
                 Taken::Yes => {
+                    // If that cannot be written down now, the runner is not asked again: it has the job.
+                    self.asked_here = false;
                     let at = super::follow::admitted_at(&self.inner.launcher.job_dir(&self.id));
                     let at = at.unwrap_or_else(super::inner::now);
                     self.inner.change(&self.id, Change::Admitted { at }).await?;

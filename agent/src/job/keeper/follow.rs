@@ -85,6 +85,10 @@ impl Tail {
             }
             Err(error) => return Err(error.into()),
         };
+        // Before all of it is read for nothing.
+        if after > file.metadata()?.len() {
+            return Err(TailError::Cursor(after));
+        }
         let mut reader = Reader::new(file.try_clone()?);
         let mut at = 0;
         while at < after {

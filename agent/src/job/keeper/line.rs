@@ -6,6 +6,7 @@ use super::launcher::Answer;
 use crate::local::{Runner, RunnerError};
 use ampoule_spec::JobId;
 use ampoule_spec::wire::{Reply, Request};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -99,6 +100,10 @@ impl Line {
         // Held until it is sent: the order of the questions is that of the answers.
         let mut asked = locked(&self.asked);
         let waiting = asked.as_mut()?;
+        // A session that reads nothing must not hold up who hears it: both would wait for each other.
+        if !is_writable(&self.runner) {
+            return None;
+        }
         self.runner.send(&Request::Run { lifetime: false }, &[spec.as_fd()]).ok()?;
         waiting.push_back((job.clone(), answer));
         Some(answered)
@@ -110,6 +115,11 @@ impl Drop for Line {
         // Upon which its thread hears the end.
         let _ = rustix::net::shutdown(self.runner.channel(), rustix::net::Shutdown::Both);
     }
+}
+
+fn is_writable(runner: &Runner) -> bool {
+    let mut ready = [PollFd::from_borrowed_fd(runner.channel(), PollFlags::OUT)];
+    poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(1)
 }
 
 fn locked(asked: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
@@ -172,6 +182,21 @@ mod tests {
         assert!(matches!(first.await.unwrap(), Answer::Admitted));
         assert!(matches!(second.await.unwrap(), Answer::Refused { code: Code::AdmissionBusy, .. }));
         tokio::time::timeout(Duration::from_secs(5), ending.told()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn session_that_reads_nothing_holds_nobody_up() {
+        let (line, _, launcher) = line();
+        let spec = spec();
+        let mut asked = Vec::new();
+        while let Some(question) = line.ask(&job(1), &spec) {
+            asked.push(question);
+            assert!(asked.len() < 100_000, "it takes whatever is sent");
+        }
+        assert!(line.is_open());
+        launcher.send(&Reply::Admitted { job: job(1) }, &[]).unwrap();
+        let first = tokio::time::timeout(Duration::from_secs(5), asked.remove(0)).await;
+        assert!(matches!(first.unwrap().unwrap(), Answer::Admitted), "what it says is heard");
     }
 
     #[tokio::test]

@@ -8,9 +8,6 @@ use ampoule_spec::Code;
 use std::pin::pin;
 use tokio::sync::mpsc;
 
-/// How many things may wait for a watcher that is slow.
-pub(super) const WAITING_MAX: usize = 16;
-
 pub(super) type Item = Result<Watched, JobsError>;
 
 pub(super) struct Watcher {
@@ -118,9 +115,16 @@ impl Watcher {
         &self,
         work: impl FnOnce() -> Result<T, TailError> + Send + 'static,
     ) -> Result<T, Option<TailError>> {
-        // It is never closed.
-        let _turn = self.reader.inner.audience.reading.acquire().await;
-        let done = tokio::task::spawn_blocking(work).await;
+        let turn = tokio::select! {
+            turn = self.reader.turn() => turn,
+            // Whoever has gone has nothing read.
+            () = self.out.closed() => return Err(None),
+        };
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        })
+        .await;
         done.unwrap_or_else(|_| Err(TailError::Io(std::io::Error::other("the reading ended early"))))
             .map_err(Some)
     }
