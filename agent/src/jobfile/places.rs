@@ -68,8 +68,9 @@ impl JobPlan {
     fn check_place(&self, field: &str, path: &Path, kind: Kind) -> Result<()> {
         let name = shown(&path.display().to_string());
         let metadata = path.metadata().map_err(|e| {
-            use std::io::ErrorKind::{NotADirectory, NotFound};
-            if matches!(e.kind(), NotFound | NotADirectory) {
+            use std::io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+            // A name that is too long is nothing's name.
+            if matches!(e.kind(), NotFound | NotADirectory | InvalidFilename) {
                 let remedy = "relative paths are taken from the job file's directory";
                 self.fields.error(Code::InputMissing, field, format!("{name} is not there"), remedy)
             } else {
