@@ -1,0 +1,97 @@
+//! Answers: what is read of them, and which errors they are.
+
+use super::error::VaultError;
+use super::value::{Data, Secret};
+use super::wire::Reply;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// The most bytes of what a server says about an error.
+const DETAIL_BYTES_MAX: usize = 300;
+
+/// An answer with `data` of some form.
+#[derive(Deserialize)]
+pub(super) struct Answer<T = Data> {
+    #[serde(default)]
+    pub(super) lease_id: Option<String>,
+    #[serde(default)]
+    pub(super) lease_duration: Option<u64>,
+    #[serde(default)]
+    pub(super) renewable: Option<bool>,
+    #[serde(default = "Option::default")]
+    pub(super) data: Option<T>,
+    #[serde(default)]
+    pub(super) auth: Option<Auth>,
+    #[serde(default)]
+    pub(super) wrap_info: Option<serde::de::IgnoredAny>,
+}
+
+/// A token that was made.
+#[derive(Deserialize)]
+pub(super) struct Auth {
+    #[serde(default)]
+    pub(super) client_token: Secret,
+    #[serde(default)]
+    pub(super) accessor: String,
+    #[serde(default)]
+    pub(super) policies: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) lease_duration: u64,
+    #[serde(default)]
+    pub(super) renewable: bool,
+    #[serde(default)]
+    pub(super) token_type: String,
+    #[serde(default)]
+    pub(super) orphan: bool,
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    #[serde(default)]
+    errors: Vec<String>,
+}
+
+impl Reply {
+    /// Whether it was done.
+    pub(super) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// What the server says about an error, for people. Not for answers that may hold something of a secret.
+    pub(super) fn detail(&self) -> String {
+        let errors = serde_json::from_slice::<Errors>(&self.body).map(|e| e.errors).unwrap_or_default();
+        let mut text: String =
+            errors.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let end = (0..=DETAIL_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+        text
+    }
+
+    /// The answer's parts.
+    pub(super) fn parse<T: DeserializeOwned>(&self, doing: &'static str) -> Result<Answer<T>, VaultError> {
+        // What serde says may quote a value; its place does not.
+        let answer: Answer<T> = serde_json::from_slice(&self.body).map_err(|e| VaultError::Answer {
+            doing,
+            reason: format!("it is not what the API describes, at line {} column {}", e.line(), e.column()),
+        })?;
+        if answer.wrap_info.is_some() {
+            let reason =
+                "it came wrapped, which was not asked for; see the policies' wrapping TTLs".to_owned();
+            return Err(VaultError::Answer { doing, reason });
+        }
+        Ok(answer)
+    }
+
+    /// The error of a status that is no success. `detailed`: with what the server says about it.
+    pub(super) fn error(&self, doing: &'static str, path: &str, detailed: bool) -> VaultError {
+        let path = path.trim_start_matches('/').to_owned();
+        match self.status {
+            403 => VaultError::Denied { doing, path },
+            404 => VaultError::Missing { doing, path, deleted: false },
+            status => {
+                let detail = if detailed { self.detail() } else { String::new() };
+                VaultError::Refused { doing, path, status, detail }
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The one error of this module.
+
+use super::config::ConfigError;
+use super::outage::ServerState;
+use std::path::PathBuf;
+
+/// Why Vault did not do it. No token, no value and no body of an answer is in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VaultError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A local file cannot be used.
+    #[error("{field}: {path} {reason}")]
+    File {
+        /// Where it is named in the configuration.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// No address served it in time. Platform; try again.
+    #[error("{doing}: {address} is {state} after {tries} tries: {reason}")]
+    Unavailable {
+        /// What was asked.
+        doing: &'static str,
+        /// The address that was tried last.
+        address: String,
+        /// How it is.
+        state: ServerState,
+        /// How often addresses were asked.
+        tries: u32,
+        /// More about it.
+        reason: String,
+    },
+    /// A server sends its clients to an address that is not configured. Nothing was sent there.
+    #[error(
+        "{doing}: {address} sends its clients elsewhere, to {to}; if that is one of this cluster's, add it to `addresses`"
+    )]
+    Redirected {
+        /// What was asked.
+        doing: &'static str,
+        /// Who sends.
+        address: String,
+        /// Where to: the origin alone.
+        to: String,
+    },
+    /// No login: it was refused (400, 403 and so on).
+    #[error("the login by {method} was refused (status {status}){}", shown(.detail))]
+    Login {
+        /// Which.
+        method: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// What the server says about it.
+        detail: String,
+    },
+    /// The token may not do that (403); with the agent's own, also after another login.
+    #[error("{doing}: permission denied for {path}; see the policies of its role")]
+    Denied {
+        /// What was asked.
+        doing: &'static str,
+        /// The path below `/v1/`.
+        path: String,
+    },
+    /// There is nothing there (404).
+    #[error("{doing}: there is nothing at {path}{}", if *.deleted { " any more: that version was deleted" } else { "" })]
+    Missing {
+        /// What was asked.
+        doing: &'static str,
+        /// The path below `/v1/`.
+        path: String,
+        /// Whether there was something (a deleted version of KV v2).
+        deleted: bool,
+    },
+    /// The server refuses it (400 and other 4xx). Trying again does not help.
+    #[error("{doing}: {path} was refused (status {status}){}", shown(.detail))]
+    Refused {
+        /// What was asked.
+        doing: &'static str,
+        /// The path below `/v1/`.
+        path: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the server says about it; empty where it could hold something of a secret.
+        detail: String,
+    },
+    /// An answer cannot be used.
+    #[error("{doing}: the answer cannot be used: {reason}")]
+    Answer {
+        /// What was asked.
+        doing: &'static str,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Somebody else may have what was meant for us: a security event. Never tried again.
+    #[error("{doing}: {reason}; possibly intercepted: revoke what it gives, and find out who had it")]
+    Intercepted {
+        /// What was asked.
+        doing: &'static str,
+        /// What was seen.
+        reason: String,
+    },
+}
+
+fn shown(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
+/// The kinds of errors, for metrics and decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// `vault.config`
+    Config,
+    /// `vault.unavailable`
+    Unavailable,
+    /// `vault.redirected`
+    Redirected,
+    /// `vault.login`
+    Login,
+    /// `vault.denied`
+    Denied,
+    /// `vault.missing`
+    Missing,
+    /// `vault.refused`
+    Refused,
+    /// `vault.answer`
+    Answer,
+    /// `vault.intercepted`
+    Intercepted,
+}
+
+impl Kind {
+    /// Its spelling.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "vault.config",
+            Self::Unavailable => "vault.unavailable",
+            Self::Redirected => "vault.redirected",
+            Self::Login => "vault.login",
+            Self::Denied => "vault.denied",
+            Self::Missing => "vault.missing",
+            Self::Refused => "vault.refused",
+            Self::Answer => "vault.answer",
+            Self::Intercepted => "vault.intercepted",
+        }
+    }
+}
+
+impl VaultError {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Config(_) | Self::File { .. } => Kind::Config,
+            Self::Unavailable { .. } => Kind::Unavailable,
+            Self::Redirected { .. } => Kind::Redirected,
+            Self::Login { .. } => Kind::Login,
+            Self::Denied { .. } => Kind::Denied,
+            Self::Missing { .. } => Kind::Missing,
+            Self::Refused { .. } => Kind::Refused,
+            Self::Answer { .. } => Kind::Answer,
+            Self::Intercepted { .. } => Kind::Intercepted,
+        }
+    }
+
+    /// How the server was, if that is why.
+    pub fn state(&self) -> Option<ServerState> {
+        match self {
+            Self::Unavailable { state, .. } => Some(*state),
+            _ => None,
+        }
+    }
+
+    /// Whether the same may succeed later without anybody doing anything.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// Whether somebody has to be told at once.
+    pub fn is_security_event(&self) -> bool {
+        matches!(self, Self::Intercepted { .. })
+    }
+}

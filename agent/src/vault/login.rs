@@ -1,0 +1,232 @@
+//! The agent's own login: once for all tasks, again before it ends, and once more when it is refused.
+
+use super::answer::Auth;
+use super::call::Call;
+use super::config::{ApproleLogin, CertLogin, JwtLogin, KubernetesLogin, Login};
+use super::error::VaultError;
+use super::fleet::Ask;
+use super::token::without;
+use super::value::{Data, Secret};
+use super::wire::{Reply, read_line};
+use super::wrapping::Wrapped;
+use super::{Token, Vault};
+use rustify::Endpoint;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
+
+/// A token without an end is looked at again after so long.
+const ENDLESS: Duration = Duration::from_secs(3600);
+
+/// A login.
+pub(super) struct Session {
+    pub(super) token: Token,
+    /// From when on another one is made.
+    until: Instant,
+}
+
+impl Session {
+    fn new(token: Token, ttl: Duration) -> Self {
+        let ttl = if ttl.is_zero() { ENDLESS } else { ttl };
+        // Two thirds: what is begun with it can be finished with it.
+        Self { token, until: Instant::now() + ttl * 2 / 3 }
+    }
+}
+
+/// Bodies of logins: not those of `vaultrs`, which leaves copies behind.
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_id: Option<&'a str>,
+}
+
+const NOTHING: Body<'_> = Body { role: None, name: None, jwt: None, role_id: None, secret_id: None };
+
+impl Vault {
+    /// Asks with the agent's own token, and with a new one if that is refused.
+    pub(super) async fn own<E: Endpoint>(
+        &self,
+        doing: &'static str,
+        endpoint: &E,
+    ) -> Result<Reply, VaultError> {
+        let until = Instant::now() + self.budget();
+        let left = || until.saturating_duration_since(Instant::now());
+        let mut refused = None;
+        loop {
+            let session = self.session(refused.as_ref(), left()).await?;
+            let ask = Ask { doing, token: Some(&session.token), once: false, budget: left() };
+            let reply = self.fleet.send(ask, endpoint).await?;
+            if reply.is_success() {
+                return Ok(reply);
+            }
+            if reply.status != 403 || refused.is_some() {
+                return Err(reply.error(doing, &endpoint.path(), true));
+            }
+            refused = Some(session);
+        }
+    }
+
+    /// The login, made if there is none, if it nears its end, or if it is the one that was refused.
+    pub(super) async fn session(
+        &self,
+        refused: Option<&Arc<Session>>,
+        budget: Duration,
+    ) -> Result<Arc<Session>, VaultError> {
+        let until = Instant::now() + budget;
+        let doing = "the agent's login";
+        // One task logs in; the others wait for it, and not for longer than they would for the server.
+        let Ok(mut held) = tokio::time::timeout(budget, self.session.lock()).await else {
+            return Err(VaultError::Unavailable {
+                doing,
+                address: self.config.addresses.first().cloned().unwrap_or_default(),
+                state: super::ServerState::Failing,
+                tries: 0,
+                reason: "another task logs in all the time".to_owned(),
+            });
+        };
+        if let Some(session) = held.as_ref() {
+            let is_refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, session));
+            if Instant::now() < session.until && !is_refused {
+                return Ok(Arc::clone(session));
+            }
+        }
+        let session = Arc::new(self.log_in(until.saturating_duration_since(Instant::now())).await?);
+        *held = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Ends the agent's own token. Steps' tokens are orphans and live on. Nothing, if it is not logged in.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub async fn log_out(&self) -> Result<(), VaultError> {
+        let doing = "the agent's logout";
+        let Some(session) = self.session.lock().await.take() else { return Ok(()) };
+        if matches!(self.config.login, Login::Token { .. }) {
+            // It is somebody else's to end.
+            return Ok(());
+        }
+        let call = Call::do_it("auth/token/revoke-self".to_owned());
+        let ask = Ask { doing, token: Some(&session.token), once: false, budget: self.budget() };
+        let reply = self.fleet.send(ask, &call).await?;
+        // A token that is none any more has ended.
+        if reply.is_success() || reply.status == 403 {
+            return Ok(());
+        }
+        Err(reply.error(doing, "auth/token/revoke-self", true))
+    }
+
+    async fn log_in(&self, budget: Duration) -> Result<Session, VaultError> {
+        let auth = match &self.config.login {
+            Login::Jwt(login) => {
+                let jwt = self.assertion(login)?;
+                self.login_by_jwt(login, &jwt, budget).await?
+            }
+            Login::Approle(login) => self.login_by_approle(login, budget).await?,
+            Login::Cert(CertLogin { mount, role, .. }) => {
+                let body = Body { name: Some(role), ..NOTHING };
+                self.log_in_at("certificate", mount, &body, budget).await?
+            }
+            Login::Kubernetes(KubernetesLogin { mount, role, token }) => {
+                let jwt = read_line("login.kubernetes.token", token)?;
+                let body = Body { role: Some(role), jwt: jwt.expose_text(), ..NOTHING };
+                self.log_in_at("Kubernetes", mount, &body, budget).await?
+            }
+            Login::Token { file } => return self.session_of_file(file, budget).await,
+        };
+        let token = Token::new(auth.client_token).ok_or_else(|| without("logging in", "usable token"))?;
+        Ok(Session::new(token, Duration::from_secs(auth.lease_duration)))
+    }
+
+    fn assertion(&self, login: &JwtLogin) -> Result<Secret, VaultError> {
+        let refused = |detail: String| VaultError::Login { method: "JWT", status: 0, detail };
+        let Some(assertions) = &self.assertions else {
+            return Err(refused("this process signs no tokens".to_owned()));
+        };
+        assertions.assertion(&login.audience).map_err(refused)
+    }
+
+    pub(super) async fn login_by_jwt(
+        &self,
+        login: &JwtLogin,
+        jwt: &Secret,
+        budget: Duration,
+    ) -> Result<Auth, VaultError> {
+        let body = Body { role: Some(&login.role), jwt: jwt.expose_text(), ..NOTHING };
+        self.log_in_at("JWT", &login.mount, &body, budget).await
+    }
+
+    async fn login_by_approle(&self, login: &ApproleLogin, budget: Duration) -> Result<Auth, VaultError> {
+        let secret_id = self.secret_id(login, budget).await?;
+        let body = Body { role_id: Some(&login.role_id), secret_id: secret_id.expose_text(), ..NOTHING };
+        self.log_in_at("AppRole", &login.mount, &body, budget).await
+    }
+
+    /// The secret id of the file, or the one that was in its wrapping token, which can be unwrapped once.
+    async fn secret_id(&self, login: &ApproleLogin, budget: Duration) -> Result<Secret, VaultError> {
+        let text = read_line("login.approle.secret_id", &login.secret_id)?;
+        let Some(creation_path) = &login.wrapped else { return Ok(text) };
+        let mut unwrapped = self.unwrapped.lock().await;
+        if let Some((wrapping, secret_id)) = unwrapped.as_ref()
+            && wrapping.expose() == text.expose()
+        {
+            return Ok(secret_id.clone());
+        }
+        let doing = "unwrapping the secret id";
+        let wrapped = Wrapped { token: text.clone(), creation_path: creation_path.clone() };
+        let data: Data = self.unwrap_within(&wrapped, budget).await?;
+        let secret_id = data.field("secret_id").ok_or_else(|| without(doing, "secret_id"))?;
+        *unwrapped = Some((text, secret_id.clone()));
+        Ok(secret_id)
+    }
+
+    async fn log_in_at(
+        &self,
+        method: &'static str,
+        mount: &str,
+        body: &Body<'_>,
+        budget: Duration,
+    ) -> Result<Auth, VaultError> {
+        let doing = "logging in";
+        let call = Call::post(format!("auth/{mount}/login"), body);
+        let reply = self.fleet.send(Ask { doing, token: None, once: false, budget }, &call).await?;
+        if !reply.is_success() {
+            let (status, detail) = (reply.status, reply.detail());
+            return Err(VaultError::Login { method, status, detail });
+        }
+        reply.parse::<Data>(doing)?.auth.ok_or_else(|| without(doing, "auth"))
+    }
+
+    /// Somebody else's token: looked up for its end, and prolonged if it can be.
+    async fn session_of_file(&self, file: &Path, budget: Duration) -> Result<Session, VaultError> {
+        let doing = "looking up the agent's token";
+        let token =
+            Token::new(read_line("login.token.file", file)?).ok_or_else(|| without(doing, "token"))?;
+        let ask = Ask { doing, token: Some(&token), once: false, budget };
+        let reply = self.fleet.send(ask, &LookupTokenSelfRequest {}).await?;
+        if !reply.is_success() {
+            let (status, detail) = (reply.status, reply.detail());
+            return Err(VaultError::Login { method: "token file", status, detail });
+        }
+        let data: Data = reply.parse(doing)?.data.ok_or_else(|| without(doing, "data"))?;
+        let mut ttl = data.number("ttl").unwrap_or(0);
+        if data.field("renewable").is_some_and(|flag| flag.expose() == b"true") {
+            let reply = self.fleet.send(ask, &RenewTokenSelfRequest { increment: None }).await?;
+            if reply.is_success() {
+                ttl = reply.parse::<Data>(doing)?.auth.map_or(ttl, |auth| auth.lease_duration);
+            }
+        }
+        Ok(Session::new(token, Duration::from_secs(ttl)))
+    }
+}
