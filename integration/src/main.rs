@@ -17,11 +17,13 @@ mod keeper;
 mod lab;
 mod launcher;
 mod listener;
+mod postgres;
 mod procs;
 mod registry;
 mod residue;
 mod serve;
 mod suites;
+mod vault;
 
 use std::process::ExitCode;
 

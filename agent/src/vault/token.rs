@@ -114,7 +114,8 @@ pub struct Minted {
 pub struct TokenInfo {
     /// How long it lives.
     pub ttl: Duration,
-    /// How long it can live at all, from its making; none: no bound of its own.
+    /// How long it can live at all, from its making; none: no bound of its own. (A token role's bound does not show here:
+    /// it caps renewals, see [`Renewed::covers`].)
     pub explicit_max_ttl: Option<Duration>,
     /// Whether it outlives whoever made it.
     pub orphan: bool,

@@ -88,6 +88,10 @@ fn prepare(root: &Path) -> Result<Machine> {
     if let Err(error) = python(root, "venv-clients", "integration/requirements.txt") {
         eprintln!("missing: clients and CI systems of integration/requirements.txt: {error:#}");
     }
+    // The tests of the agent find it there, and say themselves that they cannot run without it.
+    if let Err(error) = python(root, "venv-vault", "integration/vault-requirements.txt") {
+        eprintln!("missing: a server of the Vault API, integration/vault-requirements.txt: {error:#}");
+    }
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
     let integration = metadata.packages.iter().find(|p| p.name == "ampoule-integration");
     Ok(Machine {

@@ -33,6 +33,8 @@ pub(crate) const NEEDED: &[Needed] = &[
     Needed { probe: &["curl", "--version"], package: "curl" },
     Needed { probe: &["setpriv", "--version"], package: "util-linux" },
     Needed { probe: &["/usr/bin/python3", "-c", "import venv, ensurepip"], package: "python3-venv" },
+    // A database whose users Vault makes. Debian's programs are beside each other, in no PATH.
+    Needed { probe: &["sh", "-c", "ls /usr/lib/postgresql/*/bin/initdb"], package: "postgresql" },
     // An ordinary user's PATH may not lead to it.
     Needed { probe: &["sh", "-c", "PATH=$PATH:/usr/sbin:/sbin e2fsck -V"], package: "e2fsprogs" },
 ];

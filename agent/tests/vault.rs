@@ -1,0 +1,112 @@
+//! The client of Vault against a real server: OpenBao, with the policies that `examples/vault/` gives to operators.
+//!
+//! Where the server is not installed the tests say so and end; with `CI=true` they fail.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+#[path = "../../integration/src/certificates.rs"]
+#[allow(unreachable_pub, dead_code)]
+mod certificates;
+#[path = "vault/database.rs"]
+mod database;
+#[path = "vault/identity.rs"]
+mod identity;
+#[path = "vault/logins.rs"]
+mod logins;
+#[path = "vault/outages.rs"]
+mod outages;
+#[path = "../../integration/src/postgres.rs"]
+mod postgres;
+#[path = "vault/reads.rs"]
+mod reads;
+#[path = "vault/tokens.rs"]
+mod tokens;
+#[path = "vault/transit.rs"]
+mod transit;
+#[path = "vault/traps.rs"]
+mod traps;
+#[path = "../../integration/src/vault.rs"]
+mod vault;
+#[path = "vault/wrapping.rs"]
+mod wrapping;
+
+use crate::vault::{Rig, Storage};
+use ampoule_agent::vault::{Config, StepMeta, Vault};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Ends a test that cannot run here: with `CI=true`, as failed.
+pub(crate) fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "cannot run: {reason}");
+    eprintln!("SKIPPED: {reason}");
+}
+
+/// A server with the agent's and a step's policy, the token role and an AppRole. None: it cannot run here.
+pub(crate) fn rig(storage: Storage) -> Option<Rig> {
+    if let Err(reason) = vault::program(&repository()) {
+        skip(&reason);
+        return None;
+    }
+    let rig = Rig::start(&repository(), storage).unwrap();
+    for policy in ["ampoule-agent", "ampoule-step-app", "ampoule-signer"] {
+        rig.policy(policy).unwrap();
+    }
+    let role = rig.example_json("token-role-app.json").unwrap();
+    rig.ask("POST", "auth/token/roles/ampoule-step-app", Some(&role)).unwrap();
+    rig.ask("POST", "sys/auth/approle", Some(&json!({"type": "approle"}))).unwrap();
+    let role = rig.example_json("approle-role-agent.json").unwrap();
+    rig.ask("POST", "auth/approle/role/ampoule", Some(&role)).unwrap();
+    rig.ask("POST", "sys/mounts/secret", Some(&json!({"type": "kv", "options": {"version": "2"}}))).unwrap();
+    vault::until("the engine is there", || {
+        let wrote = rig.ask(
+            "POST",
+            "secret/data/app/npm",
+            Some(&json!({"data": {"token": "canary-1", "user": "me"}})),
+        );
+        wrote.is_ok()
+    })
+    .unwrap();
+    Some(rig)
+}
+
+/// The lines of a configuration that say who the server is.
+pub(crate) fn server(rig: &Rig) -> String {
+    format!(
+        "addresses = [{:?}]\nca = {:?}\nconnect_timeout = \"1s\"\ntimeout = \"1500ms\"\nbudget = \"6s\"\n\
+         wait_for_vault = \"20s\"\n",
+        rig.address(),
+        rig.ca()
+    )
+}
+
+/// An AppRole with a new secret id, as a table.
+pub(crate) fn approle(rig: &Rig) -> String {
+    let id = text(&rig.ask("GET", "auth/approle/role/ampoule/role-id", None).unwrap(), "/data/role_id");
+    let made = rig.ask("POST", "auth/approle/role/ampoule/secret-id", Some(&json!({}))).unwrap();
+    let file = rig.private("secret-id", text(&made, "/data/secret_id")).unwrap();
+    rig.private("role-id", &id).unwrap();
+    format!("login.approle = {{ role_id = {id:?}, secret_id = {file:?} }}\n")
+}
+
+pub(crate) const STEP: &str = "step.token_role = { name = \"ampoule-step-app\" }\n";
+
+pub(crate) fn config(text: &str) -> Config {
+    toml::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+/// A client with the agent's AppRole and steps' tokens from the token role.
+pub(crate) fn client(rig: &Rig) -> Vault {
+    Vault::new(config(&format!("{}{}{STEP}", server(rig), approle(rig))), None).unwrap()
+}
+
+pub(crate) fn text(answer: &Value, pointer: &str) -> String {
+    vault::text(answer, pointer).unwrap()
+}
+
+pub(crate) fn meta() -> StepMeta {
+    StepMeta { job: "0199-job".to_owned(), step: "publish".to_owned(), project: "app".to_owned() }
+}

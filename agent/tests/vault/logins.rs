@@ -1,0 +1,206 @@
+//! Every way in, and what is refused.
+
+use crate::identity::Signer;
+use crate::vault::{Rig, Storage};
+use crate::{STEP, client, config, meta, rig, server, text};
+use ampoule_agent::vault::{Kind, Vault, VaultError};
+use serde_json::json;
+use std::sync::Arc;
+
+const JWT: &str = "login.jwt = { role = \"ampoule-agent\", audience = \"vault\" }\n\
+                   step.jwt = { role = \"ampoule-step-app\", audience = \"vault\" }\n";
+
+fn by(rig: &Rig, login: &str) -> Vault {
+    Vault::new(config(&format!("{}{login}{STEP}", server(rig))), None).unwrap()
+}
+
+fn status(error: &VaultError) -> u16 {
+    match error {
+        VaultError::Login { status, .. } => *status,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jwt_login_of_agent_and_step_gives_what_the_claims_allow() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let signer = Arc::new(Signer::new(&rig));
+    let vault = Vault::new(config(&format!("{}{JWT}", server(&rig))), Some(signer.clone())).unwrap();
+    vault.ready().await.unwrap();
+    let minted = vault.login_step(None, &signer.step(&json!({}))).await.unwrap();
+    assert_eq!(minted.policies, ["ampoule-step-app"]);
+    let asked = std::time::Duration::from_secs(600);
+    assert!(vault.renew_accessor(&minted.accessor, asked).await.unwrap().covers(asked));
+    let info = vault.lookup_accessor(&minted.accessor).await.unwrap().unwrap();
+    assert!(info.orphan && info.meta.get("job").is_some_and(|job| job == "0199"), "{info:?}");
+    vault.revoke_accessor(&minted.accessor).await.unwrap();
+
+    for (what, claims) in [
+        ("audience", json!({"aud": "other"})),
+        ("no audience", json!({"aud": null})),
+        ("ref", json!({"ref": "refs/tags/v1"})),
+        ("project", json!({"project": "other"})),
+        ("over", json!({"exp": 1_700_000_000, "nbf": 1_600_000_000, "iat": 1_600_000_000})),
+        ("issuer", json!({"iss": "https://other.example"})),
+    ] {
+        let error = vault.login_step(None, &signer.step(&claims)).await.unwrap_err();
+        assert!((400..404).contains(&status(&error)), "{what}: {error}");
+        assert!(!error.retryable() && !format!("{error:?}").contains("eyJ"), "{what}: {error:?}");
+    }
+    // A token of somebody else's key; and the agent's own token in a step's role.
+    let other = Signer(rcgen_key());
+    assert!(
+        (400..404).contains(&status(&vault.login_step(None, &other.step(&json!({}))).await.unwrap_err()))
+    );
+    let own = signer.sign(&json!({"sub": "ampoule:agent", "aud": "vault"}));
+    assert!((400..404).contains(&status(&vault.login_step(None, &own).await.unwrap_err())));
+    // A step's token is not the agent's.
+    let steps = vault.login_step(Some("ampoule-agent"), &signer.step(&json!({}))).await.unwrap_err();
+    assert!((400..404).contains(&status(&steps)));
+}
+
+fn rcgen_key() -> rcgen::KeyPair {
+    rcgen::KeyPair::generate().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn step_role_that_gives_long_or_batch_tokens_is_refused() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let signer = Arc::new(Signer::new(&rig));
+    let vault = Vault::new(config(&format!("{}{JWT}", server(&rig))), Some(signer.clone())).unwrap();
+    for (change, reason) in [
+        (json!({"token_ttl": "10m"}), "token_ttl = 15s"),
+        (json!({"token_type": "batch"}), "token_type = service"),
+    ] {
+        let mut role = rig.example_json("jwt-role-step-app.json").unwrap();
+        role.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        rig.ask("POST", "auth/jwt/role/other", Some(&role)).unwrap();
+        let error = vault.login_step(Some("other"), &signer.step(&json!({}))).await.unwrap_err();
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn approle_login_is_renewed_by_another_when_its_token_is_revoked() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let vault = client(&rig);
+    vault.mint(None, &meta()).await.unwrap();
+    // All of the AppRole's tokens, from outside: the next call logs in once more.
+    rig.ask("PUT", "sys/leases/revoke-prefix/auth/approle/login", None).unwrap();
+    let minted = vault.mint(None, &meta()).await.unwrap();
+    vault.revoke_accessor(&minted.accessor).await.unwrap();
+    // A secret id that is none any more: the login is refused, and is not tried again.
+    let id = text(&rig.ask("LIST", "auth/approle/role/ampoule/secret-id", None).unwrap(), "/data/keys/0");
+    let destroy = json!({"secret_id_accessor": id});
+    rig.ask("POST", "auth/approle/role/ampoule/secret-id-accessor/destroy", Some(&destroy)).unwrap();
+    rig.ask("PUT", "sys/leases/revoke-prefix/auth/approle/login", None).unwrap();
+    let begun = std::time::Instant::now();
+    let error = vault.mint(None, &meta()).await.unwrap_err();
+    assert!(status(&error) == 400 && !error.retryable(), "{error}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificate_login_needs_the_certificate() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    rig.ask("POST", "sys/auth/cert", Some(&json!({"type": "cert"}))).unwrap();
+    let role = json!({
+        "certificate": std::fs::read_to_string(rig.ca()).unwrap(), "allowed_uri_sans": "spiffe://agent",
+        "token_policies": "ampoule-agent", "token_no_default_policy": true, "token_ttl": "10m",
+    });
+    rig.ask("POST", "auth/cert/certs/ampoule", Some(&role)).unwrap();
+    let login = |pair: &crate::certificates::Pair| {
+        let (certificate, key) = (&pair.certificate, &pair.key);
+        format!("login.cert = {{ role = \"ampoule\", certificate = {certificate:?}, key = {key:?} }}\n")
+    };
+    let good = by(&rig, &login(&rig.client_certificate("spiffe://agent").unwrap()));
+    let minted = good.mint(None, &meta()).await.unwrap();
+    good.revoke_accessor(&minted.accessor).await.unwrap();
+    good.log_out().await.unwrap();
+
+    let at = rig.path("other");
+    let wrong = rig.authority().client("spiffe://other", &at).unwrap();
+    assert!((400..404).contains(&status(&by(&rig, &login(&wrong)).ready().await.unwrap_err())));
+    let over = rig.authority().expired("spiffe://agent", &at).unwrap();
+    let error = by(&rig, &login(&over)).ready().await.unwrap_err();
+    assert!(error.kind() == Kind::Login || error.kind() == Kind::Unavailable, "{error}");
+    let stranger = crate::certificates::Authority::new("stranger").unwrap();
+    let pair = stranger.client("spiffe://agent", &at).unwrap();
+    assert!((400..404).contains(&status(&by(&rig, &login(&pair)).ready().await.unwrap_err())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_file_is_read_as_its_owners_alone_and_its_token_is_not_ended() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let made = json!({"policies": ["ampoule-agent"], "ttl": "10m"});
+    let made = rig.ask("POST", "auth/token/create", Some(&made)).unwrap();
+    let file = rig.private("token", text(&made, "/auth/client_token")).unwrap();
+    let login = format!("login.token = {{ file = {file:?} }}\n");
+    let vault = by(&rig, &login);
+    let minted = vault.mint(None, &meta()).await.unwrap();
+    vault.revoke_accessor(&minted.accessor).await.unwrap();
+    vault.log_out().await.unwrap();
+    vault.ready().await.unwrap();
+
+    rig.private("token", "s.not-one-of-this-server").unwrap();
+    assert_eq!(status(&by(&rig, &login).ready().await.unwrap_err()), 403);
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let error = by(&rig, &login).ready().await.unwrap_err();
+    assert!(error.to_string().contains("chmod 600"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_login_sends_the_service_accounts_token() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    rig.ask("POST", "sys/auth/kubernetes", Some(&json!({"type": "kubernetes"}))).unwrap();
+    // The reviewer is a cluster that is not here: Vault takes the token apart first, then fails to ask it.
+    let cluster = json!({
+        "kubernetes_host": "https://127.0.0.1:1", "disable_local_ca_jwt": true,
+        "kubernetes_ca_cert": std::fs::read_to_string(rig.ca()).unwrap(),
+    });
+    rig.ask("POST", "auth/kubernetes/config", Some(&cluster)).unwrap();
+    let role = json!({
+        "bound_service_account_names": "ampoule", "bound_service_account_namespaces": "ci",
+        "token_policies": "ampoule-agent",
+    });
+    rig.ask("POST", "auth/kubernetes/role/ampoule", Some(&role)).unwrap();
+    let signer = Signer(rcgen_key());
+    let account = signer.sign(&json!({
+        "sub": "system:serviceaccount:ci:ampoule", "aud": "vault",
+        "kubernetes.io": {"namespace": "ci", "serviceaccount": {"name": "ampoule", "uid": "u1"}},
+    }));
+    let file = rig.private("account", account.expose()).unwrap();
+    let login = format!("login.kubernetes = {{ role = \"ampoule\", token = {file:?} }}\n");
+    let error = by(&rig, &login).ready().await.unwrap_err();
+    // It came to the review, and not further: no cluster.
+    assert!(matches!(error.kind(), Kind::Login | Kind::Unavailable), "{error}");
+    let audit = rig.audit().unwrap();
+    assert!(audit.iter().any(|entry| {
+        entry.pointer("/request/path").is_some_and(|path| path == "auth/kubernetes/login")
+            && entry.pointer("/request/data/role").is_some()
+            && entry.pointer("/request/data/jwt").is_some()
+    }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespace_is_another_world() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    rig.ask("POST", "sys/namespaces/team", Some(&json!({}))).unwrap();
+    let inside = |method: &str, path: &str, body: Option<&serde_json::Value>| {
+        let (status, answer) =
+            rig.ask_as(rig.root_token(), &["X-Vault-Namespace: team"], method, path, body).unwrap();
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+        answer
+    };
+    inside("POST", "sys/auth/there", Some(&json!({"type": "approle"})));
+    inside("POST", "auth/there/role/ampoule", Some(&json!({"token_ttl": "5m"})));
+    let id = text(&inside("GET", "auth/there/role/ampoule/role-id", None), "/data/role_id");
+    let made = inside("POST", "auth/there/role/ampoule/secret-id", Some(&json!({})));
+    let file = rig.private("inside", text(&made, "/data/secret_id")).unwrap();
+    let login = format!("login.approle = {{ mount = \"there\", role_id = {id:?}, secret_id = {file:?} }}\n");
+    let named = config(&format!("namespace = \"team\"\n{}{login}{STEP}", server(&rig)));
+    Vault::new(named, None).unwrap().ready().await.unwrap();
+    let error = by(&rig, &login).ready().await.unwrap_err();
+    assert!((400..405).contains(&status(&error)), "the namespace was not sent: {error}");
+}
