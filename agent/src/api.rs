@@ -15,6 +15,7 @@ mod limits;
 mod message;
 mod places;
 mod schema;
+mod secret;
 mod server;
 mod shares;
 mod show;

@@ -17,6 +17,7 @@ mod places;
 mod plan;
 mod quick;
 pub(crate) mod read;
+mod secrets;
 mod sections;
 pub(crate) mod suggest;
 mod upstream;
@@ -28,7 +29,7 @@ pub use git::{GitEntry, GitPlan, git_url, tag_name};
 pub use image::ImageRef;
 pub(crate) use image::split_tag;
 pub use model::{
-    InputEntry, JobFile, OutputEntry, Param, ParamType, PathDigest, SourceEntry, StepEntry, Text,
+    InputEntry, JobFile, OutputEntry, Param, ParamType, PathDigest, SecretEntry, SourceEntry, StepEntry, Text,
 };
 pub use plan::{ImagePlan, InputPlan, JobPlan, SourcePlan};
 pub use quick::{QuickJob, quick_job};

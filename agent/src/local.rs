@@ -300,6 +300,7 @@ pub fn run(
     cancel: &Cancel,
     say: &mut dyn FnMut(Note),
 ) -> Result<Completed, LocalError> {
+    plan.demands_no_secret()?;
     make_state(&options.state)?;
     if let Some(out) = &options.out {
         release::check_out(out)?;

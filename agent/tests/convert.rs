@@ -11,9 +11,9 @@
 use ampoule_agent::api::convert::{job_request, job_spec};
 use ampoule_proto::v1 as wire;
 use ampoule_spec::{
-    EnvName, GitId, GitSigner, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, MadeBy,
-    Name, Output, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue, SandboxPath, Sha256, Step,
-    StepUser,
+    Delivery, EnvName, GitId, GitSigner, Image, Input, InputSource, JobId, JobSpec, LimitsRequest,
+    LogOverflow, MadeBy, Name, Output, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue,
+    RotateSignal, SandboxPath, Secret, Sha256, Step, StepUser,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -114,6 +114,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             cwd: SandboxPath::parse("/build").unwrap(),
             env,
             timeout_ms,
+            secrets: Vec::new(),
         };
         steps.into_iter().enumerate().map(step).collect()
     })
@@ -159,6 +160,21 @@ fn params() -> impl Strategy<Value = std::collections::BTreeMap<Name, ParamValue
     btree_map(name(), value, 0..4)
 }
 
+/// The first variables of a job and its steps are spelt otherwise.
+fn secrets() -> impl Strategy<Value = Vec<Secret>> {
+    vec((0..3_u8, 0..4_usize), 0..4).prop_map(|secrets| {
+        let secret = |(at, (kind, told)): (usize, (u8, usize))| {
+            let variable = EnvName::parse(&format!("SECRET__{at}")).unwrap();
+            let path = SandboxPath::parse(&format!("/run/secrets/{at}")).unwrap();
+            let on_rotate = RotateSignal::ALL.get(told).copied().filter(|_| kind == 0);
+            let delivery = [Delivery::File(path), Delivery::Fd(variable.clone()), Delivery::Env(variable)];
+            let name = Name::parse(&format!("secret-{at}")).unwrap();
+            Secret { name, delivery: delivery[usize::from(kind)].clone(), on_rotate }
+        };
+        secrets.into_iter().enumerate().map(secret).collect()
+    })
+}
+
 prop_compose! {
     fn spec()(
         attempt in 1..=u32::MAX,
@@ -168,14 +184,15 @@ prop_compose! {
         env in env(),
         params in params(),
         inputs in inputs(),
-        steps in steps(),
+        (secrets, mut steps) in (secrets(), steps()),
         outputs in outputs(),
         limits in limits(),
         (root, fail, of_commit) in (any::<bool>(), any::<bool>(), any::<bool>()),
     ) -> JobSpec {
+        steps[0].secrets = secrets.iter().rev().map(|secret| secret.name.clone()).collect();
         let epoch_of_commit = of_commit && inputs.iter().any(|i| matches!(i.source, InputSource::Git { .. }));
         JobSpec {
-            ampoule: 1, id: id(), attempt, name, profile, image, env, params, inputs, steps, outputs, limits,
+            ampoule: 1, id: id(), attempt, name, profile, image, env, params, inputs, secrets, steps, outputs, limits,
             source_date_epoch: if epoch_of_commit { 0 } else { source_date_epoch },
             epoch_of_commit,
             user: if root { StepUser::Root } else { StepUser::Build },
@@ -280,6 +297,15 @@ fn job_spec_names_the_field_of_the_message() {
     assert_eq!(refused(|r| r.steps[0].cwd = "x".into()), "steps[0].cwd");
     assert_eq!(refused(|r| r.steps[0].timeout_ms = 0), "steps[0].timeout_ms");
     assert_eq!(refused(|r| r.steps.push(r.steps[0].clone())), "steps[1].name");
+    let secret = |delivery| wire::Secret { name: "a".into(), delivery, on_rotate: 0 };
+    let file = |path: &str| Some(wire::secret::Delivery::File(path.into()));
+    assert_eq!(refused(|r| r.secrets.push(secret(None))), "secrets[0]");
+    assert_eq!(refused(|r| r.secrets.push(secret(file("x")))), "secrets[0].file");
+    assert_eq!(refused(|r| r.secrets.push(secret(file("/etc/x")))), "secrets[0].file");
+    let told = wire::Secret { on_rotate: 9, ..secret(file("/run/secrets/a")) };
+    assert_eq!(refused(|r| r.secrets.push(told)), "secrets[0].on_rotate");
+    assert_eq!(refused(|r| r.steps[0].secrets.push("A".into())), "steps[0].secrets[0]");
+    assert_eq!(refused(|r| r.steps[0].secrets.push("a".into())), "steps[0].secrets");
     assert_eq!(refused(|r| r.outputs[0].when = 9), "outputs[0].when");
     assert_eq!(refused(|r| r.outputs[0].kind = -1), "outputs[0].kind");
     assert_eq!(refused(|r| r.outputs[0].path = "/".into()), "outputs[0].path");

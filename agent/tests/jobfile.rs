@@ -133,6 +133,21 @@ fn bad_files_are_refused_with_code_line_and_field() {
 }
 
 #[test]
+fn who_has_no_secrets_to_give_names_the_first_and_where_to_get_them() {
+    let bytes = fs::read(table("good").join("secrets.toml")).unwrap();
+    let plan = parse(&bytes, "job.toml").unwrap().plan(&table("good"), &BTreeMap::new()).unwrap();
+    let error = plan.demands_no_secret().unwrap_err();
+    assert_eq!((error.code, error.line(), error.field.as_str()), (Code::JobInvalid, Some(5), "secret[0]"));
+    assert!(
+        error.to_string().contains("npm-publish") && error.to_string().contains("ampoule submit"),
+        "{error}"
+    );
+    let plain = fs::read(table("good").join("minimal.toml")).unwrap();
+    let plan = parse(&plain, "job.toml").unwrap().plan(&table("good"), &BTreeMap::new()).unwrap();
+    assert_eq!(plan.demands_no_secret(), Ok(()));
+}
+
+#[test]
 fn display_names_file_line_column_and_nearest_key() {
     let text = "ampoule = 1\nname = \"j\"\nimage = \"host\"\n[[step]]\nrun = [\"true\"]\n  timout = \"1m\"\n";
     let error = parse(text.as_bytes(), "job.toml").unwrap_err();

@@ -222,7 +222,9 @@ impl Printer {
                 damage.object, damage.reason
             )),
             Event::Failed { code, message, .. } => show::line(&format!("failed: {message} [{code}]")),
-            Event::Intent { .. }
+            // A job of this command has none.
+            Event::StepReady { .. }
+            | Event::Intent { .. }
             | Event::Admitted { .. }
             | Event::Phase { .. }
             | Event::ControlIgnored { .. }

@@ -62,6 +62,10 @@ pub(crate) fn admit(
     job.validate()
         .and_then(|()| job.check_resolved())
         .map_err(|e| refuse(Code::JobInvalid, e.to_string()))?;
+    if !job.secrets.is_empty() {
+        let text = "secret: this runner cannot give secrets to steps yet; remove [[secret]]";
+        return Err(refuse(Code::SecretUnavailable, text));
+    }
     let (profile, limits) = judge(&job.profile, job.user, &job.limits, profiles)?;
     let (mounts, used) = look_up(&job, store, holdings, profile.profile.read_back)?;
     let spec_sha256 = Sha256::new(Hasher::digest(spec).into());

@@ -195,7 +195,7 @@ impl Lane {
             offset += chunk.len() as u64;
         }
         let sha256 = ampoule_spec::Sha256::new(self.hash.finalize().into());
-        Ok(LogReport { stream: self.stream, bytes: self.bytes, sha256, cut_bytes: self.cut })
+        Ok(LogReport { stream: self.stream, bytes: self.bytes, sha256, cut_bytes: self.cut, masked: 0 })
     }
 }
 

@@ -213,6 +213,7 @@ fn tell_steps(report: &mut RunReport, record: &Record, job: Option<&JobSpec>) {
             Event::Damaged { damage, .. } => report.damaged.push(damage.clone()),
             Event::Intent { .. }
             | Event::Phase { .. }
+            | Event::StepReady { .. }
             | Event::Failed { .. }
             | Event::ControlIgnored { .. }
             | Event::Closed { .. } => {}

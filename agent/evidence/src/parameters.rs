@@ -5,6 +5,7 @@
 //! the report alone. They share no key. Whole numbers are strings, because many readers keep only 53 bits.
 
 use crate::git::{self, GitParameter};
+use crate::secrets::SecretParameter;
 use crate::statement::sha256_only;
 use crate::uri::{UriError, image_uri, mirror_uris, source_uri};
 use ampoule_spec::{
@@ -48,6 +49,9 @@ pub struct ExternalParameters {
     pub params: BTreeMap<Name, Param>,
     /// What is mounted.
     pub inputs: Vec<InputParameter>,
+    /// The secrets that steps could have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretParameter>,
     /// What is run.
     pub steps: Vec<StepParameter>,
     /// What is taken out.
@@ -150,6 +154,9 @@ pub struct StepParameter {
     pub env: BTreeMap<EnvName, String>,
     /// The step's own time limit in milliseconds.
     pub timeout_ms: String,
+    /// The secrets that it had, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Name>,
 }
 
 /// One output.
@@ -186,6 +193,7 @@ impl ExternalParameters {
             env: spec.env.clone(),
             params: spec.params.iter().map(|(name, value)| (name.clone(), Param::of(value))).collect(),
             inputs: spec.inputs.iter().enumerate().map(InputParameter::of).collect::<Result<_, _>>()?,
+            secrets: spec.secrets.iter().map(SecretParameter::of).collect(),
             steps: spec.steps.iter().map(StepParameter::of).collect(),
             outputs: spec.outputs.iter().map(OutputParameter::of).collect(),
             limits: asked(&spec.limits),
@@ -271,6 +279,7 @@ impl StepParameter {
             cwd: step.cwd.clone(),
             env: step.env.clone(),
             timeout_ms: step.timeout_ms.to_string(),
+            secrets: step.secrets.clone(),
         }
     }
 }

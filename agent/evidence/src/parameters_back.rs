@@ -21,6 +21,7 @@ impl ExternalParameters {
                 cwd: step.cwd.clone(),
                 env: step.env.clone(),
                 timeout_ms: number(&step.timeout_ms)?,
+                secrets: step.secrets.clone(),
             })
         });
         let outputs = self.outputs.iter().map(|output| Output {
@@ -44,6 +45,7 @@ impl ExternalParameters {
             env: self.env.clone(),
             params: params(&self.params)?,
             inputs: self.inputs.iter().map(input).collect::<Option<_>>()?,
+            secrets: self.secrets.iter().map(|secret| secret.secret()).collect::<Option<_>>()?,
             steps: steps.collect::<Option<_>>()?,
             outputs: outputs.collect(),
             limits: limits(&self.limits)?,

@@ -4,6 +4,7 @@
 //! signer cannot check. Counters are strings, because many readers keep only 53 bits.
 
 use crate::parameters::HostFactsParameter;
+use crate::secrets::SecretParameter;
 use crate::slsa::Builder;
 use crate::statement::Statement;
 use ampoule_spec::{
@@ -61,6 +62,9 @@ pub struct RunPredicate {
     pub image: Option<RunImage>,
     /// The inputs that the job names.
     pub inputs: Vec<RunInput>,
+    /// The secrets that steps could have; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretParameter>,
     /// The steps of the report.
     pub steps: Vec<RunStep>,
     /// The outputs that were taken out.
@@ -228,6 +232,9 @@ pub struct RunStep {
     pub memory_peak_bytes: String,
     /// Processes that outlived its program and were killed.
     pub survivors_killed: String,
+    /// The secrets that it names; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Name>,
     /// Its streams.
     pub logs: Vec<RunLog>,
 }
@@ -246,6 +253,9 @@ pub struct RunLog {
     pub bytes: String,
     /// Bytes cut from the middle of what is kept.
     pub cut_bytes: String,
+    /// Places where a secret stood; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masked: Option<String>,
 }
 
 /// An output that was taken out.

@@ -11,9 +11,10 @@ use crate::run::{
     AgentClaims, Digests, Request, RunEnd, RunFailure, RunImage, RunInput, RunLayer, RunLog, RunOutput,
     RunPhase, RunPredicate, RunProvenance, RunSandbox, RunStatement, RunStep, RunTimeline, TeardownRecord,
 };
+use crate::secrets::SecretParameter;
 use crate::statement::{Kind, ResourceDescriptor, Statement, UnsignedStatement, sha256_only};
 use crate::time;
-use ampoule_spec::{Code, Failure, InputSource, RunReport, Sha256, StepEnd, StepReport, Timeline};
+use ampoule_spec::{Code, Failure, InputSource, JobSpec, RunReport, Sha256, StepEnd, StepReport, Timeline};
 
 /// Why there is no run attestation: the record contradicts itself.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +108,8 @@ fn predicate(request: &RunRequest<'_>) -> RunPredicate {
             named_by: Some(image.named_by.clone()).filter(|text| !text.is_empty()),
         }),
         inputs: inputs.collect(),
-        steps: report.steps.iter().enumerate().map(step).collect(),
+        secrets: spec.secrets.iter().map(SecretParameter::of).collect(),
+        steps: report.steps.iter().enumerate().map(|(at, report)| step(at, report, spec)).collect(),
         outputs: outputs(report),
         teardown: TeardownRecord::of(&report.teardown),
         provenance: request.provenance_sha256.map(|d| RunProvenance { digest: sha256_only(d) }),
@@ -147,7 +149,7 @@ fn phases(report: &RunReport) -> Vec<RunPhase> {
     phases.map(|p| RunPhase { phase: p.phase.clone(), micros: p.micros.to_string() }).collect()
 }
 
-fn step((at, step): (usize, &StepReport)) -> RunStep {
+fn step(at: usize, step: &StepReport, spec: &JobSpec) -> RunStep {
     let end = match &step.end {
         StepEnd::Exited { .. } => RunEnd::Exited,
         StepEnd::Signalled { .. } => RunEnd::Signalled,
@@ -170,6 +172,7 @@ fn step((at, step): (usize, &StepReport)) -> RunStep {
         cpu_micros: step.usage.cpu_micros.to_string(),
         memory_peak_bytes: step.usage.memory_peak_bytes.to_string(),
         survivors_killed: step.survivors_killed.to_string(),
+        secrets: spec.steps.get(at).map(|named| named.secrets.clone()).unwrap_or_default(),
         logs: logs(at, step),
     };
     match &step.end {
@@ -189,6 +192,7 @@ fn logs(at: usize, step: &StepReport) -> Vec<RunLog> {
         digest: sha256_only(log.sha256),
         bytes: log.bytes.to_string(),
         cut_bytes: log.cut_bytes.to_string(),
+        masked: Some(log.masked).filter(|spans| *spans > 0).map(|spans| spans.to_string()),
     });
     logs.collect()
 }

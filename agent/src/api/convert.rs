@@ -68,6 +68,9 @@ pub fn job_spec(request: wire::JobRequest, id: JobId) -> Result<JobSpec> {
         env: env("env", request.env)?,
         params: params.collect::<Result<_>>()?,
         inputs: each(request.inputs, |at, input| self::input(&format!("inputs[{at}]"), input))?,
+        secrets: each(request.secrets, |at, secret| {
+            super::secret::secret(&format!("secrets[{at}]"), secret)
+        })?,
         steps: each(request.steps, |at, step| self::step(&format!("steps[{at}]"), step))?,
         outputs: each(request.outputs, |at, output| self::output(&format!("outputs[{at}]"), output))?,
         limits,
@@ -89,6 +92,7 @@ fn wire_field(error: SpecError) -> FieldError {
     };
     let first = match first {
         "input" => "inputs",
+        "secret" => "secrets",
         "step" => "steps",
         "output" => "outputs",
         other => other,
@@ -116,7 +120,7 @@ fn image(image: Option<wire::Image>) -> Result<Image> {
 }
 
 /// The number of an enumeration that this build does not know: a newer client means something by it.
-fn unknown(field: impl Into<String>, number: i32) -> FieldError {
+pub(super) fn unknown(field: impl Into<String>, number: i32) -> FieldError {
     wrong(field, format!("{number} is not known"))
 }
 
@@ -216,6 +220,7 @@ fn step(field: &str, step: wire::Step) -> Result<Step> {
         cwd: parsed(&format!("{field}.cwd"), &step.cwd, SandboxPath::parse)?,
         env: env(&format!("{field}.env"), step.env)?,
         timeout_ms: step.timeout_ms,
+        secrets: super::secret::names(field, &step.secrets)?,
     })
 }
 
@@ -289,6 +294,7 @@ pub fn job_request(spec: &JobSpec) -> wire::JobRequest {
         env: wire_env(&spec.env),
         params: spec.params.iter().map(|(name, value)| (name.to_string(), wire_param(value))).collect(),
         inputs: spec.inputs.iter().map(wire_input).collect(),
+        secrets: spec.secrets.iter().map(super::secret::wire_secret).collect(),
         steps: spec.steps.iter().map(wire_step).collect(),
         outputs: spec.outputs.iter().map(wire_output).collect(),
         limits: Some(wire_limits(&spec.limits, spec.log_overflow)),
@@ -377,6 +383,7 @@ fn wire_step(step: &Step) -> wire::Step {
         cwd: step.cwd.to_string(),
         env: wire_env(&step.env),
         timeout_ms: step.timeout_ms,
+        secrets: step.secrets.iter().map(ToString::to_string).collect(),
     }
 }
 

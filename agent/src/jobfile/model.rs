@@ -6,8 +6,8 @@ use super::git::GitEntry;
 use super::image::ImageRef;
 use super::upstream::UpstreamEntry;
 use ampoule_spec::{
-    EnvName, LimitsRequest, LogOverflow, Name, OutputForm, OutputKind, OutputName, OutputWhen, ParamValue,
-    SandboxPath, Sha256, StepUser,
+    Delivery, EnvName, LimitsRequest, LogOverflow, Name, OutputForm, OutputKind, OutputName, OutputWhen,
+    ParamValue, RotateSignal, SandboxPath, Secret, Sha256, StepUser,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +32,8 @@ pub struct JobFile {
     pub params: BTreeMap<Name, Param>,
     /// The inputs, in the order of the file.
     pub inputs: Vec<InputEntry>,
+    /// The secrets that steps may have, in the order of the file.
+    pub secrets: Vec<SecretEntry>,
     /// The steps, in the order of the file.
     pub steps: Vec<StepEntry>,
     /// The outputs, in the order of the file.
@@ -194,6 +196,19 @@ pub struct StepEntry {
     pub env: BTreeMap<EnvName, Text>,
     /// The step's own time limit in milliseconds.
     pub timeout_ms: Option<u64>,
+    /// The secrets that it has.
+    pub secrets: Vec<Name>,
+}
+
+/// `[[secret]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretEntry {
+    /// Its name.
+    pub name: Name,
+    /// How a step gets it; a file in `/run/secrets` where nothing is written.
+    pub delivery: Delivery,
+    /// What the step is told when it has changed.
+    pub on_rotate: Option<RotateSignal>,
 }
 
 /// `[[output]]`.
@@ -211,6 +226,14 @@ pub struct OutputEntry {
     pub kind: Option<OutputKind>,
     /// Whether the job may succeed without it.
     pub optional: Option<bool>,
+}
+
+impl SecretEntry {
+    /// The same in a spec.
+    pub(crate) fn declared(&self) -> Secret {
+        let Self { name, delivery, on_rotate } = self.clone();
+        Secret { name, delivery, on_rotate }
+    }
 }
 
 impl OutputEntry {

@@ -4,14 +4,14 @@ use super::error::JobFileError;
 use super::fields::Fields;
 use super::git::GitPlan;
 use super::image::ImageRef;
-use super::model::{JobFile, OutputEntry, PathDigest, SourceEntry, StepEntry, Text};
+use super::model::{JobFile, OutputEntry, PathDigest, SecretEntry, SourceEntry, StepEntry, Text};
 use super::params;
 use super::upstream::UpstreamPlan;
 use super::{CWD_DEFAULT, PROFILE_DEFAULT, SOURCE_DATE_EPOCH_DEFAULT, STEP_TIMEOUT_MS_DEFAULT};
 use crate::registry::Reference;
 use ampoule_spec::{
     Code, EnvName, FORMAT, Image, Input, InputSource, JobId, JobSpec, LimitsRequest, LogOverflow, Name,
-    Output, ParamValue, SPEC_BYTES_MAX, SandboxPath, Sha256, Step, StepUser,
+    Output, ParamValue, SPEC_BYTES_MAX, SandboxPath, Secret, Sha256, Step, StepUser,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ pub struct JobPlan {
     pub params: BTreeMap<Name, ParamValue>,
     /// The inputs, in the order in which [`JobPlan::into_spec`] wants their digests.
     pub inputs: Vec<InputPlan>,
+    /// The secrets that steps may have, by name.
+    pub secrets: Vec<Secret>,
     /// The steps.
     pub steps: Vec<Step>,
     /// The outputs.
@@ -188,6 +190,7 @@ impl JobFile {
                     exclude: input.exclude.clone(),
                 })
                 .collect(),
+            secrets: self.secrets.iter().map(SecretEntry::declared).collect(),
             steps: steps
                 .map(|(at, entry)| step(at, entry, &cwd, &params).map_err(|e| internal(&e)))
                 .collect::<Result<_>>()?,
@@ -228,6 +231,7 @@ fn step(
         cwd: entry.cwd.as_ref().unwrap_or(cwd).clone(),
         env: values(&entry.env, params),
         timeout_ms: entry.timeout_ms.unwrap_or(STEP_TIMEOUT_MS_DEFAULT),
+        secrets: entry.secrets.clone(),
     })
 }
 
@@ -386,6 +390,17 @@ impl JobPlan {
         self.spec(id, attempt, sources)
     }
 
+    /// That the job asks for no secret: for whoever has none to give.
+    ///
+    /// # Errors
+    /// `job.invalid` with the first secret's line.
+    pub fn demands_no_secret(&self) -> Result<()> {
+        let Some(first) = self.secrets.first() else { return Ok(()) };
+        let reason = format!("the secret {} comes with a lease, which only a daemon keeps", first.name);
+        let remedy = "give the job to one with `ampoule submit`, or remove [[secret]]";
+        Err(self.fields.error(Code::JobInvalid, "secret[0]", reason, remedy))
+    }
+
     /// Everything that can be checked before the first byte is read.
     pub(crate) fn check(&self) -> Result<()> {
         self.check_rules()?;
@@ -425,6 +440,7 @@ impl JobPlan {
             env: self.env,
             params: self.params,
             inputs: inputs.collect(),
+            secrets: self.secrets,
             steps: self.steps,
             outputs: self.outputs,
             limits: self.limits,

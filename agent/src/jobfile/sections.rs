@@ -8,7 +8,7 @@ use super::model::{
 };
 use super::params::{self, Misuse};
 use super::read::{Reader, Table, Value};
-use super::{mirrors, suggest, upstream, values};
+use super::{mirrors, secrets, suggest, upstream, values};
 use crate::inputs::exclude::check_pattern;
 use crate::inputs::parse_url;
 use ampoule_spec::{
@@ -66,9 +66,6 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
     // Before anything else: another version may have other keys.
     version(&root)?;
     root.only(JOB_KEYS)?;
-    if let Some(secret) = root.get("secret") {
-        return Err(secret.unsupported("secrets", "remove [[secret]]"));
-    }
     let name = root.need("name", "\"my-job\"")?.parsed("a name", "\"my-job\"", Name::parse)?;
     let profile = optional(&root, "profile", |v| v.parsed("a profile's name", "\"hermetic\"", Name::parse))?;
     let image = image(&root.need("image", "\"host\"")?)?;
@@ -88,6 +85,7 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
         let value = root.need("source_date_epoch", "1700000000")?;
         return Err(value.wrong("\"commit\" needs a git input", "write seconds since 1970, as in 1700000000"));
     }
+    let secrets = tables(&root, "secret", secrets::secret)?;
     let steps = tables(&root, "step", |t| step(t, &params))?;
     let outputs = tables(&root, "output", output)?;
     let (limits, log_overflow) = optional(&root, "limits", limits)?.unwrap_or_default();
@@ -102,6 +100,7 @@ pub(crate) fn job<'r>(reader: &'r Reader<'r>, document: &'r Spanned<DeTable<'r>>
         env,
         params,
         inputs,
+        secrets,
         steps,
         outputs,
         limits,
@@ -334,9 +333,6 @@ fn http(value: &Value<'_>) -> Result<SourceEntry> {
 
 fn step(table: &Table<'_>, params: &Params) -> Result<StepEntry> {
     table.only(STEP_KEYS)?;
-    if let Some(secrets) = table.get("secrets") {
-        return Err(secrets.unsupported("secrets", "remove the key"));
-    }
     let name = optional(table, "name", |v| v.parsed("a name", "\"build\"", Name::parse))?;
     let run = table.need("run", "[\"make\", \"all\"]")?;
     let run = run.items(
@@ -347,7 +343,8 @@ fn step(table: &Table<'_>, params: &Params) -> Result<StepEntry> {
     let cwd = optional(table, "cwd", sandbox_path)?;
     let env = optional(table, "env", |v| environment(v, params))?.unwrap_or_default();
     let timeout_ms = optional(table, "timeout", duration)?;
-    Ok(StepEntry { name, run, cwd, env, timeout_ms })
+    let secrets = optional(table, "secrets", secrets::names)?.unwrap_or_default();
+    Ok(StepEntry { name, run, cwd, env, timeout_ms, secrets })
 }
 
 fn output(table: &Table<'_>) -> Result<OutputEntry> {

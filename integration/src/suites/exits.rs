@@ -152,7 +152,7 @@ fn bad_job(lab: &Lab) -> Result<()> {
         ("newer", "ampoule = 2\nfuture = true\n".into(), &["ampoule", "2"]),
         ("escape", format!("{head}{step}cwd = \"/build/../etc\"\n").into(), &["step[0].cwd"]),
         ("reserved", format!("{head}{step}[[input]]\nname = \"a\"\nmount = \"/etc/x\"\npath = \".\"\n").into(), &["input[0].mount"]),
-        ("secret", format!("{head}{step}[[secret]]\nname = \"a\"\n").into(), &["secret"]),
+        ("secret", format!("{head}{step}[[secret]]\nname = \"a\"\nfile = \"/etc/a\"\n").into(), &["secret[0].file"]),
         ("evidence", format!("{head}{step}[[output]]\nname = \"run\"\npath = \"/x\"\n").into(), &["output[0].name"]),
         ("large", big.into_bytes(), &["1048576"]),
         ("not-utf8", b"ampoule = 1\nname = \"\xff\xfe\"\n".to_vec(), &["UTF-8"]),

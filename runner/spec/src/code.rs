@@ -142,6 +142,10 @@ codes! {
     InputChanged = "input.changed", Internal, "DATA_LOSS", Platform;
     /// The file system of the store has no room for another import.
     StoreFull = "store.full", TryAgain, "RESOURCE_EXHAUSTED", Operator;
+    /// The caller or its job may not have a secret that a step names.
+    SecretDenied = "secret.denied", Denied, "PERMISSION_DENIED", Tenant;
+    /// A secret that a step names could not be had, or not in time.
+    SecretUnavailable = "secret.unavailable", TryAgain, "UNAVAILABLE", Platform;
     /// The profile demands something that this host or this user cannot give.
     SandboxUnsupported = "sandbox.unsupported", Unsupported, "FAILED_PRECONDITION", Operator;
     /// A stage of the sandbox's set-up failed; stage and errno are named.

@@ -54,6 +54,15 @@ pub enum Event {
         /// The phase, by its name in `docs/formats.md`.
         phase: String,
     },
+    /// A step that names secrets waits for their values on the job's control socket, in this order.
+    StepReady {
+        /// When.
+        at: UnixNanos,
+        /// The step's place in the job, from 0.
+        step: u32,
+        /// The secrets' names.
+        names: Vec<Name>,
+    },
     /// A step's program is about to run.
     StepStarted {
         /// When.

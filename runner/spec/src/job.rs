@@ -7,7 +7,7 @@
 use crate::input::{Input, InputSource};
 use crate::limits::LimitsRequest;
 use crate::output::Output;
-use crate::{EnvName, JobId, Name, SandboxPath, Sha256};
+use crate::{EnvName, JobId, Name, SandboxPath, Secret, Sha256};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +53,9 @@ pub struct JobSpec {
     /// What is mounted for the steps to read.
     #[serde(default)]
     pub inputs: Vec<Input>,
+    /// The secrets that steps may have, by name: never a value, nor where it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
     /// What is run, in this order.
     pub steps: Vec<Step>,
     /// What is taken out.
@@ -173,6 +176,9 @@ pub struct Step {
     pub env: BTreeMap<EnvName, String>,
     /// The step's own time limit in milliseconds.
     pub timeout_ms: u64,
+    /// The secrets that it has, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Name>,
 }
 
 /// A parameter's value.
@@ -197,7 +203,7 @@ pub struct SpecError {
     pub reason: String,
 }
 
-fn wrong(field: impl Into<String>, reason: impl Into<String>) -> SpecError {
+pub(crate) fn wrong(field: impl Into<String>, reason: impl Into<String>) -> SpecError {
     SpecError { field: field.into(), reason: reason.into() }
 }
 
@@ -249,6 +255,7 @@ impl JobSpec {
         }
         self.validate_inputs()?;
         self.validate_steps()?;
+        self.validate_secrets()?;
         self.validate_outputs()
     }
 

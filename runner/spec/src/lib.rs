@@ -17,6 +17,7 @@ mod output;
 mod path;
 mod profile;
 mod report;
+mod secret;
 mod store;
 pub mod wire;
 
@@ -46,6 +47,10 @@ pub use profile::{
 pub use report::{
     Check, CheckState, Failure, HostFacts, ImageReport, Isolation, LogReport, Measured, Outcome,
     OutputReport, PhaseTime, RunReport, StepEnd, StepReport, TeardownReport, Timeline, UnixNanos, Usage,
+};
+pub use secret::{
+    Delivery, RotateSignal, SECRET_BYTES_MAX, SECRET_BYTES_MIN, SECRETS_DIR, SECRETS_MAX,
+    STEP_SECRET_BYTES_MAX, Secret,
 };
 pub use store::{
     Collect, Collected, Damage, HowRead, KindCount, ReadPolicy, Reread, StoreStat, StoredObject,

@@ -58,6 +58,7 @@ impl Outcome {
             | Code::SandboxUnsupported
             | Code::InputChanged
             | Code::StoreFull
+            | Code::SecretUnavailable
             | Code::Internal => Self::Aborted,
             _ => Self::Failed,
         }
@@ -266,6 +267,13 @@ pub struct LogReport {
     pub sha256: Sha256,
     /// Bytes cut from the middle of what is kept.
     pub cut_bytes: u64,
+    /// Places where a secret stood. Length and digest are of the stream without them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub masked: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An output that was taken out.

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// The keys of the external parameters of the build type.
-const EXTERNAL: [&str; 12] = [
+const EXTERNAL: [&str; 13] = [
     "name",
     "profile",
     "image",
@@ -29,6 +29,7 @@ const EXTERNAL: [&str; 12] = [
     "env",
     "params",
     "inputs",
+    "secrets",
     "steps",
     "outputs",
     "limits",
@@ -240,7 +241,10 @@ mod tests {
     fn external_keys_are_those_of_the_type_and_no_internal_one() {
         let record = crate::tests::fixture::record();
         let external = crate::parameters::to_map(&ExternalParameters::of(record.spec()).unwrap()).unwrap();
-        assert_eq!(external.keys().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(EXTERNAL));
+        let mut keys: BTreeSet<_> = external.keys().map(String::as_str).collect();
+        // There where there are any.
+        assert!(keys.insert("secrets"));
+        assert_eq!(keys, BTreeSet::from(EXTERNAL));
         let internal = crate::parameters::to_map(&InternalParameters::of(record.report()).unwrap()).unwrap();
         assert!(internal.keys().all(|key| !EXTERNAL.contains(&key.as_str())));
         let limits = record.report().limits.as_ref().unwrap().entries();

@@ -7,7 +7,7 @@ use super::{
 use crate::parameters::LIMITS;
 use crate::run::{RunEnd, RunPredicate, RunSandbox, RunStatement, RunStep};
 use crate::statement::ResourceDescriptor;
-use ampoule_spec::{Outcome, UnixNanos};
+use ampoule_spec::{Name, Outcome, UnixNanos};
 
 /// Holds a run attestation against every rule that needs no expectation of the reader's.
 pub(crate) fn check_run(statement: &RunStatement) -> Checked {
@@ -27,8 +27,12 @@ pub(crate) fn check_run(statement: &RunStatement) -> Checked {
     latest(run)?;
     check_numbers(run)?;
     check_digests(run)?;
+    let declared: Vec<&Name> = run.secrets.iter().map(|secret| &secret.name).collect();
+    if !run.secrets.iter().all(|secret| secret.secret().is_some()) {
+        return Err(broken("secrets", "each delivered by exactly one of file, fd and env"));
+    }
     for (at, step) in run.steps.iter().enumerate() {
-        check_step(at, step)?;
+        check_step(at, step, &declared)?;
     }
     check_teardown("teardown", &run.teardown)?;
     if run.outcome == Outcome::Succeeded && !run.teardown.shows_destruction() {
@@ -164,7 +168,7 @@ fn check_digests(run: &RunPredicate) -> Checked {
     Ok(())
 }
 
-fn check_step(at: usize, step: &RunStep) -> Checked {
+fn check_step(at: usize, step: &RunStep, declared: &[&Name]) -> Checked {
     let field = |name: &str| format!("steps[{at}].{name}");
     let said = (step.exit_code.is_some(), step.signal.is_some(), step.code.is_some(), step.reason.is_some());
     let expected = match step.end {
@@ -193,6 +197,9 @@ fn check_step(at: usize, step: &RunStep) -> Checked {
     check_decimal(field("cpuMicros"), &step.cpu_micros)?;
     check_decimal(field("memoryPeakBytes"), &step.memory_peak_bytes)?;
     check_decimal(field("survivorsKilled"), &step.survivors_killed)?;
+    if !step.secrets.iter().all(|name| declared.contains(&name)) {
+        return Err(broken(field("secrets"), "secrets of the job"));
+    }
     for log in &step.logs {
         if log.name != format!("{at}-{}.{}", step.name, log.stream.as_str()) {
             return Err(broken(field("logs"), "a log is named <n>-<step>.<stream>"));
@@ -200,6 +207,12 @@ fn check_step(at: usize, step: &RunStep) -> Checked {
         check_digest(&field("logs"), &log.digest)?;
         check_decimal(field("logs"), &log.bytes)?;
         check_decimal(field("logs"), &log.cut_bytes)?;
+        if let Some(masked) = &log.masked {
+            check_decimal(field("logs"), masked)?;
+            if masked == "0" || step.secrets.is_empty() {
+                return Err(broken(field("logs"), "masked only where a secret stood"));
+            }
+        }
     }
     Ok(())
 }

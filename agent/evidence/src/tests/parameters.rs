@@ -22,6 +22,12 @@ fn specs() -> Vec<Value> {
     // Both stand in a spec only where they are not the default.
     tar["user"] = json!("root");
     tar["log_overflow"] = json!("fail");
+    tar["secrets"] = json!([
+        {"name": "key", "file": "/run/secrets/key", "on_rotate": "SIGHUP"},
+        {"name": "token", "env": "TOKEN"},
+        {"name": "7", "fd": "OTHER_FD"},
+    ]);
+    tar["steps"][0]["secrets"] = json!(["token"]);
     let mut git = tar.clone();
     let commit = "0123456789".repeat(4);
     git["inputs"][0]["source"] = json!({"kind": "git", "url": "https://git.example/r", "commit": commit, "submodules": true, "tree": "ab".repeat(32)});
@@ -74,6 +80,7 @@ fn others(value: &Value) -> Vec<Value> {
                 json!("cut"),
                 json!("sh"),
                 json!("tar.zst"),
+                json!("SIGUSR1"),
             ]
         }
         _ => Vec::new(),
@@ -100,7 +107,8 @@ fn each_field_of_a_job_changes_external_parameters_or_is_listed() {
                 tried += 1;
             }
             let kind = path.ends_with("/kind") && !path.starts_with("/outputs");
-            let single = kind || path == "/ampoule" || path == "/id";
+            // A secret that a step names is renamed in both places or in none.
+            let single = kind || path == "/secrets/1/name" || path == "/ampoule" || path == "/id";
             assert!(changed_fields.contains(&path) || single, "{path} was never changed");
         }
     }
@@ -128,6 +136,11 @@ fn order_presence_and_kind_change_external_parameters() {
         |s| s["limits"] = json!({}),
         |s| s["limits"]["open_files"] = json!(4096),
         |s| s["user"] = json!("root"),
+        |s| s["secrets"] = json!([{"name": "key", "env": "KEY"}]),
+        |s| {
+            s["secrets"] = json!([{"name": "key", "env": "KEY"}]);
+            s["steps"][1]["secrets"] = json!(["key"]);
+        },
         |s| s["log_overflow"] = json!("fail"),
         |s| s["outputs"][0]["form"] = json!("file"),
         |s| s["outputs"][0]["form"] = json!("tree"),
