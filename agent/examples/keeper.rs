@@ -11,7 +11,7 @@ use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::sha256;
 use ampoule_agent::job::{
     Caller, IdempotencyKey, Intakes, Jobs, JobsError, Keep, Keeper, Means, Needs, OpenedOutput, Options,
-    Proofs, ShownToAll, Sources, Submission, Unwitnessed, WatchedEvent,
+    ShownToAll, Sources, Submission, Unwitnessed, WatchedEvent,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
@@ -72,6 +72,7 @@ fn main() -> Result<(), Failed> {
         lookups: Seats::all_but_one(2),
         readers: 1024,
         drifted: None,
+        secrets: None,
     };
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -153,7 +154,6 @@ async fn submit(keeper: &Keeper, asked: &Value) -> Result<Value, Failed> {
         caller: caller(),
         key: IdempotencyKey::parse(text(asked, "key")?)?,
         project: Name::parse("tests")?,
-        proofs: Proofs::new(),
         request: sha256(text(asked, "key")?.as_bytes())?,
         spec,
         priority: 0,

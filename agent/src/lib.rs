@@ -24,6 +24,7 @@ pub mod jobfile;
 pub mod local;
 pub mod pin;
 pub mod registry;
+pub mod secrets;
 mod shelf;
 pub mod signing;
 pub mod sources;

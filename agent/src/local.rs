@@ -9,6 +9,7 @@ mod download;
 pub(crate) mod evidence;
 mod follow;
 mod git;
+pub mod hand_over;
 pub(crate) mod intake;
 pub(crate) mod path;
 mod place;
@@ -18,7 +19,7 @@ pub(crate) mod release;
 mod runner;
 mod store;
 pub(crate) mod take;
-pub(crate) mod upstream;
+mod upstream;
 mod watch;
 
 pub use evidence::SigningKey;

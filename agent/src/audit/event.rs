@@ -53,7 +53,7 @@ actions! {
     /// Evidence was read.
     EvidenceRead = "read.evidence",
     /// The configuration and what it names were read anew; `detail` has the digest of all that it says, and those of the policy, the
-    /// identities, the certificate and the sources.
+    /// identities, the certificate, the sources and the secrets.
     ConfigReloaded = "reload.config",
     /// Certificates of the listeners were found to be others on the disk; `detail` names them.
     KeysReloaded = "reload.keys",
@@ -61,6 +61,14 @@ actions! {
     Drained = "daemon.drained",
     /// Facts of the host are not those of its baseline, or are again; `detail` names them.
     Drifted = "host.drifted",
+    /// What a step's secrets come from was taken for it, and is about to be handed over; `detail` names them, never a value.
+    SecretGranted = "secret.granted",
+    /// A step got no secrets.
+    SecretDenied = "secret.denied",
+    /// What a step had was taken back by its server.
+    SecretRevoked = "secret.revoked",
+    /// Somebody listed what steps have.
+    LeasesRead = "read.leases",
     /// The daemon has started.
     Started = "daemon.started",
     /// The daemon ends in good order.

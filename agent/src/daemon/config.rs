@@ -56,6 +56,8 @@ pub struct Config {
     pub retention: Retention,
     /// What signs; none only with `dev`.
     pub signing: Option<SigningKey>,
+    /// Which secrets projects have; none: none.
+    pub secrets: Option<PathBuf>,
     /// How often a caller may have something written into the audit log.
     pub audit: Rate,
     /// Where metrics can be asked for.

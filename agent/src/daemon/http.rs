@@ -124,7 +124,11 @@ fn reply(method: &Method, path: &str, vitals: &Vitals) -> Response<Full<Bytes>> 
             let version = serde_json::json!({ "ampouled": env!("CARGO_PKG_VERSION") });
             text(StatusCode::OK, "application/json", format!("{version}\n"))
         }
-        "/" => text(StatusCode::OK, TEXT, "/metrics /livez /readyz /version\n".to_owned()),
+        "/jwks.json" => match vitals.jwks() {
+            Some(jwks) => text(StatusCode::OK, "application/jwk-set+json", jwks),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the daemon is starting\n".to_owned()),
+        },
+        "/" => text(StatusCode::OK, TEXT, "/metrics /livez /readyz /version /jwks.json\n".to_owned()),
         _ => text(StatusCode::NOT_FOUND, TEXT, "no such page\n".to_owned()),
     }
 }

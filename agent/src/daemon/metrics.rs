@@ -2,6 +2,7 @@
 //!
 //! What is guaranteed: no label holds a job, a project or a caller, so the number of series does not grow with use.
 
+use crate::secrets;
 use crate::traces::Counts;
 use ampoule_spec::{Code, Outcome};
 use prometheus_client::encoding::text::encode;
@@ -93,6 +94,8 @@ pub struct Metrics {
     pub denied: Counter,
     /// Spans that a collector has taken, and those that were dropped.
     pub spans: Counts,
+    /// What steps have of secrets.
+    pub secrets: secrets::Counts,
     /// Facts of the host that are not those of the baseline.
     pub host_drift: Gauge,
     /// Defects that were caught.
@@ -127,10 +130,12 @@ impl Metrics {
             auth_failures: Counter::default(),
             denied: Counter::default(),
             spans: Counts::default(),
+            secrets: secrets::Counts::default(),
             host_drift: Gauge::default(),
             panics: Counter::default(),
         };
         metrics.register();
+        metrics.register_secrets();
         metrics.register_families();
         metrics
     }
@@ -159,6 +164,20 @@ impl Metrics {
         let drift = "Facts of the host that are not those of the baseline";
         r.register("host_drift_facts", drift, self.host_drift.clone());
         r.register("panics", "Defects that were caught", self.panics.clone());
+    }
+
+    fn register_secrets(&mut self) {
+        let (r, of) = (&mut self.registry, &self.secrets);
+        r.register("secret_grants_open", "What was taken for steps and is not revoked yet", of.open.clone());
+        let pending = "What of that is to be revoked and is not yet";
+        r.register("secret_revokes_pending", pending, of.pending.clone());
+        r.register("secret_grants", "What steps were given", of.granted.clone());
+        let denied = "Submissions and steps that the rules gave nothing";
+        r.register("secrets_denied", denied, of.denied.clone());
+        let unavailable = "Steps whose secrets could not be had";
+        r.register("secrets_unavailable", unavailable, of.unavailable.clone());
+        r.register("secret_revoke_failures", "Revokes that are tried again", of.revoke_failures.clone());
+        r.register("secret_renew_failures", "Renewals that are tried again", of.renew_failures.clone());
     }
 
     fn register_families(&mut self) {

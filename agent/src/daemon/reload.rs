@@ -9,6 +9,7 @@ use crate::export::sha256_of;
 use crate::identity::NewIdentities;
 use crate::job::Sources;
 use crate::job::queue::Rules;
+use crate::secrets::NewRules;
 use ampoule_spec::{Name, Sha256};
 
 /// Everything that can be read again, good and not in force yet.
@@ -20,6 +21,7 @@ pub(super) struct Ready {
     tls: Option<NewTls>,
     sources: (Sources, Option<Sha256>),
     rules: Rules,
+    secrets: (NewRules, Option<Sha256>),
     profiles: Vec<Name>,
     rate: Rate,
 }
@@ -38,6 +40,7 @@ impl Ready {
             tls: services.tls.as_ref().map(|tls| tls.read()).transpose().map_err(|e| wrong("tls", &e))?,
             sources: services::sources(of)?,
             rules: services::rules(of, services.measured),
+            secrets: services::secret_rules(of, &services.secrets)?,
             profiles: of.profiles.clone(),
             rate: of.audit,
         })
@@ -51,6 +54,7 @@ impl Ready {
         let more = [
             ("identities", self.identities.sha256().map(|sha256| sha256.to_string())),
             ("certificate", self.tls.as_ref().map(|tls| tls.sha256().to_string())),
+            ("secrets", self.secrets.1.map(|sha256| sha256.to_string())),
             ("sources", self.sources.1.map(|sha256| sha256.to_string())),
         ];
         more.into_iter()
@@ -68,6 +72,7 @@ impl Ready {
         services.host.promise(self.rules.capacity);
         services.host.allow(self.profiles);
         services.recorder.set_rate(self.rate);
+        services.secrets.take(self.secrets.0);
         services.keeper.set(self.sources.0, self.rules).await;
     }
 }
@@ -79,7 +84,7 @@ pub(super) fn in_force(before: &Config, new: Config) -> Config {
     (now.sources, now.files, now.profiles) = (new.sources, new.files, new.profiles);
     (now.limits, now.quota, now.projects) = (new.limits, new.quota, new.projects);
     now.limits.upload_bytes = upload_bytes;
-    now.audit = new.audit;
+    (now.audit, now.secrets) = (new.audit, new.secrets);
     now.log.level = new.log.level;
     now
 }

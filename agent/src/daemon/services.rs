@@ -18,6 +18,7 @@ use crate::job::ledger::OpenError;
 use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{Intakes, Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
 use crate::local;
+use crate::secrets::{self, NewRules, Secrets, SecretsFile};
 use crate::sources::SourcesFile;
 use crate::traces::{Counts, Traces, tell};
 use ampoule_spec::Sha256;
@@ -47,6 +48,8 @@ const READERS: usize = 1024;
 const RECORD_WITHIN: Duration = Duration::from_secs(5);
 /// How long spans that have ended have at the end.
 const SPANS_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether the identity of steps needs another key.
+const IDENTITY_EVERY: Duration = Duration::from_secs(3600);
 /// How often content that was left is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
@@ -96,6 +99,7 @@ pub(super) struct Services {
     listening: TaskTracker,
     background: Vec<JoinHandle<()>>,
     pub(super) recorder: Recorder,
+    pub(super) secrets: Arc<Secrets>,
     recording: JoinHandle<()>,
     /// Sends spans, if there are any.
     sending: Option<JoinHandle<()>>,
@@ -110,6 +114,7 @@ pub(super) fn check(of: &Config) -> Result<(), Trouble> {
     IdentitiesFile::load(&of.identities).map_err(|e| config("identities")(&e))?;
     open_tls(of)?;
     sources(of)?;
+    secrets(of)?;
     match &of.traces {
         Some(TracesTo { endpoint: Collector::Https(_), credentials }) => {
             channel::check(credentials).map_err(traces)
@@ -178,6 +183,53 @@ pub(super) fn sources(of: &Config) -> Result<(Sources, Option<Sha256>), Trouble>
     Ok((Sources { all, projects, files }, Some(sha256_of(text.as_bytes()))))
 }
 
+/// Opens the content of all projects.
+fn open_contents(of: &Config, vitals: &Arc<Vitals>) -> Result<Arc<ProjectContents>, Trouble> {
+    let to_launcher = ToLauncher { socket: of.runner.socket.clone(), vitals: vitals.clone() };
+    let of_bytes = ContentLimits::of_bytes(of.limits.upload_bytes);
+    let limits = ContentLimits { imports: IMPORTS, lookups: LOOKUPS, ..of_bytes };
+    let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
+    Ok(Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?))
+}
+
+/// Opens what steps' secrets are kept by, with the rules of the configuration in force.
+fn open_secrets(of: &Config, vitals: &Vitals, recorder: &Recorder) -> Result<Arc<Secrets>, Trouble> {
+    let secrets = Secrets::open(secrets::Options {
+        dir: of.state.join("secrets"),
+        issuer: of.authority.as_str().to_owned(),
+        credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into),
+        audit: Arc::new(recorder.clone()),
+        counts: vitals.metrics.secrets.clone(),
+    });
+    let secrets = secrets.map_err(|e| Trouble::Host(crate::chain::chain(&e)))?;
+    secrets.take(secret_rules(of, &secrets)?.0);
+    vitals.set_jwks(secrets.identity().jwks());
+    Ok(secrets)
+}
+
+/// The rules of the configuration, and the SHA-256 of the file that says them.
+pub(super) fn secret_rules(of: &Config, secrets: &Secrets) -> Result<(NewRules, Option<Sha256>), Trouble> {
+    let file = self::secrets(of)?;
+    Ok((secrets.ready(&file).map_err(|e| config("secrets.file")(&e))?, file.sha256))
+}
+
+/// Has the next key of the identity made and published when it is time.
+async fn keep_identity(secrets: Arc<Secrets>, vitals: Arc<Vitals>) {
+    let mut clock = tokio::time::interval(IDENTITY_EVERY);
+    loop {
+        clock.tick().await;
+        let looked = secrets.clone();
+        let _ = tokio::task::spawn_blocking(move || looked.look_at_identity()).await;
+        vitals.set_jwks(secrets.identity().jwks());
+    }
+}
+
+/// Which secrets projects have.
+fn secrets(of: &Config) -> Result<SecretsFile, Trouble> {
+    let Some(path) = &of.secrets else { return Ok(SecretsFile::default()) };
+    SecretsFile::load(path).map_err(|e| config("secrets.file")(&e))
+}
+
 fn number(of: u64) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
 }
@@ -214,7 +266,7 @@ fn options(
     of: &Config,
     rules: Rules,
     shown: Arc<OfProjects>,
-    witness: Recorder,
+    (witness, secrets): (Recorder, Arc<Secrets>),
     accept_loss: Option<u64>,
 ) -> Result<Options, Trouble> {
     let retention = ledger::Retention {
@@ -241,6 +293,7 @@ fn options(
         lookups,
         readers: READERS,
         drifted: None,
+        secrets: Some(secrets),
     })
 }
 
@@ -268,14 +321,12 @@ impl Services {
         let identities = Identities::open(&of.identities, Arc::new(fetch));
         let identities = Arc::new(identities.map_err(|e| config("identities")(&e))?);
         let (desk, tls) = (Arc::new(desk), open_tls(of)?);
-        let to_launcher = ToLauncher { socket: of.runner.socket.clone(), vitals: vitals.clone() };
-        let of_bytes = ContentLimits::of_bytes(of.limits.upload_bytes);
-        let limits = ContentLimits { imports: IMPORTS, lookups: LOOKUPS, ..of_bytes };
-        let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
-        let contents = Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?);
+        let contents = open_contents(of, vitals)?;
         let host = Arc::new(ThisHost::new(of, rules.capacity));
         let of_projects = Arc::new(OfProjects { contents: contents.clone(), host: host.clone() });
-        let of_all = options(of, rules.clone(), of_projects.clone(), recorder.clone(), accept_loss)?;
+        let secrets = open_secrets(of, vitals, &recorder)?;
+        let with = (recorder.clone(), secrets.clone());
+        let of_all = options(of, rules.clone(), of_projects.clone(), with, accept_loss)?;
         let keeper = Arc::new(Keeper::open(Options { drifted, ..of_all })?);
         let health = HealthReporter::new();
         let gate = CountedGate { gate: api::ContentGate(desk.clone()), vitals: vitals.clone() };
@@ -303,6 +354,7 @@ impl Services {
             tokio::spawn(super::counted::count(keeper.changes(), vitals.clone())),
             tokio::spawn(sweep(contents)),
             tokio::spawn(host.clone().keep_asking()),
+            tokio::spawn(keep_identity(secrets.clone(), vitals.clone())),
         ];
         background.extend(sending.is_some().then(|| tokio::spawn(tell(traces, keeper.changes()))));
         let vitals = vitals.clone();
@@ -319,6 +371,7 @@ impl Services {
             listening,
             background,
             recorder,
+            secrets,
             recording,
             sending,
         };
@@ -368,7 +421,7 @@ impl Services {
         }
         let _ = self.recorder.write(&AuditEvent::now(Action::Stopped, OURSELVES)).await;
         // What waits to be written is; then nobody can ask any more.
-        drop((self.recorder, self.desk, self.identities));
+        drop((self.recorder, self.desk, self.identities, self.secrets));
         let _ = tokio::time::timeout(RECORD_WITHIN, self.recording).await;
         if let Some(sending) = self.sending {
             let _ = tokio::time::timeout(SPANS_WITHIN, sending).await;

@@ -2,6 +2,7 @@
 
 use super::metrics::Metrics;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 /// How the daemon is doing.
 #[derive(Debug, Default)]
@@ -11,6 +12,7 @@ pub(super) struct Vitals {
     accepting: AtomicBool,
     drift: AtomicBool,
     ending: AtomicBool,
+    jwks: RwLock<Option<String>>,
 }
 
 impl Vitals {
@@ -34,6 +36,16 @@ impl Vitals {
     pub(super) fn set_drift(&self, facts: usize, refuse: bool) {
         self.drift.store(facts > 0 && refuse, Ordering::Relaxed);
         self.metrics.host_drift.set(i64::try_from(facts).unwrap_or(i64::MAX));
+    }
+
+    /// By which keys the tokens of steps verify.
+    pub(super) fn set_jwks(&self, jwks: String) {
+        *self.jwks.write().unwrap_or_else(PoisonError::into_inner) = Some(jwks);
+    }
+
+    /// The same; none: not known yet.
+    pub(super) fn jwks(&self) -> Option<String> {
+        self.jwks.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The daemon ends.

@@ -17,8 +17,8 @@ mod launcher;
 mod line;
 mod options;
 mod pace;
-mod proof;
 mod records;
+mod secrets;
 mod sweep;
 #[cfg(test)]
 mod testing;
@@ -127,6 +127,7 @@ impl Keeper {
             options,
         });
         inner.take_up()?;
+        inner.take_back_what_is_over();
         let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 4] = [
             Box::pin(inner.clone().keep_turns()),
             Box::pin(inner.launcher.clone().look_after()),

@@ -32,6 +32,8 @@ pub(crate) struct Evidence {
     pub(crate) record: JobRecord,
     /// What only we know, for the run attestation.
     pub(crate) claims: AgentClaims,
+    /// Why there is to be no provenance, whatever the report says.
+    withheld: Option<String>,
     spec: Vec<u8>,
     report: Vec<u8>,
 }
@@ -71,7 +73,7 @@ impl Evidence {
             code: Code::ProvenanceRefused,
             reason: format!("the job's record cannot be read: {e}"),
         })?;
-        Ok(Self { record, claims: AgentClaims::new(), spec, report })
+        Ok(Self { record, claims: AgentClaims::new(), withheld: None, spec, report })
     }
 
     /// Of a job that never had a sandbox.
@@ -80,12 +82,17 @@ impl Evidence {
             code: Code::ProvenanceRefused,
             reason: format!("the job's record cannot be made: {e}"),
         })?;
-        Ok(Self { record, claims: AgentClaims::new(), spec, report })
+        Ok(Self { record, claims: AgentClaims::new(), withheld: None, spec, report })
     }
 
     /// The same with what only the run that made it knows.
     pub(crate) fn with_claims(self, claims: AgentClaims) -> Self {
         Self { claims, ..self }
+    }
+
+    /// The same without provenance, if there is a reason.
+    pub(crate) fn withholding(self, withheld: Option<String>) -> Self {
+        Self { withheld, ..self }
     }
 
     /// Writes a signed record of a job whose outputs are not released: what a crash kept its own run from. A
@@ -273,6 +280,9 @@ pub(super) fn provenance_of(
         let failure = Failure { code: Code::ProvenanceRefused, message, step: None, teardown: None };
         Ok((None, Some(failure)))
     };
+    if let Some(why) = &evidence.withheld {
+        return refuse(why.clone());
+    }
     let clean = match CleanRun::check(record.spec(), record.spec_sha256(), record.report()) {
         Ok(clean) => clean,
         Err(unclean) => return refuse(unclean.to_string()),

@@ -65,6 +65,7 @@ fn whole(text: &str, name: &str, base: &Path) -> Result<Config> {
         quota,
         retention: retention(&section("retention")?.with())?,
         signing: signing(&section("signing")?.with())?,
+        secrets: section("secrets")?.with().path_if("file")?,
         audit: audit(&section("audit")?.with())?,
         metrics: metrics(&section("metrics")?.with())?,
         traces: traces(&section("traces")?.with())?,
@@ -320,9 +321,8 @@ fn files(root: &Table<'_>, base: &Path) -> Result<BTreeMap<Name, ProjectFiles>> 
         let section = Section { name: "project.NAME", table: Some(&table), base };
         let registry_auth = section.path_if("registry_auth")?;
         let allowed_signers = section.path_if("allowed_signers")?;
-        let trust = section.path_if("trust")?;
         if let Ok(name) = Name::parse(name) {
-            files.insert(name, ProjectFiles { registry_auth, allowed_signers, trust });
+            files.insert(name, ProjectFiles { registry_auth, allowed_signers });
         }
     }
     Ok(files)

@@ -17,7 +17,6 @@ pub(super) fn show(config: &Config) -> String {
                 table(&mut text, section, &format!("project.{name}"), |key| match key {
                     "registry_auth" => Some(path(files?.registry_auth.as_ref()?)),
                     "allowed_signers" => Some(path(files?.allowed_signers.as_ref()?)),
-                    "trust" => Some(path(files?.trust.as_ref()?)),
                     _ => Some(of_quota(*quota, key)),
                 });
             }
@@ -139,6 +138,7 @@ fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
             SigningKey::File(_) => return None,
             SigningKey::Credential(name) => name.as_str().into(),
         },
+        ("secrets", "file") => path(config.secrets.as_ref()?),
         ("audit", "rate") => count(config.audit.per_second.into()),
         ("audit", "burst") => count(config.audit.burst.into()),
         ("metrics", "listen") => match &config.metrics {

@@ -7,6 +7,7 @@ use super::intake::{NotReady, Preparation, Prepared};
 use super::launcher::Answer;
 use super::line::Ending;
 use super::pace::Had;
+use super::secrets::Tended;
 use crate::fair::Seat;
 use crate::job::ledger::LedgerError;
 use crate::job::model::State;
@@ -71,6 +72,8 @@ pub(super) struct Driver {
     pub(super) reins: Arc<Reins>,
     /// Whether it was us who wrote down that the runner is asked; else somebody before us may have asked it.
     pub(super) asked_here: bool,
+    /// Who sees to the job's secrets while it runs.
+    pub(super) tended: Option<Tended>,
 }
 
 impl Driver {
@@ -223,6 +226,9 @@ impl Driver {
                 }
             }
         }
+        if self.tended.is_none() {
+            self.tended = self.inner.tend(life);
+        }
         let admitted = self.until_reported(&ending).await?;
         self.inner.change(&self.id, Change::Reported { admitted }).await.map(drop)
     }
@@ -334,13 +340,16 @@ impl Driver {
         matches!(tokio::task::spawn_blocking(move || inner.launcher.has(&id)).await, Ok(Ok(false)))
     }
 
-    async fn attest(&self, life: &Arc<Life>) -> Result<(), LedgerError> {
+    async fn attest(&mut self, life: &Arc<Life>) -> Result<(), LedgerError> {
         let mut pause = Pause::new();
+        // What a step had is taken back first: the record says whether it was.
+        let is_back = self.inner.take_back(life, self.tended.take()).await;
         let end = loop {
             let (inner, of) = (self.inner.clone(), life.clone());
             let made = tokio::task::spawn_blocking(move || {
                 let dir = inner.launcher.job_dir(&of.job.id);
-                inner.records.attest(&inner.ledger, &of, &dir, super::inner::now())
+                let had = inner.had_secrets(&of.job.id, is_back);
+                inner.records.attest(&inner.ledger, &of, &dir, &had, super::inner::now())
             });
             match made.await {
                 Ok(Ok(end)) => match self.inner.options.witness.ends(&life.job, &end).await {
@@ -362,7 +371,11 @@ impl Driver {
         };
         self.inner.stuck(&self.id, false);
         let finished = Change::Finished { at: super::inner::now(), end: Box::new(end) };
-        self.inner.change(&self.id, finished).await.map(drop)
+        self.inner.change(&self.id, finished).await?;
+        if let Some(secrets) = &self.inner.options.secrets {
+            secrets.forget(&self.id);
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use crate::job::model::{State, Submission};
 use crate::job::queue::{Amount, NotQueued, Queue};
 use crate::job::service::{JobsError, Promised, Submitted};
 use crate::job::state::Life;
+use crate::secrets::TENANT_TEXT;
 use ampoule_spec::{Code, JobSpec, Name};
 use std::sync::Arc;
 
@@ -51,13 +52,23 @@ impl Inner {
         }
         self.holds()?;
         let files = self.sources().files_of(&submission.project);
-        intake::check_asked(&submission.spec, &submission.proofs, &files)
-            .map_err(|f| error(f.code, f.message))?;
+        intake::check_asked(&submission.spec, &files).map_err(|f| error(f.code, f.message))?;
+        self.may_have_secrets(submission)?;
         let retention = &self.options.ledger.retention;
         let room = self.ledger.has_room(&submission.project, retention, now());
         room.inspect_err(|error| self.is_full(error))?;
         let needs = self.options.needs.of(&submission.spec);
         Ok(Promised::Place(Place::make(self, &submission.project, &needs)?))
+    }
+
+    /// Whether the operator gives the job what its steps name. It is asked again when a step waits for it.
+    fn may_have_secrets(&self, submission: &Submission) -> Result<(), JobsError> {
+        let denied = || error(Code::SecretDenied, TENANT_TEXT.to_owned());
+        match &self.options.secrets {
+            Some(secrets) => secrets.check(submission).map_err(|_| denied()),
+            None if submission.spec.secrets.is_empty() => Ok(()),
+            None => Err(denied()),
+        }
     }
 
     /// What is over and old enough goes when somebody is refused for it.

@@ -189,7 +189,8 @@ impl Inner {
         drop(drivers);
         let (inner, id) = (self.clone(), id.clone());
         tokio::spawn(async move {
-            let driver = Driver { inner: inner.clone(), id: id.clone(), reins, asked_here: false };
+            let driver =
+                Driver { inner: inner.clone(), id: id.clone(), reins, asked_here: false, tended: None };
             let ended = inner.ended.clone();
             tokio::select! {
                 () = driver.drive() => {}

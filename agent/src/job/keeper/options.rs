@@ -3,6 +3,7 @@
 use crate::fair::Seats;
 use crate::job::{End, Job, ledger, queue};
 use crate::local::SigningKey;
+use crate::secrets::Secrets;
 use crate::sources::Policy;
 use crate::visits::{Source, Visit};
 use ampoule_evidence::Authority;
@@ -86,8 +87,6 @@ pub struct ProjectFiles {
     pub registry_auth: Option<PathBuf>,
     /// Who may sign its commits, in the form of ssh-keygen(1).
     pub allowed_signers: Option<PathBuf>,
-    /// Whose provenance its jobs believe: a trust file.
-    pub trust: Option<PathBuf>,
 }
 
 impl Sources {
@@ -190,6 +189,8 @@ pub struct Options {
     pub intakes: Intakes,
     /// Turns of projects at what is only looked up in the store or opened there.
     pub lookups: Arc<Seats>,
+    /// What steps may have that name secrets; none: nothing.
+    pub secrets: Option<Arc<Secrets>>,
     /// Readers of a project's jobs at the same time; of all together twice as many.
     pub readers: usize,
     /// Whether the host is known to be another than it was when its operator looked at it, see [`super::Keeper::set_drifted`]. None:

@@ -11,7 +11,7 @@ use crate::local::evidence::Signing;
 use crate::local::record::{record, recorded, recorded_output, sha256};
 use crate::local::release::Evidence;
 use ampoule_evidence::{AgentClaims, Unstarted};
-use ampoule_spec::{Code, Failure, JobId, OutputForm, UnixNanos};
+use ampoule_spec::{Code, Failure, JobId, Name, OutputForm, UnixNanos};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -23,8 +23,29 @@ const BLOCK_BYTES: u64 = 4096;
 /// The most files of one record: two for each output, and six.
 const FILES_MAX: usize = 1024;
 
+/// The claim that says which secrets a job had.
+const SECRETS_CLAIM: &str = "secrets";
+
 /// What the name of a record begins with that is not whole yet, or not any more.
 const UNFINISHED: &str = ".ampoule-";
+
+/// What a job had of secrets, for its record.
+#[derive(Debug, Default)]
+pub(super) struct HadSecrets {
+    /// For the run attestation.
+    pub(super) claim: Option<String>,
+    /// Why there is no provenance.
+    pub(super) withheld: Option<String>,
+}
+
+impl HadSecrets {
+    fn claimed_in(&self, evidence: Evidence) -> Evidence {
+        let (Some(claim), Ok(name)) = (&self.claim, Name::parse(SECRETS_CLAIM)) else { return evidence };
+        let mut claims = evidence.claims.clone();
+        claims.insert(name, claim.clone());
+        evidence.with_claims(claims)
+    }
+}
 
 /// Where records are, and who signs them.
 #[derive(Debug)]
@@ -93,12 +114,14 @@ impl Records {
         ledger: &Ledger,
         life: &Life,
         job_dir: &Path,
+        secrets: &HadSecrets,
         now: UnixNanos,
     ) -> Result<End, LocalError> {
         let id = &life.job.id;
         let dir = self.of(id);
         if recorded(&dir)?.is_none() {
-            let evidence = self.evidence(ledger, life, job_dir, now)?;
+            let evidence = self.evidence(ledger, life, job_dir, now)?.withholding(secrets.withheld.clone());
+            let evidence = secrets.claimed_in(evidence);
             if evidence.record.spec_sha256() != life.spec {
                 return Err(refused(format!("the launcher has another spec of job {id} than it was given")));
             }

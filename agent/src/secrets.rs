@@ -1,0 +1,30 @@
+//! Secrets of steps: what the operator lets a step have, from the read to the revoke (docs/design/0024).
+//!
+//! Guarantees: a spec names a secret and nothing else, so that no path, server or field comes from a tenant; what the operator's file
+//! does not give is denied, and the tenant is told the same text for each reason; no value is in a file of the agent's, in a log or in
+//! a `Debug`.
+
+mod acquire;
+mod file;
+pub mod identity;
+pub mod leases;
+mod local;
+mod mapping;
+mod revoke;
+mod server;
+mod service;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use acquire::{AcquireError, Acquired, Step};
+pub use file::{SecretsError, SecretsFile};
+pub use leases::GrantId;
+pub use local::{LocalError, read_credential, read_file};
+pub use mapping::{Denied, Mapping, Rule, Source, TENANT_TEXT, Wanted};
+pub use server::Server;
+pub use service::{Counts, NewRules, OpenError, Options, Secrets, is_signed};
+
+/// What evidence and the audit log name an accessor by.
+fn digest_of(accessor: &str) -> String {
+    crate::export::sha256_of(accessor.as_bytes()).to_string()
+}

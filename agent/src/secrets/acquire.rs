@@ -1,0 +1,449 @@
+//! From a step that waits to its values: each thing that a server gives is in the journal before anything comes of it.
+
+use super::leases::{Given, Grant, GrantId, Leases, LeasesError};
+use super::local::{read_credential, read_file};
+use super::mapping::{Source, Wanted};
+use super::server::Server;
+use super::service::{Secrets, now};
+use crate::audit::{Action, AuditEvent, OURSELVES};
+use crate::chain::chain;
+use crate::job::Caller;
+use crate::vault::{Lease, Minted, Read, Secret, VaultError};
+use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, UnixNanos};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// A token and its leases outlive the step's time limit by so much.
+const GRACE: Duration = Duration::from_secs(60);
+/// What a tenant is told when the reason is the operator's.
+const UNAVAILABLE: &str = "a secret of this step cannot be had now; the log of this host's agent says why";
+
+/// A step that names secrets.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Its job.
+    pub job: JobId,
+    /// The job's project.
+    pub project: Name,
+    /// Who has submitted the job.
+    pub caller: Caller,
+    /// The job's profile.
+    pub profile: Name,
+    /// See [`Wanted::is_signed`].
+    pub is_signed: bool,
+    /// Its place in the job, from 0.
+    pub index: u32,
+    /// Its name.
+    pub name: Name,
+    /// Its time limit.
+    pub limit: Duration,
+    /// What it names, in its order.
+    pub secrets: Vec<ampoule_spec::Secret>,
+}
+
+/// What a step gets.
+#[derive(Debug, Default)]
+pub struct Acquired {
+    /// In the order of the step's names.
+    pub values: Vec<(Name, Secret)>,
+    /// What was taken for it and stays.
+    pub grants: Vec<GrantId>,
+    /// What was taken for it and is to be taken again.
+    pub rotating: Vec<GrantId>,
+    /// How often some of the values are to be looked for again; none: never.
+    pub rotates: Option<Duration>,
+}
+
+impl Acquired {
+    /// Everything that was taken.
+    pub fn ids(&self) -> impl Iterator<Item = GrantId> {
+        self.grants.iter().chain(&self.rotating).copied()
+    }
+}
+
+/// Why a step has no values. What was taken for it is being revoked.
+#[derive(Debug)]
+pub enum AcquireError {
+    /// The rules do not give it; for the audit log.
+    Denied(String),
+    /// It cannot be had; for the operator, and what the tenant is told.
+    Unavailable {
+        /// Why.
+        reason: String,
+        /// What the tenant is told.
+        told: String,
+    },
+    /// Nobody wants it any more.
+    Over,
+}
+
+impl AcquireError {
+    /// What ends the job: a code, and what its tenant is told.
+    pub fn told(&self) -> (Code, &str) {
+        match self {
+            Self::Denied(_) => (Code::SecretDenied, super::TENANT_TEXT),
+            Self::Unavailable { told, .. } => (Code::SecretUnavailable, told),
+            Self::Over => (Code::SecretUnavailable, UNAVAILABLE),
+        }
+    }
+
+    /// Why, for the operator.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Denied(reason) | Self::Unavailable { reason, .. } => reason,
+            Self::Over => "the job is over",
+        }
+    }
+
+    /// Taking it ended early.
+    pub(crate) fn defect() -> Self {
+        Self::unavailable("a defect: taking secrets ended early".to_owned())
+    }
+
+    fn unavailable(reason: String) -> Self {
+        Self::Unavailable { reason, told: UNAVAILABLE.to_owned() }
+    }
+}
+
+impl From<LeasesError> for AcquireError {
+    fn from(error: LeasesError) -> Self {
+        Self::unavailable(chain(&error))
+    }
+}
+
+/// One field of one read, and which of the step's secrets it is.
+#[derive(Debug, Clone)]
+struct Field {
+    at: usize,
+    name: Name,
+    field: Option<String>,
+}
+
+/// What one token of one server gives.
+type Reads = BTreeMap<Read, Vec<Field>>;
+
+/// What is to be taken, by where: fields of one path are one read, so that a user and its password belong together.
+#[derive(Debug, Default)]
+struct Plan {
+    /// By server, and by how often it is looked for again.
+    servers: BTreeMap<(Name, Option<Duration>), Reads>,
+    host: Vec<(usize, Name, Source)>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    values: BTreeMap<usize, Secret>,
+    grants: Vec<GrantId>,
+    rotating: Vec<GrantId>,
+}
+
+impl Secrets {
+    /// Takes everything that a step names. To be run as a task of its own and never dropped: what was taken must be handed over or revoked.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    pub async fn acquire(
+        self: &Arc<Self>,
+        step: &Step,
+        over: &CancellationToken,
+    ) -> Result<Acquired, AcquireError> {
+        self.take_for(step, over, |_| true).await
+    }
+
+    /// The same of what is to be looked for again, as new grants.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    pub async fn acquire_again(
+        self: &Arc<Self>,
+        step: &Step,
+        over: &CancellationToken,
+    ) -> Result<Acquired, AcquireError> {
+        self.take_for(step, over, |rotate| rotate.is_some()).await
+    }
+
+    async fn take_for(
+        self: &Arc<Self>,
+        step: &Step,
+        over: &CancellationToken,
+        wanted: fn(&Option<Duration>) -> bool,
+    ) -> Result<Acquired, AcquireError> {
+        let mut plan = self.plan(step)?;
+        plan.servers.retain(|(_, rotate), _| wanted(rotate));
+        if !wanted(&None) {
+            plan.host.clear();
+        }
+        let mut taken = Taken::default();
+        let done = self.take_all(step, &plan, over, &mut taken).await;
+        if let Err(error) = done {
+            taken.grants.iter().chain(&taken.rotating).for_each(|id| self.revoke(*id));
+            return Err(error);
+        }
+        let names = step.secrets.iter().map(|secret| secret.name.clone());
+        let mut values = taken.values;
+        let values = names.enumerate().filter_map(|(at, name)| Some((name, values.remove(&at)?)));
+        let rotates = plan.servers.keys().filter_map(|(_, rotate)| *rotate).min();
+        let (grants, rotating) = (taken.grants, taken.rotating);
+        Ok(Acquired { values: values.collect(), grants, rotating, rotates })
+    }
+
+    fn plan(&self, step: &Step) -> Result<Plan, AcquireError> {
+        let rules = self.rules();
+        let mut plan = Plan::default();
+        for (at, secret) in step.secrets.iter().enumerate() {
+            let wanted = Wanted {
+                project: &step.project,
+                name: &secret.name,
+                caller: &step.caller,
+                profile: &step.profile,
+                is_signed: step.is_signed,
+                delivery: &secret.delivery,
+            };
+            let rule = rules.mapping.decide(&wanted).map_err(|denied| AcquireError::Denied(denied.0))?;
+            match &rule.source {
+                Source::Vault { server, read, field, rotate } => {
+                    // Only a file can have another value while its step runs.
+                    let is_file = matches!(secret.delivery, ampoule_spec::Delivery::File(_));
+                    let reads = plan.servers.entry((server.clone(), rotate.filter(|_| is_file))).or_default();
+                    let field = Field { at, name: secret.name.clone(), field: field.clone() };
+                    reads.entry(read.clone()).or_default().push(field);
+                }
+                source => plan.host.push((at, secret.name.clone(), source.clone())),
+            }
+        }
+        Ok(plan)
+    }
+
+    async fn take_all(
+        self: &Arc<Self>,
+        step: &Step,
+        plan: &Plan,
+        over: &CancellationToken,
+        taken: &mut Taken,
+    ) -> Result<(), AcquireError> {
+        for ((name, rotate), reads) in &plan.servers {
+            let server = self.rules().servers.get(name).cloned();
+            let server =
+                server.ok_or_else(|| AcquireError::unavailable(format!("there is no [server.{name}]")))?;
+            let failed =
+                |error: VaultError| AcquireError::unavailable(format!("server {name}: {}", chain(&error)));
+            tokio::select! {
+                ready = server.ready() => ready.map_err(failed)?,
+                () = over.cancelled() => return Err(AcquireError::Over),
+            }
+            let whole = step.limit.saturating_add(GRACE);
+            let need = rotate.map_or(whole, |every| whole.min(every.saturating_mul(2).saturating_add(GRACE)));
+            let of = Of { step, name, server: &*server, reads, need, rotates: rotate.is_some() };
+            self.from_server(&of, over, taken).await?;
+        }
+        self.from_host(step, &plan.host, taken).await?;
+        for id in taken.grants.iter().chain(&taken.rotating) {
+            self.tell_granted(step, *id).await?;
+        }
+        Ok(())
+    }
+
+    async fn from_server(
+        self: &Arc<Self>,
+        of: &Of<'_>,
+        over: &CancellationToken,
+        taken: &mut Taken,
+    ) -> Result<(), AcquireError> {
+        let (server, need) = (of.server, of.need);
+        let failed =
+            |error: VaultError| AcquireError::unavailable(format!("server {}: {}", of.name, chain(&error)));
+        let minted = server.mint(of.step, &self.identity).await.map_err(failed)?;
+        let id = self.journal_minted(of, &minted).await?;
+        if of.rotates {
+            taken.rotating.push(id)
+        } else {
+            taken.grants.push(id)
+        }
+        let renewed = server.renew(&minted.accessor, need).await.map_err(failed)?;
+        let until = after(now(), renewed.ttl);
+        self.journal(move |leases| leases.renewed(id, until)).await?;
+        if !renewed.covers(need) {
+            return Err(AcquireError::unavailable(format!(
+                "server {}: the step's token may live for {:?}, and the step for {need:?} with its grace; raise token_max_ttl of its role, or \
+                 lower the step's timeout",
+                of.name, renewed.ttl
+            )));
+        }
+        for (read, fields) in of.reads {
+            if over.is_cancelled() {
+                return Err(AcquireError::Over);
+            }
+            let found = server.read(&minted.token, read).await.map_err(failed)?;
+            if let Some(lease) = found.lease {
+                let leases = vec![lease.id.to_string()];
+                self.journal(move |journal| journal.leased(id, leases)).await?;
+                self.outlast(of, &lease).await?;
+            }
+            for Field { at, name, field } in fields {
+                let value = match field {
+                    Some(field) => found.data.field(field),
+                    None => Some(found.data.whole()),
+                };
+                let value = value.ok_or_else(|| {
+                    AcquireError::unavailable(format!("secret {name}: the answer has no field {field:?}"))
+                })?;
+                taken.values.insert(*at, fitting(name, value)?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn journal_minted(self: &Arc<Self>, of: &Of<'_>, minted: &Minted) -> Result<GrantId, AcquireError> {
+        let provider = format!("vault:{}", of.name);
+        let names = of.reads.values().flatten().map(|field| field.name.to_string());
+        let secrets = names.map(|name| Given { name, provider: provider.clone() }).collect();
+        let at = now();
+        let accessor = Some(minted.accessor.as_str().to_owned());
+        let grant = Grant {
+            server: Some(of.name.clone()),
+            accessor,
+            until: after(at, minted.ttl),
+            ..grant(of.step, secrets, at)
+        };
+        match self.journal(move |leases| leases.minted(grant)).await {
+            Ok(id) => Ok(id),
+            Err(error) => {
+                // It has seconds to live; nobody else knows of it.
+                let _ = of.server.revoke(&minted.accessor).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Sees to it that a lease lasts as long as the step may.
+    async fn outlast(&self, of: &Of<'_>, lease: &Lease) -> Result<(), AcquireError> {
+        let Of { need, name, .. } = *of;
+        if lease.duration >= need {
+            return Ok(());
+        }
+        let short = |lasts: Duration| {
+            let remedy = "raise its role's max_ttl, lower the step's timeout, or let it rotate";
+            let what = format!(
+                "server {name}: a lease lasts for {lasts:?}, and the step for {need:?} with its grace"
+            );
+            Err(AcquireError::unavailable(format!("{what}; {remedy}")))
+        };
+        if !lease.renewable {
+            return short(lease.duration);
+        }
+        match of.server.renew_lease(&lease.id, need).await {
+            Ok(renewed) if renewed.covers(need) => Ok(()),
+            Ok(renewed) => short(renewed.ttl),
+            Err(error) => Err(AcquireError::unavailable(format!("server {name}: {}", chain(&error)))),
+        }
+    }
+
+    async fn from_host(
+        self: &Arc<Self>,
+        step: &Step,
+        wanted: &[(usize, Name, Source)],
+        taken: &mut Taken,
+    ) -> Result<(), AcquireError> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut secrets = Vec::new();
+        for (at, name, source) in wanted {
+            let value = match source {
+                Source::File(path) => read_file(path),
+                Source::Credential(credential) => read_credential(self.credentials(), credential),
+                Source::Vault { .. } => continue,
+            };
+            let value =
+                value.map_err(|e| AcquireError::unavailable(format!("secret {name}: {}", chain(&e))))?;
+            taken.values.insert(*at, fitting(name, value)?);
+            secrets.push(Given { name: name.to_string(), provider: source.provider() });
+        }
+        let grant = grant(step, secrets, now());
+        taken.grants.push(self.journal(move |leases| leases.minted(grant)).await?);
+        Ok(())
+    }
+
+    /// Who gets what stands in the audit log before it does.
+    async fn tell_granted(&self, step: &Step, id: GrantId) -> Result<(), AcquireError> {
+        let Some(grant) = self.leases().get(id) else { return Ok(()) };
+        let event = about(Action::SecretGranted, &grant).with("caller", &step.caller.subject);
+        let written = self.audit().write(&event).await;
+        written.map_err(|e| AcquireError::unavailable(format!("the audit log: {}", chain(&e))))
+    }
+
+    /// Does something with the journal, away from the threads that serve.
+    pub(super) async fn journal<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Leases) -> Result<T, LeasesError> + Send + 'static,
+    ) -> Result<T, LeasesError> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(this.leases())).await;
+        self.count_open();
+        done.unwrap_or_else(|e| Err(LeasesError::Write(std::io::Error::other(e))))
+    }
+}
+
+/// What one server is asked for a step.
+struct Of<'a> {
+    step: &'a Step,
+    name: &'a Name,
+    server: &'a dyn Server,
+    reads: &'a Reads,
+    /// How long it must live.
+    need: Duration,
+    /// Whether it is to be taken again.
+    rotates: bool,
+}
+
+fn grant(step: &Step, secrets: Vec<Given>, at: UnixNanos) -> Grant {
+    Grant {
+        job: step.job.clone(),
+        step: step.index,
+        step_name: step.name.clone(),
+        project: step.project.clone(),
+        server: None,
+        secrets,
+        accessor: None,
+        leases: Vec::new(),
+        until: at,
+        minted_at: at,
+        given_at: None,
+        revoking_at: None,
+        closed_at: None,
+    }
+}
+
+/// A value that the runner takes.
+fn fitting(name: &Name, value: Secret) -> Result<Secret, AcquireError> {
+    let told = match value.len() {
+        0..SECRET_BYTES_MIN => {
+            format!(
+                "secret {name} has fewer than {SECRET_BYTES_MIN} bytes: it cannot be masked, and is not given"
+            )
+        }
+        SECRET_BYTES_MIN..=SECRET_BYTES_MAX => return Ok(value),
+        _ => format!("secret {name} has more than {SECRET_BYTES_MAX} bytes"),
+    };
+    Err(AcquireError::Unavailable { reason: told.clone(), told })
+}
+
+pub(super) fn after(at: UnixNanos, ttl: Duration) -> UnixNanos {
+    UnixNanos(at.0.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+/// An entry of the audit log about a grant.
+pub(super) fn about(action: Action, grant: &Grant) -> AuditEvent {
+    let names: Vec<_> = grant.secrets.iter().map(|given| given.name.as_str()).collect();
+    let mut event = AuditEvent::now(action, OURSELVES)
+        .with("step", grant.step_name.as_str())
+        .with("secrets", names.join(","))
+        .with("provider", grant.secrets.first().map_or("", |given| given.provider.as_str()));
+    if let Some(accessor) = &grant.accessor {
+        event = event.with("accessor_sha256", super::digest_of(accessor));
+    }
+    (event.project, event.job) = (Some(grant.project.clone()), Some(grant.job.clone()));
+    event
+}

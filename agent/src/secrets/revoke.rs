@@ -1,0 +1,132 @@
+//! Taking back: whatever came of a step, and as long as it takes. And having it live until then.
+
+use super::acquire::{about, after};
+use super::leases::{Grant, GrantId};
+use super::service::{Secrets, now};
+use crate::audit::Action;
+use crate::chain::chain;
+use crate::vault::{Accessor, LeaseId, VaultError};
+use ampoule_spec::{JobId, UnixNanos};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long to wait before a revoke is tried again: doubled each time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// When a renewal that failed is tried again.
+const RENEW_AGAIN: Duration = Duration::from_secs(5);
+/// What is left of a life when it is renewed has a jitter of so many parts of a hundred, so that not all come at once.
+const JITTER: u64 = 10;
+
+impl Secrets {
+    /// Takes a grant back, for as long as it takes; who asks again changes nothing. Returns at once.
+    pub fn revoke(self: &Arc<Self>, id: GrantId) {
+        if !self.being_revoked().insert(id) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            this.until_revoked(id).await;
+            this.being_revoked().remove(&id);
+            this.count_open();
+            this.closed.notify_waiters();
+        });
+    }
+
+    /// Takes back everything of a job.
+    pub fn revoke_job(self: &Arc<Self>, job: &JobId) {
+        self.open_of(job).into_iter().for_each(|(id, _)| self.revoke(id));
+    }
+
+    async fn until_revoked(self: &Arc<Self>, id: GrantId) {
+        let at = now();
+        if let Err(error) = self.journal(move |leases| leases.revoking(id, at)).await {
+            tracing::warn!(error = chain(&error), "that a lease is to be revoked is not written down");
+        }
+        let mut pause = PAUSE.0;
+        loop {
+            let Some(grant) = self.leases().get(id).filter(Grant::is_open) else { return };
+            let failed = match self.try_revoke(&grant).await {
+                Ok(()) => {
+                    let closed = self.journal(move |leases| leases.closed(id, now())).await;
+                    match closed {
+                        Ok(()) => {
+                            if grant.server.is_some()
+                                && let Err(error) =
+                                    self.audit().write(&about(Action::SecretRevoked, &grant)).await
+                            {
+                                tracing::warn!(error = chain(&error), "a revoke is not in the audit log");
+                            }
+                            return;
+                        }
+                        Err(error) => chain(&error),
+                    }
+                }
+                Err(error) => error,
+            };
+            self.counts().revoke_failures.inc();
+            let (job, step) = (&grant.job, grant.step_name.as_str());
+            tracing::warn!(%job, step, error = failed, "what a step had is not revoked yet; it is tried again");
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// The token first, so that nothing more can be had with it; then each lease, until its backend has taken it back.
+    async fn try_revoke(&self, grant: &Grant) -> Result<(), String> {
+        let Some(name) = &grant.server else { return Ok(()) };
+        let server = self.rules().servers.get(name).cloned();
+        let server = server.ok_or_else(|| {
+            format!("there is no [server.{name}] in secrets.toml any more; put it back until nothing of it is open")
+        })?;
+        let failed = |error: VaultError| format!("server {name}: {}", chain(&error));
+        if let Some(accessor) = grant.accessor.clone().and_then(Accessor::new) {
+            server.revoke(&accessor).await.map_err(failed)?;
+        }
+        for lease in grant.leases.iter().filter_map(|lease| LeaseId::new(lease.clone())) {
+            server.revoke_lease(&lease).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Has everything of a grant live until a time; says when to ask for that again, none: not at all.
+    pub async fn renew(self: &Arc<Self>, id: GrantId, until: UnixNanos) -> Option<Duration> {
+        let grant = self.leases().get(id).filter(Grant::is_open)?;
+        let server = self.rules().servers.get(grant.server.as_ref()?).cloned();
+        let need = Duration::from_nanos(until.0.saturating_sub(now().0));
+        let Some(server) = server else { return Some(RENEW_AGAIN) };
+        let mut least = need;
+        let mut again = |renewed: Result<crate::vault::Renewed, VaultError>| match renewed {
+            Ok(renewed) if renewed.covers(need) => {}
+            Ok(renewed) => least = least.min(renewed.ttl),
+            // What cannot be renewed was held against the step's time before it was handed over.
+            Err(VaultError::Refused { .. }) => {}
+            Err(error) => {
+                self.counts().renew_failures.inc();
+                let (job, step) = (&grant.job, grant.step_name.as_str());
+                tracing::warn!(%job, step, error = chain(&error), "what a step has is not renewed; it is tried again");
+                least = least.min(RENEW_AGAIN);
+            }
+        };
+        if let Some(accessor) = grant.accessor.clone().and_then(Accessor::new) {
+            let renewed = server.renew(&accessor, need).await;
+            let ttl = renewed.as_ref().ok().map(|renewed| renewed.ttl);
+            again(renewed);
+            if let Some(ttl) = ttl {
+                let _ = self.journal(move |leases| leases.renewed(id, after(now(), ttl))).await;
+            }
+        }
+        for lease in grant.leases.iter().filter_map(|lease| LeaseId::new(lease.clone())) {
+            again(server.renew_lease(&lease, need).await);
+        }
+        (least < need).then(|| jittered(least * 2 / 3))
+    }
+}
+
+/// A little less, by chance.
+fn jittered(of: Duration) -> Duration {
+    let mut byte = [0];
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+    let [byte] = byte;
+    let part = u64::from(byte).saturating_mul(JITTER) / 255;
+    of.mul_f64(1.0 - f64::from(u32::try_from(part).unwrap_or(0)) / 100.0)
+}

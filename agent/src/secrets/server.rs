@@ -1,0 +1,100 @@
+//! What is asked of a server, and no more: the seam behind which the client of Vault's is, and a test's server.
+
+use super::acquire::Step;
+use super::identity::{Identity, Workload};
+use super::mapping::reference;
+use super::service::seconds;
+use crate::vault::{
+    Accessor, Assertions, LeaseId, Minted, Read, Renewed, Revoked, Secret, Secrets, StepLogin, StepMeta,
+    Token, Vault, VaultError,
+};
+use futures_util::future::BoxFuture;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Answer<'a, T> = BoxFuture<'a, Result<T, VaultError>>;
+
+/// One server, or one cluster of them.
+pub trait Server: Debug + Send + Sync + 'static {
+    /// Waits until it serves, for as long as a new step may wait.
+    fn ready(&self) -> Answer<'_, ()>;
+
+    /// Makes a token for a step, with seconds to live.
+    fn mint<'a>(&'a self, step: &'a Step, identity: &'a Identity) -> Answer<'a, Minted>;
+
+    /// Has a token live for so long from now on.
+    fn renew<'a>(&'a self, accessor: &'a Accessor, ttl: Duration) -> Answer<'a, Renewed>;
+
+    /// Reads once.
+    fn read<'a>(&'a self, token: &'a Token, what: &'a Read) -> Answer<'a, Secrets>;
+
+    /// Has a lease run for so long from now on.
+    fn renew_lease<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> Answer<'a, Renewed>;
+
+    /// Ends a token; one that is unknown has ended.
+    fn revoke<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, Revoked>;
+
+    /// Ends a lease, likewise.
+    fn revoke_lease<'a>(&'a self, lease: &'a LeaseId) -> Answer<'a, Revoked>;
+}
+
+impl Server for Vault {
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(Vault::ready(self))
+    }
+
+    fn mint<'a>(&'a self, step: &'a Step, identity: &'a Identity) -> Answer<'a, Minted> {
+        Box::pin(async move {
+            let StepLogin::Jwt(login) = &self.config().step else {
+                let meta = StepMeta {
+                    job: step.job.to_string(),
+                    step: step.name.to_string(),
+                    project: step.project.to_string(),
+                };
+                return Vault::mint(self, None, &meta).await;
+            };
+            let of = Workload {
+                job: &step.job,
+                step: &step.name,
+                project: &step.project,
+                profile: &step.profile,
+                caller: &step.caller.subject,
+                reference: reference(&step.caller),
+            };
+            let jwt = identity
+                .token(&of, &login.audience, seconds())
+                .map_err(|error| VaultError::Answer { doing: "a step's login", reason: error.to_string() })?;
+            self.login_step(None, &jwt).await
+        })
+    }
+
+    fn renew<'a>(&'a self, accessor: &'a Accessor, ttl: Duration) -> Answer<'a, Renewed> {
+        Box::pin(self.renew_accessor(accessor, ttl))
+    }
+
+    fn read<'a>(&'a self, token: &'a Token, what: &'a Read) -> Answer<'a, Secrets> {
+        Box::pin(Vault::read(self, token, what))
+    }
+
+    fn renew_lease<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> Answer<'a, Renewed> {
+        Box::pin(Vault::renew_lease(self, lease, ttl))
+    }
+
+    fn revoke<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, Revoked> {
+        Box::pin(self.revoke_accessor(accessor))
+    }
+
+    fn revoke_lease<'a>(&'a self, lease: &'a LeaseId) -> Answer<'a, Revoked> {
+        Box::pin(Vault::revoke_lease(self, lease))
+    }
+}
+
+/// The agent's own login by a token that it signs.
+pub(super) struct OfAgent(pub(super) Arc<Identity>);
+
+impl Assertions for OfAgent {
+    fn assertion(&self, audience: &str) -> Result<Secret, String> {
+        self.0.agent_token(audience, seconds()).map_err(|error| error.to_string())
+    }
+}

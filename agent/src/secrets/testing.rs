@@ -1,0 +1,256 @@
+//! A server that outlives the agent, for tests of what the agent asks of it.
+
+use super::identity::Identity;
+use super::mapping::{Mapping, Rule, Source};
+use super::server::Server;
+use super::service::{Counts, NewRules, Options, Rules, Secrets};
+use super::{AcquireError, Acquired, Step};
+use crate::audit::{AuditError, AuditEvent};
+use crate::audit_sink::{AuditSink, Refused};
+use crate::job::{Caller, Means};
+use crate::vault::{
+    Accessor, Data, Lease, LeaseId, Minted, Read, Renewed, Revoked, Secret, Secrets as Found, ServerState,
+    Token, VaultError,
+};
+use ampoule_spec::{Delivery, JobId, Name};
+use futures_util::future::BoxFuture;
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const SHORT: Duration = Duration::from_secs(15);
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
+
+/// A server that outlives the agent, and an agent that dies at a call of the test's choice.
+#[derive(Debug, Default)]
+pub(crate) struct Bank(Mutex<Accounts>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Accounts {
+    /// By accessor: how long it lives, and its leases.
+    pub(crate) tokens: BTreeMap<String, (Duration, Vec<String>)>,
+    pub(crate) leases: BTreeMap<String, Duration>,
+    pub(crate) calls: Vec<String>,
+    /// At which call the agent dies, and whether the call was done.
+    pub(crate) dies: Option<(usize, bool)>,
+    pub(crate) dead: bool,
+    /// So many calls of this kind fail.
+    pub(crate) fails: Option<(&'static str, usize)>,
+    pub(crate) token_max: Option<Duration>,
+    pub(crate) lease: Option<(Duration, bool, Duration)>,
+    pub(crate) password: String,
+    /// How long each call takes.
+    pub(crate) slow: Duration,
+    /// Whether a token's leases go with it at once. With a backend that is away they do not.
+    pub(crate) cascades: bool,
+}
+
+impl Bank {
+    pub(crate) fn new() -> Arc<Self> {
+        let lease = Some((Duration::from_secs(60), true, LIMIT * 2));
+        let password = "hunter2-first".to_owned();
+        Arc::new(Self(Mutex::new(Accounts { lease, password, ..Accounts::default() })))
+    }
+
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Accounts) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn call<T>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut Accounts) -> T,
+    ) -> Result<T, VaultError> {
+        enum Next<T> {
+            Done(T),
+            Failed,
+            Dead,
+        }
+        let next = self.with(|of| {
+            let number = of.calls.len();
+            of.calls.push(what.to_owned());
+            let dies = of.dies.filter(|(at, _)| *at == number);
+            of.dead |= dies.is_some();
+            if dies == Some((number, false)) {
+                return Next::Dead;
+            }
+            if let Some((kind, left)) = &mut of.fails
+                && *kind == what
+                && *left > 0
+            {
+                *left -= 1;
+                return Next::Failed;
+            }
+            let done = work(of);
+            if dies.is_some() { Next::Dead } else { Next::Done(done) }
+        });
+        tokio::time::sleep(self.with(|of| of.slow)).await;
+        match next {
+            Next::Done(done) => Ok(done),
+            Next::Failed => Err(VaultError::Unavailable {
+                doing: what,
+                address: "https://bank".to_owned(),
+                state: ServerState::Sealed,
+                tries: 1,
+                reason: String::new(),
+            }),
+            Next::Dead => std::future::pending().await,
+        }
+    }
+}
+
+pub(crate) type Answer<'a, T> = BoxFuture<'a, Result<T, VaultError>>;
+
+impl Server for Bank {
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(self.call("ready", |_| ()))
+    }
+
+    fn mint<'a>(&'a self, _: &'a Step, _: &'a Identity) -> Answer<'a, Minted> {
+        Box::pin(self.call("mint", |of| {
+            let accessor = format!("accessor-{}", of.calls.len());
+            of.tokens.insert(accessor.clone(), (SHORT, Vec::new()));
+            let token = Token::new(Secret::new(accessor.clone().into_bytes())).unwrap();
+            Minted { token, accessor: Accessor::new(accessor).unwrap(), ttl: SHORT, policies: Vec::new() }
+        }))
+    }
+
+    fn renew<'a>(&'a self, accessor: &'a Accessor, ttl: Duration) -> Answer<'a, Renewed> {
+        Box::pin(self.call("renew", move |of| {
+            let ttl = ttl.min(of.token_max.unwrap_or(ttl));
+            of.tokens.get_mut(accessor.as_str()).unwrap().0 = ttl;
+            Renewed { ttl, renewable: true }
+        }))
+    }
+
+    fn read<'a>(&'a self, _: &'a Token, what: &'a Read) -> Answer<'a, Found> {
+        Box::pin(self.call("read", move |of| {
+            let (name, number) = (what.path().unwrap(), of.calls.len());
+            let text = serde_json::json!({ "username": format!("user-of-ro-{number}"), "password": of.password, "short": "1234567" });
+            let data: Data = serde_json::from_str(&text.to_string()).unwrap();
+            let lease = of.lease.filter(|_| what.is_dynamic()).map(|(duration, renewable, _)| {
+                let id = format!("{name}/{number}");
+                of.leases.insert(id.clone(), duration);
+                of.tokens.values_mut().last().unwrap().1.push(id.clone());
+                Lease { id: LeaseId::new(id).unwrap(), duration, renewable }
+            });
+            Found { data, lease, version: None, expires_at: None }
+        }))
+    }
+
+    fn renew_lease<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> Answer<'a, Renewed> {
+        Box::pin(self.call("renew_lease", move |of| {
+            let ttl = ttl.min(of.lease.unwrap().2);
+            of.leases.insert(lease.as_str().to_owned(), ttl);
+            Renewed { ttl, renewable: true }
+        }))
+    }
+
+    fn revoke<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, Revoked> {
+        Box::pin(self.call("revoke", move |of| {
+            let Some((_, leases)) = of.tokens.remove(accessor.as_str()) else { return Revoked::Unknown };
+            if of.cascades {
+                for lease in &leases {
+                    of.leases.remove(lease);
+                }
+            }
+            Revoked::Now
+        }))
+    }
+
+    fn revoke_lease<'a>(&'a self, lease: &'a LeaseId) -> Answer<'a, Revoked> {
+        Box::pin(self.call("revoke_lease", move |of| {
+            of.leases.remove(lease.as_str()).map_or(Revoked::Unknown, |_| Revoked::Now)
+        }))
+    }
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+pub(crate) struct Heard(pub(crate) Mutex<Vec<String>>);
+
+impl AuditSink for Heard {
+    fn record(&self, refused: &Refused<'_>) {
+        self.0.lock().unwrap().push(format!("refused {}", refused.reason));
+    }
+
+    fn write<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
+        self.0.lock().unwrap().push(format!("{} {:?} {}", event.action.as_str(), event.detail, event.reason));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn read<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
+        self.write(event)
+    }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+pub(crate) fn rule(source: Source) -> Rule {
+    Rule { source, callers: None, refs: None, profiles: None, signed: false, env_allowed: false }
+}
+
+pub(crate) fn of_bank(read: &str, field: &str, rotate: Option<Duration>) -> Rule {
+    let read: Read =
+        toml::from_str::<BTreeMap<String, Read>>(&format!("read = {read}")).unwrap().remove("read").unwrap();
+    rule(Source::Vault { server: name("bank"), read, field: Some(field.to_owned()), rotate })
+}
+
+pub(crate) const DATABASE: &str = "{ database = { role = \"ro\" } }";
+pub(crate) const KV: &str = "{ kv2 = { path = \"web/npm\" } }";
+
+pub(crate) fn open(dir: &Path, bank: &Arc<Bank>, heard: &Arc<Heard>) -> Arc<Secrets> {
+    let file = dir.join("value");
+    std::fs::write(&file, "of this host alone").unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let secrets = Secrets::open(Options {
+        dir: dir.join("secrets"),
+        issuer: "https://builds.corp.example".to_owned(),
+        credentials: None,
+        audit: heard.clone(),
+        counts: Counts::default(),
+    });
+    let secrets = secrets.unwrap();
+    let rules = [
+        ("user", of_bank(DATABASE, "username", None)),
+        ("password", of_bank(DATABASE, "password", None)),
+        ("npm", of_bank(KV, "password", None)),
+        ("turning", of_bank(KV, "password", Some(Duration::from_secs(30)))),
+        ("short", of_bank(KV, "short", None)),
+        ("nothing", of_bank(KV, "nothing", None)),
+        ("local", rule(Source::File(file))),
+    ];
+    let rules = rules.into_iter().map(|(secret, rule)| ((name("web"), name(secret)), rule)).collect();
+    let servers = BTreeMap::from([(name("bank"), bank.clone() as Arc<dyn Server>)]);
+    secrets.take(NewRules(Rules { mapping: Mapping { rules }, servers }));
+    secrets
+}
+
+pub(crate) fn step(names: &[&str]) -> Step {
+    let file = |secret: &str| {
+        let path = ampoule_spec::SandboxPath::parse(&format!("/run/secrets/{secret}")).unwrap();
+        ampoule_spec::Secret { name: name(secret), delivery: Delivery::File(path), on_rotate: None }
+    };
+    Step {
+        job: JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap(),
+        project: name("web"),
+        caller: Caller { means: Means::Peer, subject: "uid:7".to_owned(), claims: BTreeMap::new() },
+        profile: name("hermetic"),
+        is_signed: false,
+        index: 0,
+        name: name("deploy"),
+        limit: LIMIT,
+        secrets: names.iter().map(|name| file(name)).collect(),
+    }
+}
+
+pub(crate) const ALL: [&str; 4] = ["local", "password", "npm", "user"];
+
+pub(crate) async fn acquire(secrets: &Arc<Secrets>, names: &[&str]) -> Result<Acquired, AcquireError> {
+    secrets.acquire(&step(names), &CancellationToken::new()).await
+}
