@@ -11,7 +11,7 @@ use ampoule_agent::job::queue::{Amount, Quota, Rules};
 use ampoule_agent::job::state::sha256;
 use ampoule_agent::job::{
     Caller, IdempotencyKey, Intakes, Jobs, JobsError, Keep, Keeper, Means, Needs, OpenedOutput, Options,
-    ShownToAll, Sources, Submission, Unwitnessed, WatchedEvent,
+    Proofs, ShownToAll, Sources, Submission, Unwitnessed, WatchedEvent,
 };
 use ampoule_agent::local::SigningKey;
 use ampoule_agent::sources::Policy;
@@ -154,6 +154,7 @@ async fn submit(keeper: &Keeper, asked: &Value) -> Result<Value, Failed> {
         caller: caller(),
         key: IdempotencyKey::parse(text(asked, "key")?)?,
         project: Name::parse("tests")?,
+        proofs: Proofs::new(),
         request: sha256(text(asked, "key")?.as_bytes())?,
         spec,
         priority: 0,

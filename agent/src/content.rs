@@ -19,7 +19,7 @@ mod spool;
 
 pub use error::ContentError;
 pub use import::{ImportError, Importer};
-pub use job::contents_of;
+pub use job::{contents_of, uploaded};
 pub use launcher::Launcher;
 pub use limits::ContentLimits;
 pub use refs::{content, content_ref};

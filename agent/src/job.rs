@@ -11,7 +11,7 @@ pub use keeper::{
     Health, Intakes, Keep, Keeper, KeeperError, Needs, Options, Place, ProjectFiles, Shown, ShownToAll,
     Sources, Unwitnessed, Witness,
 };
-pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, State, Submission};
+pub use model::{Caller, CancelWish, End, IdempotencyKey, Job, Labels, Means, Proofs, State, Submission};
 pub use service::{
     EVIDENCE_BYTES_MAX, EvidenceFile, EvidenceFiles, Jobs, JobsError, OpenedOutput, Page, Promised,
     Submitted, Wanted, Watched, WatchedEvent,

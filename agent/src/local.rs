@@ -19,7 +19,7 @@ pub(crate) mod release;
 mod runner;
 mod store;
 pub(crate) mod take;
-mod upstream;
+pub(crate) mod upstream;
 mod watch;
 
 pub use evidence::SigningKey;

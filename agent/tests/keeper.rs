@@ -251,10 +251,12 @@ async fn what_only_a_client_could_vouch_for_is_refused_with_its_field() {
     let made = serde_json::json!({"kind": "attestation", "sha256": "3".repeat(64), "made_by": {
         "builder": "https://ampoule.example/builders/hermetic/v1", "key": "SHA256:x", "job": job_id(9),
         "subject": "x", "statement": "4".repeat(64)}});
+    let here = serde_json::json!({"kind": "git", "commit": "1".repeat(40)});
     for (source, field) in [
         (signed_by("p", "SHA256:x"), "inputs[0].git.signer: who has signed a commit is found here"),
         (signed_by("", ""), "inputs[0].git.signer: the operator has allowed nobody"),
-        (serde_json::from_value(made).unwrap(), "inputs[0].attestation"),
+        (serde_json::from_value(made).unwrap(), "inputs[0].attestation: the operator believes nobody's"),
+        (serde_json::from_value(here).unwrap(), "inputs[0].git.url: a repository of the client's"),
     ] {
         let mut refused = submission(1);
         let input = serde_json::json!({"name": "src", "mount": "/build/src", "source": source});

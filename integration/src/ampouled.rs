@@ -45,6 +45,11 @@ impl<'l> Ampouled<'l> {
 
     /// Starts both as an operator would: with a key of the operator's.
     pub(crate) fn start_signing(lab: &'l Lab<'l>) -> Result<Self> {
+        Self::start_signing_with(lab, "")
+    }
+
+    /// The same, with these tables in the configuration.
+    pub(crate) fn start_signing_with(lab: &'l Lab<'l>, tables: &str) -> Result<Self> {
         let (private, public) = (lab.path("provenance.key"), lab.path("provenance.pub"));
         let made =
             lab.call("openssl").args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
@@ -59,7 +64,7 @@ impl<'l> Ampouled<'l> {
             .exits(0)?;
         let head =
             format!("authority = \"https://builds.test.example\"\nsigning.key = \"{}\"\n", private.display());
-        Self::start_as(lab, &head, "", public, None)
+        Self::start_as(lab, &head, tables, public, None)
     }
 
     /// The same as [`Ampouled::start`], with these tables in the configuration.

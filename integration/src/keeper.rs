@@ -250,7 +250,10 @@ impl<'l> Keeper<'l> {
         let begun = Instant::now();
         loop {
             self.follow_all()?;
-            self.listen(Duration::from_millis(50));
+            // Who is finished is not waited for: that would be minutes for thousands of jobs.
+            if !self.followed.get(id).is_some_and(Followed::is_finished) {
+                self.listen(Duration::from_millis(50));
+            }
             let followed = self.followed.get(id).context("nobody follows it")?;
             if followed.is_finished() {
                 ensure!(followed.wrong.is_empty(), "the watcher of {id}: {:?}", followed.wrong);

@@ -4,6 +4,7 @@ mod attacks;
 mod by_name;
 mod cancel;
 mod cgroups;
+mod chains;
 mod ci;
 mod commits;
 mod crash;
@@ -100,6 +101,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "origins", tests: origins::TESTS },
     Suite { name: "mutual", tests: mutual::TESTS },
     Suite { name: "upstream", tests: upstream::TESTS },
+    Suite { name: "chains", tests: chains::TESTS },
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
     Suite { name: "service", tests: service::TESTS },

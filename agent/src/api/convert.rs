@@ -364,6 +364,8 @@ fn wire_input(input: &Input) -> wire::Input {
                 job_id: made_by.job.to_string(),
                 subject: made_by.subject.to_string(),
                 statement_sha256: made_by.statement.to_string(),
+                // It is no part of a spec: whoever asks adds it.
+                provenance: Vec::new(),
             })
         }
     };

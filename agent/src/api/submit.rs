@@ -3,15 +3,17 @@
 use super::convert::{FieldError, job_spec};
 use super::error::ApiError;
 use crate::inputs::sha256_of;
-use crate::job::{Caller, IdempotencyKey, Labels, Submission};
+use crate::job::{Caller, IdempotencyKey, Labels, Proofs, Submission};
 use ampoule_proto::v1 as wire;
-use ampoule_spec::{Code, InputSource, JobId, JobSpec, Name, Sha256};
+use ampoule_spec::{Code, JobId, Name, Sha256};
 use prost::Message as _;
 
 /// The most labels of a job or a filter.
 const LABELS_MAX: usize = 32;
 /// The most bytes of a label's key, and of its value.
 const LABEL_BYTES_MAX: usize = 128;
+/// The most bytes of provenance in one request.
+const PROOFS_BYTES_MAX: usize = 1 << 20;
 /// The highest priority.
 const PRIORITY_MAX: u32 = 9;
 
@@ -29,16 +31,17 @@ pub(super) fn submission(request: wire::SubmitJobRequest, caller: &Caller) -> Re
         _ => return Err(ApiError::field("priority", format!("0 to {PRIORITY_MAX}"))),
     };
     labels(&request.labels)?;
-    let job = request.job.ok_or_else(|| ApiError::field("job", "missing"))?;
+    let mut job = request.job.ok_or_else(|| ApiError::field("job", "missing"))?;
+    let proofs = proofs(&mut job).map_err(in_job)?;
     let id = JobId::parse(&uuid::Uuid::now_v7().to_string())
         .map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
     let spec = job_spec(job, id).map_err(in_job)?;
-    vouched(&spec).map_err(in_job)?;
     Ok(Submission {
         caller: caller.clone(),
         key,
         project,
         spec,
+        proofs,
         request: request_digest,
         priority,
         labels: request.labels,
@@ -57,26 +60,26 @@ fn in_job(error: FieldError) -> ApiError {
     FieldError { field: format!("job.{}", error.field), ..error }.into()
 }
 
-/// What only a client could vouch for is not taken from one (docs/design/0017).
-fn vouched(spec: &JobSpec) -> Result<(), FieldError> {
-    for (at, input) in spec.inputs.iter().enumerate() {
-        let wrong = |field: &str, reason: &str| {
-            Err(FieldError { field: format!("inputs[{at}].{field}"), reason: reason.to_owned() })
+/// Takes the provenance out of a request: it is no part of a job.
+///
+/// # Errors
+/// The field at which there is none, or more than may be.
+fn proofs(job: &mut wire::JobRequest) -> Result<Proofs, FieldError> {
+    let (mut proofs, mut bytes) = (Proofs::new(), 0_usize);
+    for (at, input) in job.inputs.iter_mut().enumerate() {
+        let Some(wire::input::Source::Attestation(made)) = &mut input.source else { continue };
+        bytes = bytes.saturating_add(made.provenance.len());
+        let wrong = match made.provenance.len() {
+            0 => "missing; send the attestation of what was made".to_owned(),
+            _ if bytes > PROOFS_BYTES_MAX => format!("all together have at most {PROOFS_BYTES_MAX} bytes"),
+            _ => String::new(),
         };
-        match &input.source {
-            InputSource::Attestation { .. } => {
-                return wrong(
-                    "attestation",
-                    "this host does not verify attestations yet, and takes no client's word",
-                );
-            }
-            InputSource::Git { url: None, .. } => {
-                return wrong("git.url", "a repository of the client's is uploaded as a directory");
-            }
-            _ => {}
+        if !wrong.is_empty() {
+            return Err(FieldError { field: format!("inputs[{at}].attestation.provenance"), reason: wrong });
         }
+        proofs.insert(at, std::mem::take(&mut made.provenance));
     }
-    Ok(())
+    Ok(proofs)
 }
 
 /// A project's name.

@@ -6,11 +6,12 @@ use crate::api::convert::job_request;
 use crate::files::read_file;
 use crate::git::{AllowedSigners, GitPlace};
 use crate::inputs::parse_url;
-use crate::jobfile::{GitPlan, InputPlan, JobPlan, SourcePlan};
+use crate::jobfile::{ArtifactPlace, GitPlan, InputPlan, JobPlan, SourcePlan, UpstreamPlan};
 use crate::local::intake::{Intake, open, unusable};
 use crate::local::path::PathIntake;
 use crate::local::record::sha256;
 use crate::local::take::{self, Taker};
+use crate::local::upstream::Upstream;
 use crate::local::{Cancel, LocalError, Watch};
 use crate::sources::Policy;
 use ampoule_proto::v1 as proto;
@@ -60,19 +61,32 @@ impl Requesting<'_> {
             cancel: self.cancel.clone(),
             memory: std::sync::Arc::new(()),
         };
-        let mut sources = Vec::new();
+        let (mut sources, mut proofs) = (Vec::new(), Vec::new());
         for input in &plan.inputs {
             if self.cancel.is_cancelled() {
                 return Err(LocalError::Cancelled);
             }
             self.watch.about(format_args!("input {}", input.name));
             let mut uploading = || say(format!("input {}", input.name));
-            let source = source(input, plan.source_date_epoch, &taker, &with, &mut uploading);
+            let source = source(input, plan.source_date_epoch, (&taker, &with, &mut proofs), &mut uploading);
             sources.push(source.map_err(|error| named(&input.name, error))?);
         }
         // The id is the daemon's to draw; the request has none.
         let id = JobId::parse(&uuid::Uuid::now_v7().to_string()).map_err(|e| refused(&e.to_string()))?;
-        Ok(job_request(&plan.into_spec(id, 1, sources)?))
+        let mut request = job_request(&plan.into_spec(id, 1, sources)?);
+        prove(&mut request, proofs);
+        Ok(request)
+    }
+}
+
+/// Puts the provenance of other jobs' outputs beside what is said of them.
+fn prove(request: &mut proto::JobRequest, proofs: Vec<Vec<u8>>) {
+    let made = request.inputs.iter_mut().filter_map(|input| match &mut input.source {
+        Some(proto::input::Source::Attestation(made)) => Some(made),
+        _ => None,
+    });
+    for (made, proof) in made.zip(proofs) {
+        made.provenance = proof;
     }
 }
 
@@ -92,15 +106,23 @@ fn named(input: &Name, error: LocalError) -> LocalError {
 /// Refuses what a daemon cannot take a client's word for, or could not use.
 fn submittable(input: &InputPlan, epoch_of_commit: bool) -> Result<()> {
     let why = match &input.source {
-        SourcePlan::Attestation(_) => {
-            "an attestation is verified by `ampoule run` alone; a daemon does not take a client's word for it"
+        SourcePlan::Attestation(UpstreamPlan { artifact: ArtifactPlace::Url(_), .. }) => {
+            "a daemon fetches no other job's output; download it and name it with path"
+        }
+        SourcePlan::Attestation(UpstreamPlan { allow_dev: true, .. }) => {
+            "a daemon believes no development builder; remove allow_dev, or use `ampoule run`"
         }
         SourcePlan::Git(GitPlan { place: GitPlace::Path(_), .. }) => {
             "a daemon fetches commits itself, and a repository here is none of its; give the repository's URL"
         }
         SourcePlan::Git(_) => return Ok(()),
         SourcePlan::Http { url, .. } if !url.starts_with("file:") => return Ok(()),
-        SourcePlan::Path { .. } | SourcePlan::Tar { .. } | SourcePlan::Http { .. } if epoch_of_commit => {
+        SourcePlan::Path { .. }
+        | SourcePlan::Tar { .. }
+        | SourcePlan::Http { .. }
+        | SourcePlan::Attestation(_)
+            if epoch_of_commit =>
+        {
             "source_date_epoch = \"commit\" is for jobs that upload no input: files are uploaded with their times, and the commit's is not \
              known here; give seconds since 1970"
         }
@@ -112,8 +134,7 @@ fn submittable(input: &InputPlan, epoch_of_commit: bool) -> Result<()> {
 fn source(
     input: &InputPlan,
     epoch: u64,
-    taker: &Uploader<'_>,
-    with: &Intake,
+    (taker, with, proofs): (&Uploader<'_>, &Intake, &mut Vec<Vec<u8>>),
     uploading: &mut dyn FnMut(),
 ) -> Result<InputSource> {
     let pinned = input.source.pinned();
@@ -137,7 +158,18 @@ fn source(
             }
         }
         SourcePlan::Git(plan) => return git(plan),
-        SourcePlan::Attestation(_) => {}
+        SourcePlan::Attestation(plan) => {
+            let mut upstream = Upstream::verify(plan, epoch)?;
+            if !taker.has(&upstream.content())? {
+                let ArtifactPlace::Path(path) = &plan.artifact else {
+                    return Err(upstream.missing("with the daemon; name it with path"));
+                };
+                uploading();
+                upstream.hand_over(path, taker, with)?;
+            }
+            proofs.push(std::mem::take(&mut upstream.attestation));
+            return Ok(upstream.into_source());
+        }
     }
     pinned.ok_or_else(|| refused("an input without a digest"))
 }

@@ -14,22 +14,21 @@ pub fn contents_of(spec: &JobSpec) -> Vec<Content> {
         Image::Tar { sha256 } => Some(Content::ImageTar { sha256: *sha256 }),
         Image::Host => None,
     };
-    let inputs = spec.inputs.iter().filter_map(|input| match &input.source {
-        InputSource::Directory { tree } => Some(Content::Directory { tree: Some(*tree), epoch }),
-        InputSource::File { sha256, executable } => {
-            Some(Content::File { sha256: Some(*sha256), executable: *executable, epoch })
+    image.into_iter().chain(spec.inputs.iter().filter_map(|input| uploaded(&input.source, epoch))).collect()
+}
+
+/// The content of one input, unless the host fetches it.
+pub fn uploaded(source: &InputSource, epoch: u64) -> Option<Content> {
+    Some(match source {
+        InputSource::Directory { tree } | InputSource::Attestation { sha256: tree, tree: true, .. } => {
+            Content::Directory { tree: Some(*tree), epoch }
         }
-        InputSource::Tar { sha256 } => Some(Content::Archive { sha256: *sha256, epoch }),
-        InputSource::Attestation { sha256, unpack: true, .. } => {
-            Some(Content::Archive { sha256: *sha256, epoch })
+        InputSource::Tar { sha256 } | InputSource::Attestation { sha256, unpack: true, .. } => {
+            Content::Archive { sha256: *sha256, epoch }
         }
-        InputSource::Attestation { sha256, executable, .. } => {
-            Some(Content::File { sha256: Some(*sha256), executable: *executable, epoch })
+        InputSource::File { sha256, executable } | InputSource::Attestation { sha256, executable, .. } => {
+            Content::File { sha256: Some(*sha256), executable: *executable, epoch }
         }
-        InputSource::Git { url: None, commit, submodules, .. } => {
-            Some(Content::Git { commit: *commit, submodules: *submodules, epoch })
-        }
-        InputSource::Http { .. } | InputSource::Git { url: Some(_), .. } => None,
-    });
-    image.into_iter().chain(inputs).collect()
+        InputSource::Http { .. } | InputSource::Git { .. } => return None,
+    })
 }

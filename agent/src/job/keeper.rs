@@ -17,6 +17,7 @@ mod launcher;
 mod line;
 mod options;
 mod pace;
+mod proof;
 mod records;
 mod secrets;
 mod sweep;

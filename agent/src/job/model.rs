@@ -76,6 +76,9 @@ impl From<IdempotencyKey> for String {
     }
 }
 
+/// The provenance that came with a request, by the number of the input that it is of.
+pub type Proofs = BTreeMap<usize, Vec<u8>>;
+
 /// A request for a job, decoded, checked and authorised.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submission {
@@ -87,6 +90,8 @@ pub struct Submission {
     pub project: Name,
     /// The job; its id was drawn for this request, and is given up if the key was used before.
     pub spec: JobSpec,
+    /// What proves whose outputs its inputs are. It is looked at before the job is written down, and not kept.
+    pub proofs: Proofs,
     /// SHA-256 of the request's canonical encoding: tells a repetition from another request under the same key.
     pub request: Sha256,
     /// 0 to 9; higher ones of the same project go first.

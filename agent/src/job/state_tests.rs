@@ -1,7 +1,7 @@
 //! The life of a job: any sequence of changes, and those that were meant.
 
 use super::*;
-use crate::job::model::{IdempotencyKey, Means};
+use crate::job::model::{IdempotencyKey, Means, Proofs};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -23,6 +23,7 @@ fn submission(attempt: u32) -> Submission {
         key: IdempotencyKey::parse("k").unwrap(),
         project: Name::parse("p").unwrap(),
         spec: spec(attempt, &id(attempt.to_le_bytes()[0])),
+        proofs: Proofs::new(),
         request: sha256(b"request").unwrap(),
         priority: 0,
         labels: BTreeMap::new(),

@@ -91,6 +91,7 @@ async fn what_is_wrong_is_refused_with_its_field() {
         statement_sha256: "a".repeat(64),
         ..Default::default()
     };
+    let large = wire::AttestationSource { provenance: vec![b' '; (1 << 20) + 1], ..made.clone() };
     for (bytes, field) in [
         (with(|r| r.idempotency_key.clear()), "idempotency_key"),
         (with(|r| r.idempotency_key = "a".repeat(129)), "idempotency_key"),
@@ -108,9 +109,9 @@ async fn what_is_wrong_is_refused_with_its_field() {
         (job(|j| j.steps[0].cwd = "a/../b".into()), "job.steps[0].cwd"),
         (job(|j| j.steps.clear()), "job.steps"),
         (job(|j| j.user = 7), "job.user"),
-        (git("", None), "job.inputs[0].git.url"),
         (git("https://g.example/a", Some(signer)), "job.inputs[0].git.signer"),
-        (input(wire::input::Source::Attestation(made)), "job.inputs[0].attestation"),
+        (input(wire::input::Source::Attestation(made.clone())), "job.inputs[0].attestation.provenance"),
+        (input(wire::input::Source::Attestation(large)), "job.inputs[0].attestation.provenance"),
     ] {
         assert_eq!(refusal(&server, bytes).await, (field.to_owned(), "job.invalid".to_owned()));
     }

@@ -1,6 +1,6 @@
 //! Submissions for tests of what keeps jobs.
 
-use ampoule_agent::job::{Caller, End, IdempotencyKey, Means, Submission};
+use ampoule_agent::job::{Caller, End, IdempotencyKey, Means, Proofs, Submission};
 use ampoule_spec::{InputSource, JobId, JobSpec, Name, Outcome, Sha256};
 use std::collections::BTreeMap;
 
@@ -34,6 +34,7 @@ pub(crate) fn submission(number: u32) -> Submission {
         key: key(number),
         project: Name::parse("p").unwrap(),
         spec: spec(number),
+        proofs: Proofs::new(),
         request: request(number),
         priority: 0,
         labels: BTreeMap::new(),

@@ -80,6 +80,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("project.NAME", "running", "as `quota`", "6", "its own quota"),
     key("project.NAME", "registry_auth", "none", "\"registry-auth.json\"", "credentials that its images are fetched with; a project without the key has none"),
     key("project.NAME", "allowed_signers", "none", "\"allowed-signers\"", "who may sign its commits, in the form of ssh-keygen(1): what a job's `allowed_signers` must be"),
+    key("project.NAME", "trust", "none", "\"trust.json\"", "whose provenance its jobs believe for `attestation` inputs, in the form of `ampoule verify --trust`; a project without the key has no such inputs"),
     key("retention", "jobs", "`168h`", "\"72h\"", "how long logs and outputs of a finished job are kept"),
     key("retention", "bytes", "`20GiB`", "\"200GiB\"", "how many bytes of logs and outputs are kept at most; of the project that has the most, the oldest go first"),
     key("retention", "records", "`720h`", "\"8760h\"", "how long its signed record is kept at most"),

@@ -321,8 +321,9 @@ fn files(root: &Table<'_>, base: &Path) -> Result<BTreeMap<Name, ProjectFiles>> 
         let section = Section { name: "project.NAME", table: Some(&table), base };
         let registry_auth = section.path_if("registry_auth")?;
         let allowed_signers = section.path_if("allowed_signers")?;
+        let trust = section.path_if("trust")?;
         if let Ok(name) = Name::parse(name) {
-            files.insert(name, ProjectFiles { registry_auth, allowed_signers });
+            files.insert(name, ProjectFiles { registry_auth, allowed_signers, trust });
         }
     }
     Ok(files)

@@ -17,6 +17,7 @@ pub(super) fn show(config: &Config) -> String {
                 table(&mut text, section, &format!("project.{name}"), |key| match key {
                     "registry_auth" => Some(path(files?.registry_auth.as_ref()?)),
                     "allowed_signers" => Some(path(files?.allowed_signers.as_ref()?)),
+                    "trust" => Some(path(files?.trust.as_ref()?)),
                     _ => Some(of_quota(*quota, key)),
                 });
             }

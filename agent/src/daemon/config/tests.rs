@@ -98,12 +98,12 @@ fn what_an_operator_gets_wrong_is_named_with_its_remedy() {
 
 #[test]
 fn files_are_of_the_projects_that_are_named() {
-    for key in ["registry_auth", "allowed_signers"] {
+    for key in ["registry_auth", "allowed_signers", "trust"] {
         let config = parse(&format!("{LEAST}[project.a]\n{key} = \"a.json\"\n[project.b]\n")).unwrap();
         let of = |project: &str| {
-            let ProjectFiles { registry_auth, allowed_signers } =
+            let ProjectFiles { registry_auth, allowed_signers, trust } =
                 config.files.get(&Name::parse(project).unwrap()).cloned().unwrap_or_default();
-            [registry_auth, allowed_signers].into_iter().flatten().collect::<Vec<_>>()
+            [registry_auth, allowed_signers, trust].into_iter().flatten().collect::<Vec<_>>()
         };
         assert_eq!(of("a"), [Path::new("/etc/ampoule/a.json")], "{key}");
         assert_eq!((of("b"), of("default"), of("ab")), (vec![], vec![], vec![]));

@@ -52,7 +52,8 @@ impl Inner {
         }
         self.holds()?;
         let files = self.sources().files_of(&submission.project);
-        intake::check_asked(&submission.spec, &files).map_err(|f| error(f.code, f.message))?;
+        intake::check_asked(&submission.spec, &submission.proofs, &files)
+            .map_err(|f| error(f.code, f.message))?;
         self.may_have_secrets(submission)?;
         let retention = &self.options.ledger.retention;
         let room = self.ledger.has_room(&submission.project, retention, now());

@@ -1,7 +1,9 @@
 //! From a spec of the wire to a store that has all of it: uploads are looked up, downloads are fetched.
 
 use super::options::{ProjectFiles, Shown};
+use crate::content::uploaded;
 use crate::git::GitPlace;
+use crate::job::model::Proofs;
 use crate::jobfile::{GitPlan, ImagePlan, InputPlan, SourcePlan};
 use crate::local::intake::{Intake, Taking};
 use crate::local::{LocalError, Note, Runner};
@@ -59,7 +61,7 @@ fn failure(code: Code, message: String) -> Failure {
     Failure { code, message, step: None, teardown: None }
 }
 
-/// Refuses what only a client could vouch for, as long as the agent does not verify it itself.
+/// Refuses what only a client could vouch for.
 ///
 /// A reference that is not one of a registry's is nobody's origin: the image was uploaded.
 ///
@@ -75,11 +77,10 @@ pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
     }
     for (at, input) in spec.inputs.iter().enumerate() {
         let reason = match &input.source {
-            InputSource::Attestation { .. } => {
-                "attestation: this daemon does not verify whose attestation an input has; use `ampoule run`, or leave it out and \
-                 verify before you submit"
+            InputSource::Git { url: None, .. } => {
+                "git.url: a repository of the client's cannot be fetched from here; upload it as a directory"
             }
-            _ if spec.epoch_of_commit && uploaded(input, 0).is_some() => {
+            _ if spec.epoch_of_commit && uploaded(&input.source, 0).is_some() => {
                 "source: what is uploaded has its times already, and the commit's time is not known yet; give source_date_epoch in \
                  seconds since 1970"
             }
@@ -90,11 +91,11 @@ pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same, and refuses what only this agent finds out and a caller says to know.
+/// The same, and refuses what only this agent finds out and a caller says to know, or says and does not prove.
 ///
 /// # Errors
 /// `job.invalid` with the field of the message.
-pub(super) fn check_asked(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Failure> {
+pub(super) fn check_asked(spec: &JobSpec, proofs: &Proofs, files: &ProjectFiles) -> Result<(), Failure> {
     check_wire(spec)?;
     for (at, input) in spec.inputs.iter().enumerate() {
         let InputSource::Git { signer: Some(signer), .. } = &input.source else { continue };
@@ -104,7 +105,8 @@ pub(super) fn check_asked(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Fa
             return Err(failure(Code::JobInvalid, message));
         }
     }
-    check_signers(spec, files)
+    check_signers(spec, files)?;
+    super::proof::check(spec, proofs, files)
 }
 
 /// Holds the demands for signatures against what the operator has given the project.
@@ -216,7 +218,7 @@ impl Preparation<'_> {
         let mut taking = Taking::new(&fetched, self.with);
         taking.check(&image, &fetched)?;
         for (at, input) in self.spec.inputs.iter().enumerate() {
-            if let Some(content) = uploaded(input, self.spec.source_date_epoch) {
+            if let Some(content) = uploaded(&input.source, self.spec.source_date_epoch) {
                 self.find(&content, &format!("inputs[{at}] ({})", input.name))?;
             }
         }
@@ -356,21 +358,6 @@ fn plan(input: &Input, signers: Option<&PathBuf>) -> Option<InputPlan> {
         source,
         exclude: Vec::new(),
     })
-}
-
-/// What a client has uploaded, as the store names it.
-fn uploaded(input: &Input, epoch: u64) -> Option<Content> {
-    match &input.source {
-        InputSource::Directory { tree } => Some(Content::Directory { tree: Some(*tree), epoch }),
-        InputSource::File { sha256, executable } => {
-            Some(Content::File { sha256: Some(*sha256), executable: *executable, epoch })
-        }
-        InputSource::Tar { sha256 } => Some(Content::Archive { sha256: *sha256, epoch }),
-        InputSource::Git { url: None, commit, submodules, .. } => {
-            Some(Content::Git { commit: *commit, submodules: *submodules, epoch })
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -176,12 +176,9 @@ impl Launcher {
         self.connect()?.fence(id)
     }
 
-    /// Removes a job's directory. Blocks.
-    ///
-    /// # Errors
-    /// [`RunnerError`].
-    pub(super) fn forget(&self, id: &JobId) -> Result<(), RunnerError> {
-        self.connect()?.forget(id)
+    /// Removals of directories, all by one session.
+    pub(super) fn removals(&self) -> Removals<'_> {
+        Removals { launcher: self, session: None }
     }
 
     /// Asks the runner to take a job that then belongs to nobody's connection, unless it may not: that is looked at last, when it
@@ -230,6 +227,29 @@ impl Launcher {
     /// When nobody could be told now.
     pub(super) fn cancel(&self, id: &JobId) -> io::Result<()> {
         cancel(&self.job_dir(id)).map(drop)
+    }
+}
+
+/// Removes directories of jobs. The session begins with the first and ends with this.
+#[derive(Debug)]
+pub(super) struct Removals<'a> {
+    launcher: &'a Launcher,
+    session: Option<Runner>,
+}
+
+impl Removals<'_> {
+    /// Removes a job's directory. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; the next one is asked of another session.
+    pub(super) fn forget(&mut self, id: &JobId) -> Result<(), RunnerError> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.launcher.connect()?,
+        };
+        session.forget(id)?;
+        self.session = Some(session);
+        Ok(())
     }
 }
 

@@ -87,6 +87,8 @@ pub struct ProjectFiles {
     pub registry_auth: Option<PathBuf>,
     /// Who may sign its commits, in the form of ssh-keygen(1).
     pub allowed_signers: Option<PathBuf>,
+    /// Whose provenance its jobs believe: a trust file.
+    pub trust: Option<PathBuf>,
 }
 
 impl Sources {

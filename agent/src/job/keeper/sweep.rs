@@ -4,7 +4,7 @@
 //! go by project alone.
 
 use super::inner::{Inner, now};
-use super::launcher::Listed;
+use super::launcher::{Listed, Removals};
 use super::options::Keep;
 use crate::job::model::State;
 use ampoule_spec::{JobId, Name, UnixNanos};
@@ -46,26 +46,30 @@ impl Inner {
             return;
         }
         let inner = self.clone();
-        let listed = tokio::task::spawn_blocking(move || {
-            let listed = inner.launcher.jobs().ok()?;
-            inner.note_unknown(&listed);
-            let over = over(inner.kept(&listed), &inner.options.keep, now());
-            let forgotten = over.into_iter().filter(|id| inner.forget(id)).collect::<BTreeSet<_>>();
-            Some(listed.into_keys().filter(|id| !forgotten.contains(id)).collect::<BTreeSet<_>>())
-        });
-        let Ok(Some(listed)) = listed.await else { return };
-        for id in self.ledger.expired(&self.options.ledger.retention, now()) {
-            let (inner, gone, there) = (self.clone(), id.clone(), listed.contains(&id));
-            // The record last: while there is one, the ledger knows of it.
-            let removed = tokio::task::spawn_blocking(move || {
-                (!there || inner.forget(&gone)) && inner.records.remove(&gone).is_ok()
-            });
-            if removed.await.unwrap_or(false)
-                && let Err(error) = self.ledger.forget(&id).await
-            {
+        let removed = tokio::task::spawn_blocking(move || inner.remove_what_is_over()).await;
+        for id in removed.unwrap_or_default() {
+            if let Err(error) = self.ledger.forget(&id).await {
                 tracing::warn!(job = %id, %error, "a job whose retention is over is not forgotten");
             }
         }
+    }
+
+    /// Removes directories, and records with theirs. The jobs of which nothing is left but what the ledger has. Blocks.
+    fn remove_what_is_over(&self) -> Vec<JobId> {
+        let Ok(mut listed) = self.launcher.jobs() else { return Vec::new() };
+        self.note_unknown(&listed);
+        let mut removals = self.launcher.removals();
+        for id in over(self.kept(&listed), &self.options.keep, now()) {
+            if forget(&mut removals, &id) {
+                listed.remove(&id);
+            }
+        }
+        let mut expired = self.ledger.expired(&self.options.ledger.retention, now());
+        expired.retain(|id| !listed.contains_key(id) || forget(&mut removals, id));
+        drop(removals);
+        // The record last: while there is one, the ledger knows of it.
+        expired.retain(|id| self.records.remove(id).is_ok());
+        expired
     }
 
     fn note_unknown(&self, listed: &Listed) {
@@ -90,14 +94,14 @@ impl Inner {
         });
         kept.collect()
     }
+}
 
-    fn forget(&self, id: &JobId) -> bool {
-        let forgotten = self.launcher.forget(id);
-        if let Err(error) = &forgotten {
-            tracing::warn!(job = %id, %error, "the directory of a finished job is not removed now");
-        }
-        forgotten.is_ok()
+fn forget(removals: &mut Removals<'_>, id: &JobId) -> bool {
+    let forgotten = removals.forget(id);
+    if let Err(error) = &forgotten {
+        tracing::warn!(job = %id, %error, "the directory of a finished job is not removed now");
     }
+    forgotten.is_ok()
 }
 
 /// Those that go: first by age, then of whoever has the most bytes the oldest, until the rest fits.

@@ -2,7 +2,7 @@
 
 use super::{Intakes, Keep, Keeper, Needs, Options, ShownToAll, Sources, Unwitnessed};
 use crate::fair::Seats;
-use crate::job::model::{Caller, IdempotencyKey, Means, Submission};
+use crate::job::model::{Caller, IdempotencyKey, Means, Proofs, Submission};
 use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{ledger, state};
 use crate::local::SigningKey;
@@ -53,6 +53,7 @@ pub(super) fn submission() -> Submission {
         key: IdempotencyKey::parse("k").unwrap(),
         project: Name::parse("p").unwrap(),
         spec: serde_json::from_value(spec).unwrap(),
+        proofs: Proofs::new(),
         request: state::sha256(b"k").unwrap(),
         priority: 0,
         labels: BTreeMap::new(),
