@@ -223,8 +223,6 @@ impl Client<'_> {
 
     /// Asks for a job, and does not wait for the answer.
     pub(crate) fn send_job(&self, steps: &[&str], outputs: &Value) -> Result<String> {
-        let number = JOBS.fetch_add(1, Ordering::SeqCst);
-        let id = format!("01890a5d-ac96-774b-bcce-{number:04x}{:08x}", std::process::id());
         let steps: Vec<_> = (0..)
             .zip(steps)
             .map(|(n, script)| {
@@ -232,10 +230,20 @@ impl Client<'_> {
                        "run": ["sh", "-euc", script]})
             })
             .collect();
-        let spec = json!({
+        self.send_spec(json!({"steps": steps, "outputs": outputs}))
+    }
+
+    /// Asks for a job with these fields, and does not wait for the answer.
+    pub(crate) fn send_spec(&self, fields: Value) -> Result<String> {
+        let number = JOBS.fetch_add(1, Ordering::SeqCst);
+        let id = format!("01890a5d-ac96-774b-bcce-{number:04x}{:08x}", std::process::id());
+        let mut spec = json!({
             "ampoule": 1, "id": id, "attempt": 1, "name": "listened", "profile": self.lab.profile(),
-            "image": {"kind": "host"}, "source_date_epoch": 0, "steps": steps, "outputs": outputs,
+            "image": {"kind": "host"}, "source_date_epoch": 0,
         });
+        if let (Some(spec), Value::Object(fields)) = (spec.as_object_mut(), fields) {
+            spec.extend(fields);
+        }
         let path = self.lab.write(&format!("spec-{number}.json"), spec.to_string())?;
         self.say(&json!({"ask": "run", "lifetime": false}), &[File::open(path)?.as_fd()])?;
         Ok(id)

@@ -37,6 +37,7 @@ mod python;
 mod registry;
 mod root;
 mod run;
+mod secrets;
 mod service;
 mod soak;
 mod sources;
@@ -74,6 +75,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "liar", tests: liar::TESTS },
     Suite { name: "listen_faults", tests: listen_faults::TESTS },
     Suite { name: "listen", tests: listen::TESTS },
+    Suite { name: "secrets", tests: secrets::TESTS },
     Suite { name: "limits", tests: limits::TESTS },
     Suite { name: "outcomes", tests: outcomes::TESTS },
     Suite { name: "cancel", tests: cancel::TESTS },

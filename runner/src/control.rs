@@ -1,18 +1,25 @@
-//! `control.sock` in the directory of a job that belongs to no connection: by it the agent cancels.
+//! `control.sock` in the directory of a job that belongs to no connection: by it the agent cancels, and brings secrets.
 //!
 //! The launcher binds it before it says that the job is admitted, so that no cancel comes too early; its supervisor
-//! listens. The kernel says whose a connection is (`SO_PEERCRED`, unix(7)). What is not the one packet that cancels is
-//! counted and nothing else; nothing here waits.
+//! listens. The kernel says whose a connection is (`SO_PEERCRED`, unix(7)). What is no packet of
+//! [`packet`]'s is counted and nothing else; nothing here waits. A packet with secrets is taken if a step wants exactly
+//! these now; each is answered.
+
+mod packet;
 
 use crate::clock::Moment;
 use crate::jobdir::JobDir;
 use crate::readers;
-use ampoule_spec::wire::{CANCEL, CONTROL_SOCKET};
+use ampoule_spec::Name;
+use ampoule_spec::control::{ControlAnswer, RotateSecret, SecretsFailed, StepSecrets};
+use ampoule_spec::wire::CONTROL_SOCKET;
+pub(crate) use packet::Value;
+use packet::{Said, listen_to};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Mode, chmodat, chownat};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, send,
     socket_with,
 };
 use std::collections::VecDeque;
@@ -61,11 +68,57 @@ pub(crate) struct Control {
     connections: VecDeque<OwnedFd>,
     ignored: u64,
     deaf_until: Option<Moment>,
+    wants: Wants,
+    brought: Option<Brought>,
+    rotation: Option<Rotation>,
+}
+
+/// What is taken of secrets now.
+#[derive(Debug, Default)]
+pub(crate) enum Wants {
+    /// None.
+    #[default]
+    Nothing,
+    /// All of a step that waits, in its order.
+    All { step: u32, names: Vec<Name> },
+    /// Another value of one of these, for a step that runs.
+    Another { step: u32, names: Vec<Name> },
+}
+
+/// What came for a step that waits.
+#[derive(Debug)]
+pub(crate) enum Brought {
+    Values(Vec<Value>),
+    Failed(SecretsFailed),
+}
+
+/// Another value, and who is to hear that it is there.
+#[derive(Debug)]
+pub(crate) struct Rotation {
+    pub(crate) name: Name,
+    pub(crate) value: Value,
+    from: OwnedFd,
+}
+
+impl Rotation {
+    /// Says what became of it.
+    pub(crate) fn answer(self, done: Result<(), String>) {
+        answer(&self.from, &done.map_or_else(ControlAnswer::Refused, |()| ControlAnswer::Took(true)));
+    }
 }
 
 impl Control {
     pub(crate) fn new(socket: OwnedFd, agent: u32) -> Self {
-        Self { socket, agent, connections: VecDeque::new(), ignored: 0, deaf_until: None }
+        Self {
+            socket,
+            agent,
+            connections: VecDeque::new(),
+            ignored: 0,
+            deaf_until: None,
+            wants: Wants::Nothing,
+            brought: None,
+            rotation: None,
+        }
     }
 
     /// To be polled with other descriptors.
@@ -94,15 +147,105 @@ impl Control {
                 }
             }
         }
-        let mut open = std::mem::take(&mut self.connections);
-        open.retain(|connection| {
-            let said = listen_to(connection);
-            is_cancelled |= said == Said::Cancel;
-            self.ignored += u64::from(said == Said::Other);
-            said == Said::Nothing
-        });
-        self.connections = open;
+        for connection in std::mem::take(&mut self.connections) {
+            is_cancelled |= self.obey(connection);
+        }
         is_cancelled
+    }
+
+    /// Says what is taken from now on.
+    pub(crate) fn want(&mut self, wants: Wants) {
+        self.wants = wants;
+        self.brought = None;
+        if let Some(rotation) = self.rotation.take() {
+            rotation.answer(Err("the step has ended".to_owned()));
+        }
+    }
+
+    /// What came, if something did.
+    pub(crate) fn brought(&mut self) -> Option<Brought> {
+        self.brought.take()
+    }
+
+    /// Another value, if one came.
+    pub(crate) fn rotation(&mut self) -> Option<Rotation> {
+        self.rotation.take()
+    }
+
+    /// Does what a connection says. Whether that was a cancel.
+    fn obey(&mut self, connection: OwnedFd) -> bool {
+        let refused = match listen_to(&connection) {
+            Said::Cancel => return true,
+            Said::End => return false,
+            Said::Nothing => {
+                if self.connections.len() >= CONNECTIONS_MAX {
+                    self.connections.pop_front();
+                }
+                self.connections.push_back(connection);
+                return false;
+            }
+            Said::Other => {
+                self.ignored += 1;
+                return false;
+            }
+            Said::Unreadable(why) => Err(why),
+            Said::Secrets(secrets, descriptors) => self.take_secrets(secrets, descriptors),
+            Said::Rotate(rotate, descriptors) => match self.take_rotation(&rotate, descriptors) {
+                Ok(value) => {
+                    self.rotation = Some(Rotation { name: rotate.name, value, from: connection });
+                    return false;
+                }
+                Err(why) => Err(why),
+            },
+        };
+        answer(&connection, &refused.map_or_else(ControlAnswer::Refused, |()| ControlAnswer::Took(true)));
+        false
+    }
+
+    /// Takes the secrets of the step that waits.
+    fn take_secrets(&mut self, secrets: StepSecrets, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        let of = match &secrets {
+            StepSecrets::Given(given) => given.step,
+            StepSecrets::Failed(failed) => failed.step,
+        };
+        let Wants::All { step, names } = &self.wants else {
+            return Err("no step waits for secrets".to_owned());
+        };
+        if *step != of {
+            return Err(format!("step {step} waits for secrets, and no other"));
+        }
+        self.brought = Some(match secrets {
+            StepSecrets::Failed(failed) => {
+                packet::check_failed(&failed.failed)?;
+                Brought::Failed(failed.failed)
+            }
+            StepSecrets::Given(given) => {
+                let said = given.values.iter().map(|value| (&value.name, value.bytes));
+                Brought::Values(packet::values(said, descriptors, names)?)
+            }
+        });
+        // A second one comes too late.
+        self.wants = Wants::Nothing;
+        Ok(())
+    }
+
+    /// Takes another value for the step that runs.
+    fn take_rotation(&self, rotate: &RotateSecret, descriptors: Vec<OwnedFd>) -> Result<Value, String> {
+        let Wants::Another { step, names } = &self.wants else {
+            return Err("no step runs whose secrets can change".to_owned());
+        };
+        if *step != rotate.step {
+            return Err(format!("step {step} runs, and no other"));
+        }
+        if !names.contains(&rotate.name) {
+            return Err(format!("the step does not have {} as a file; nothing else can change", rotate.name));
+        }
+        if self.rotation.is_some() {
+            return Err("another value is on its way; try again".to_owned());
+        }
+        let one = [rotate.name.clone()];
+        let values = packet::values([(&rotate.name, rotate.bytes)].into_iter(), descriptors, &one)?;
+        values.into_iter().next().ok_or_else(|| "there is no value".to_owned())
     }
 
     /// Takes a connection, and what it says at once: another that comes with it may crowd it out.
@@ -112,41 +255,14 @@ impl Control {
             self.ignored += 1;
             return false;
         }
-        match listen_to(&connection) {
-            Said::Cancel => return true,
-            Said::Other => self.ignored += 1,
-            Said::End => {}
-            Said::Nothing => {
-                if self.connections.len() >= CONNECTIONS_MAX {
-                    self.connections.pop_front();
-                }
-                self.connections.push_back(connection);
-            }
-        }
-        false
+        self.obey(connection)
     }
 }
 
-/// What somebody has said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
-    Nothing,
-    Cancel,
-    Other,
-    /// He has left, or sent a packet without bytes, which looks the same (unix(7)).
-    End,
-}
-
-fn listen_to(connection: &OwnedFd) -> Said {
-    let mut bytes = [0; 1];
-    // With TRUNC the length is that of the whole packet. Descriptors beside it are closed by the kernel.
-    match recv(connection, &mut bytes, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
-        Ok((_, 0)) => Said::End,
-        Ok((_, 1)) if bytes == [CANCEL] => Said::Cancel,
-        Ok(_) => Said::Other,
-        Err(Errno::AGAIN | Errno::INTR) => Said::Nothing,
-        Err(_) => Said::End,
-    }
+/// Answers whoever asked. One that has left hears nothing.
+fn answer(connection: &OwnedFd, answer: &ControlAnswer) {
+    let bytes = serde_json::to_vec(answer).unwrap_or_default();
+    let _ = send(connection, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }
 
 #[cfg(test)]

@@ -76,6 +76,14 @@ impl Lifetime {
         }
     }
 
+    /// The socket by which secrets come, if there is one.
+    pub(crate) fn control(&mut self) -> Option<&mut Control> {
+        match &mut self.0 {
+            End::Socket(control) => Some(control),
+            End::None | End::Pipe(_) => None,
+        }
+    }
+
     /// Reads the wish once one of the descriptors is readable. The first one of a pipe counts; it is then closed.
     pub(crate) fn wish(&mut self) -> Option<Wish> {
         let pipe = match &mut self.0 {

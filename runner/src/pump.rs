@@ -1,19 +1,20 @@
 //! The log pump: one process per step between the step's streams and the supervisor.
 //!
 //! It alone reads what a step writes; the supervisor gets counted chunks and, at the end, the digest of each
-//! whole stream. (Masking of secrets will happen here, before anything is passed on.) It holds at most
-//! [`TAIL_BYTES`] of a stream; a full pipe holds the step back, never the supervisor.
+//! whole stream. It alone has the values of the step's secrets, and masks them ([`crate::mask`]) before anything is hashed,
+//! counted or passed on. It holds at most [`TAIL_BYTES`] of a stream and the longest form of a secret; a full pipe holds the step back, never the supervisor.
 
+use crate::mask::{self, MaskError, Matcher};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_sandbox::fault;
-use ampoule_spec::{LogReport, Stream};
+use ampoule_spec::{LogReport, SECRET_BYTES_MAX, Stream};
 use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Bytes of a stream's end that are kept when its middle is cut.
@@ -25,11 +26,16 @@ const CHUNK: u8 = 1;
 /// First byte of a packet with the final [`LogReport`]s as JSON.
 const SUMMARY: u8 = 2;
 
+/// The packet that says that another secret is masked from here on.
+const MASKED: u8 = 3;
+
 /// What a pump says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pumped {
     /// Bytes of a stream, from this offset.
     Chunk(Stream, u64, Vec<u8>),
+    /// Another secret is masked from here on.
+    Masks,
     /// Both streams have ended.
     Summary(Vec<LogReport>),
 }
@@ -58,9 +64,14 @@ impl Pump {
         Ok(Self { child, channel: mine })
     }
 
-    /// Begins to read, and keeps up to `kept_bytes` of each stream.
-    pub(crate) fn begin(&self, kept_bytes: u64) -> Result<(), IpcError> {
-        self.channel.send_bytes(&kept_bytes.to_le_bytes(), &[])
+    /// Begins to read, keeps up to `kept_bytes` of each stream, and masks the secrets that are in these files.
+    pub(crate) fn begin(&self, kept_bytes: u64, secrets: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
+        self.channel.send_bytes(&kept_bytes.to_le_bytes(), secrets)
+    }
+
+    /// Has it mask another one; it says when it does.
+    pub(crate) fn mask(&self, secret: BorrowedFd<'_>) -> Result<(), IpcError> {
+        self.channel.send_bytes(&[MASKED], &[secret])
     }
 
     /// Receives what the pump has to say; poll its channel first to not wait.
@@ -104,6 +115,7 @@ fn parse(packet: &[u8]) -> Option<Pumped> {
             let stream = if *stream == 1 { Stream::Stdout } else { Stream::Stderr };
             Some(Pumped::Chunk(stream, u64::from_le_bytes(*offset), bytes.to_vec()))
         }
+        MASKED => Some(Pumped::Masks),
         SUMMARY => serde_json::from_slice(rest).ok().map(Pumped::Summary),
         _ => None,
     }
@@ -186,7 +198,7 @@ impl Lane {
         channel.send_bytes(&packet, &[])
     }
 
-    fn finish(mut self, channel: &Channel) -> Result<LogReport, IpcError> {
+    fn finish(mut self, masked: u64, channel: &Channel) -> Result<LogReport, IpcError> {
         self.pass_on(channel)?;
         let tail: Vec<u8> = std::mem::take(&mut self.tail).into();
         let mut offset = self.bytes - tail.len() as u64;
@@ -195,17 +207,79 @@ impl Lane {
             offset += chunk.len() as u64;
         }
         let sha256 = ampoule_spec::Sha256::new(self.hash.finalize().into());
-        Ok(LogReport { stream: self.stream, bytes: self.bytes, sha256, cut_bytes: self.cut, masked: 0 })
+        Ok(LogReport { stream: self.stream, bytes: self.bytes, sha256, cut_bytes: self.cut, masked })
     }
 }
 
 fn wait_and_pump(out: &OwnedFd, err: &OwnedFd, channel: &Channel) -> Result<(), IpcError> {
-    let (bytes, _) = channel.receive_bytes()?;
+    let (bytes, secrets) = channel.receive_bytes()?;
     let kept_bytes = bytes.first_chunk::<8>().ok_or(IpcError::TooLarge)?;
-    pump(out, err, u64::from_le_bytes(*kept_bytes), channel)
+    let matcher = match secrets.as_slice() {
+        [] => None,
+        secrets => Some(Matcher::new(&read_all(secrets)?).map_err(unmaskable)?),
+    };
+    pump(out, err, u64::from_le_bytes(*kept_bytes), matcher, channel)
 }
 
-fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Result<(), IpcError> {
+fn read_all(secrets: &[OwnedFd]) -> Result<Vec<Vec<u8>>, IpcError> {
+    let one = |secret: &OwnedFd| {
+        let mut value = vec![0; SECRET_BYTES_MAX];
+        let count = rustix::io::pread(secret, &mut value, 0)?;
+        value.truncate(count);
+        Ok(value)
+    };
+    secrets.iter().map(one).collect()
+}
+
+/// Without a mask nothing is passed on: the pump ends, and with it the step.
+fn unmaskable(_: MaskError) -> IpcError {
+    IpcError::Kernel(Errno::INVAL)
+}
+
+/// What masks a step's streams, if it has secrets.
+struct Masks {
+    matcher: Option<Matcher>,
+    streams: [mask::Stream; 2],
+    out: Vec<u8>,
+}
+
+impl Masks {
+    /// Masks what was read, and passes on what may go.
+    fn take(&mut self, at: usize, bytes: &[u8], lane: &mut Lane, channel: &Channel) -> Result<(), IpcError> {
+        let (Some(matcher), Some(stream)) = (&self.matcher, self.streams.get_mut(at)) else {
+            return lane.take(bytes, channel);
+        };
+        self.out.clear();
+        stream.feed(matcher, bytes, &mut self.out);
+        lane.take(&self.out, channel)
+    }
+
+    /// Masks another secret from here on.
+    fn add(&mut self, secrets: &[OwnedFd], channel: &Channel) -> Result<(), IpcError> {
+        let Some(matcher) = &mut self.matcher else { return Err(IpcError::Kernel(Errno::INVAL)) };
+        matcher.add(&read_all(secrets)?).map_err(unmaskable)?;
+        self.streams.iter_mut().for_each(|stream| stream.resume(matcher));
+        channel.send_bytes(&[MASKED], &[])
+    }
+
+    /// The last bytes of a stream, and how many masks were in all of it.
+    fn finish(&mut self, at: usize, lane: &mut Lane, channel: &Channel) -> Result<u64, IpcError> {
+        let Some(stream) = self.streams.get_mut(at) else { return Ok(0) };
+        self.out.clear();
+        stream.finish(&mut self.out);
+        lane.take(&self.out, channel)?;
+        Ok(stream.masked)
+    }
+}
+
+fn pump(
+    out: &OwnedFd,
+    err: &OwnedFd,
+    kept_bytes: u64,
+    matcher: Option<Matcher>,
+    channel: &Channel,
+) -> Result<(), IpcError> {
+    let mut masks = Masks { matcher, streams: Default::default(), out: Vec::new() };
     let mut lanes = [
         (out, true, Lane::new(Stream::Stdout, kept_bytes)),
         (err, true, Lane::new(Stream::Stderr, kept_bytes)),
@@ -218,14 +292,21 @@ fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Res
             .filter(|(_, open, _)| *open)
             .map(|(fd, _, _)| PollFd::new(*fd, PollFlags::IN))
             .collect();
+        // Another secret can come only where there was one.
+        if masks.matcher.is_some() {
+            ready.push(PollFd::new(channel, PollFlags::IN));
+        }
         let waiting = lanes.iter().any(|(_, _, lane)| !lane.pending.is_empty());
         match poll(&mut ready, waiting.then_some(&GATHER)) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        let answers: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut answers: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(ready);
+        if masks.matcher.is_some() && answers.pop() == Some(true) {
+            masks.add(&channel.receive_bytes()?.1, channel)?;
+        }
         let begun = gathering_since.get_or_insert_with(Instant::now);
         if !answers.contains(&true) || begun.elapsed() >= GATHER_AT_MOST {
             gathering_since = None;
@@ -233,20 +314,20 @@ fn pump(out: &OwnedFd, err: &OwnedFd, kept_bytes: u64, channel: &Channel) -> Res
                 lane.pass_on(channel)?;
             }
         }
-        for ((fd, open, lane), _) in
-            lanes.iter_mut().filter(|(_, open, _)| *open).zip(answers).filter(|(_, ready)| *ready)
-        {
+        let open = lanes.iter_mut().enumerate().filter(|(_, (_, open, _))| *open);
+        for ((at, (fd, open, lane)), _) in open.zip(answers).filter(|(_, ready)| *ready) {
             match rustix::io::read(*fd, &mut buffer) {
                 Ok(0) => *open = false,
-                Ok(count) => lane.take(buffer.get(..count).unwrap_or_default(), channel)?,
+                Ok(count) => masks.take(at, buffer.get(..count).unwrap_or_default(), lane, channel)?,
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
     }
     let mut reports = Vec::new();
-    for (_, _, lane) in lanes {
-        reports.push(lane.finish(channel)?);
+    for (at, (_, _, mut lane)) in lanes.into_iter().enumerate() {
+        let masked = masks.finish(at, &mut lane, channel)?;
+        reports.push(lane.finish(masked, channel)?);
     }
     let mut packet = vec![SUMMARY];
     packet.extend(serde_json::to_vec(&reports).map_err(IpcError::Malformed)?);
@@ -267,11 +348,12 @@ mod tests {
             drop(err_write);
             std::fs::File::from(out_write).write_all(&stdout).unwrap();
         });
-        let pumping = std::thread::spawn(move || pump(&out_read, &err_read, kept, &theirs).unwrap());
+        let pumping = std::thread::spawn(move || pump(&out_read, &err_read, kept, None, &theirs).unwrap());
         let mut got = Vec::new();
         loop {
             match parse(&mine.receive_bytes().unwrap().0).unwrap() {
                 Pumped::Chunk(_, _, bytes) => got.extend(bytes),
+                Pumped::Masks => {}
                 Pumped::Summary(reports) => {
                     writer.join().unwrap();
                     pumping.join().unwrap();
@@ -301,7 +383,7 @@ mod tests {
                 rustix::io::write(&write, b"x").unwrap();
             }
         });
-        let pumping = std::thread::spawn(move || pump(&read, &err, 1 << 20, &theirs).unwrap());
+        let pumping = std::thread::spawn(move || pump(&read, &err, 1 << 20, None, &theirs).unwrap());
         let (mut packets, mut bytes) = (0, 0);
         while let Pumped::Chunk(_, offset, chunk) = parse(&mine.receive_bytes().unwrap().0).unwrap() {
             assert_eq!(offset, bytes);

@@ -1,9 +1,13 @@
 //! One step: started, watched against its limits, ended, and accounted for.
 
+mod judge;
+
 use crate::clock::{self, Moment};
+use crate::control::{Rotation, Wants};
 use crate::lifetime::{Lifetime, Wish};
 use crate::pump::{Pump, Pumped};
 use crate::recorder::Recorder;
+use crate::secrets::Given;
 use ampoule_ipc::Channel;
 use ampoule_sandbox::cgroup::Counts;
 use ampoule_sandbox::error::Stage;
@@ -89,6 +93,8 @@ pub(crate) struct StepContext<'a> {
     pub(crate) log_bytes: u64,
     pub(crate) log_overflow: LogOverflow,
     pub(crate) deadline: Moment,
+    /// The step's secrets, if it names any.
+    pub(crate) secrets: Option<Given>,
     /// Whether nothing comes after this step but the end of the sandbox.
     pub(crate) is_last: bool,
 }
@@ -112,6 +118,10 @@ struct Running<'a> {
     alert: Option<Moment>,
     /// When its bytes are no longer worth a copy in the host's page cache; none once they have none.
     outlives_cache: Option<Moment>,
+    /// Another value of a secret, which the pump is to mask first.
+    rotation: Option<Rotation>,
+    /// It does.
+    is_masked: bool,
 }
 
 /// Runs a step in its process. The failure, if there is one, ends the job.
@@ -132,7 +142,7 @@ pub(crate) fn run(
         }
     };
     account(&mut report, counted);
-    let failure = judge(context, number, &mut report, &stop, counted);
+    let failure = judge::judge(context, number, &mut report, &stop, counted);
     (report, failure)
 }
 
@@ -208,7 +218,8 @@ fn watch(
     report: &mut StepReport,
 ) -> Result<Option<Stop>, String> {
     let lost = |_| INIT_LOST.to_owned();
-    process.pump.begin(context.log_bytes).map_err(|_| PUMP_LOST.to_owned())?;
+    let masked = context.secrets.as_ref().map(Given::values).unwrap_or_default();
+    process.pump.begin(context.log_bytes, &masked).map_err(|_| PUMP_LOST.to_owned())?;
     let at = clock::now();
     let mut running = Running {
         report,
@@ -222,16 +233,20 @@ fn watch(
         oom_kills_before,
         alert: None,
         outlives_cache: Some(Moment::now().after(TICK)),
+        rotation: None,
+        is_masked: false,
     };
     running.report.started = Some(at);
     context.recorder.event(&Event::StepStarted { at, step: number, name: step.name.clone() })?;
     if context.is_last {
         context.sandbox.order(&Order::Leave).map_err(lost)?;
     }
-    let watched = match plan.send(&process.plan).map_err(lost) {
-        Ok(()) => until_over(context, process, &mut running, number),
-        Err(message) => Err(message),
-    };
+    if let (Some(control), Some(secrets)) = (context.lifetime.control(), &context.secrets) {
+        control.want(Wants::Another { step: number, names: secrets.changing() });
+    }
+    let handed = context.secrets.as_ref().map(Given::handed).unwrap_or_default();
+    let sent = plan.send(&process.plan, &handed).map_err(lost);
+    let watched = sent.and_then(|()| until_over(context, process, &mut running, number));
     if watched.is_err() {
         // When every process of the step is dead, the pump ends by itself, with its last bytes.
         context.sandbox.kill();
@@ -240,6 +255,9 @@ fn watch(
             && has_more(&process.pump, end.left())
             && take_log(context.recorder, &process.pump, &mut running, number).is_ok()
         {}
+    }
+    if let (Some(control), Some(_)) = (context.lifetime.control(), &context.secrets) {
+        control.want(Wants::Nothing);
     }
     let stop = running.stop;
     watched.map(|()| stop)
@@ -312,6 +330,7 @@ fn wait_once(
     }
     if log {
         take_log(context.recorder, &process.pump, running, number)?;
+        rotate(context, running);
     }
     if init {
         let answer = context.sandbox.answer().map_err(|_| INIT_LOST.to_owned())?;
@@ -319,6 +338,7 @@ fn wait_once(
     }
     if wish && running.stop.is_none() {
         running.stop = context.lifetime.wish().map(Stop::Wished);
+        take_rotation(context, process, running)?;
     }
     if running.outlives_cache.is_some_and(|at| at.left().is_zero()) {
         running.outlives_cache = None;
@@ -384,12 +404,50 @@ fn take_log(
         Ok(Pumped::Chunk(stream, offset, bytes)) => {
             recorder.log(&LogChunk { step: number, stream, at: clock::now(), offset, bytes })
         }
+        Ok(Pumped::Masks) => {
+            running.is_masked = true;
+            Ok(())
+        }
         Ok(Pumped::Summary(logs)) => {
             running.report.logs = logs;
             running.pumping = false;
             Ok(())
         }
         Err(_) => Err(PUMP_LOST.to_owned()),
+    }
+}
+
+/// Has the pump mask another value of a secret, before the step has it.
+fn take_rotation(
+    context: &mut StepContext<'_>,
+    process: &StepProcess,
+    running: &mut Running<'_>,
+) -> Result<(), String> {
+    let (Some(control), Some(secrets)) = (context.lifetime.control(), &mut context.secrets) else {
+        return Ok(());
+    };
+    let Some(rotation) = control.rotation() else { return Ok(()) };
+    let refused = match &running.rotation {
+        Some(_) => Err("another value is on its way; try again".to_owned()),
+        None => secrets.admit(&rotation),
+    };
+    if refused.is_err() {
+        rotation.answer(refused);
+        return Ok(());
+    }
+    process.pump.mask(rotation.value.file.as_fd()).map_err(|_| PUMP_LOST.to_owned())?;
+    running.rotation = Some(rotation);
+    Ok(())
+}
+
+/// Gives the step the value that the pump masks now.
+fn rotate(context: &StepContext<'_>, running: &mut Running<'_>) {
+    if !std::mem::take(&mut running.is_masked) {
+        return;
+    }
+    if let (Some(rotation), Some(secrets)) = (running.rotation.take(), &context.secrets) {
+        let done = secrets.rotate(&rotation, context.sandbox);
+        rotation.answer(done);
     }
 }
 
@@ -410,81 +468,4 @@ fn take_answer(running: &mut Running<'_>, process: &StepProcess, answer: Answer)
     running.report.finished = Some(clock::now());
     running.report.end = end;
     running.ended = true;
-}
-
-/// Says how the step ended, in the order of what explains the most.
-fn judge(
-    context: &StepContext<'_>,
-    number: u32,
-    report: &mut StepReport,
-    stop: &Option<Stop>,
-    counted: Counts,
-) -> Option<Failure> {
-    let name = report.name.clone();
-    let fail = |code, message: String| Some(failure(code, format!("step {name}: {message}"), number));
-    match stop {
-        Some(Stop::TimedOut) => {
-            report.end = StepEnd::TimedOut;
-            return fail(Code::LimitTimeout, "it ran longer than its time limit or the job's".to_owned());
-        }
-        Some(Stop::Wished(Wish::Cancel)) => {
-            report.end = StepEnd::Cancelled;
-            return fail(Code::JobCancelled, "the client cancelled the job".to_owned());
-        }
-        Some(Stop::Wished(Wish::ClientGone)) => {
-            report.end = StepEnd::Aborted;
-            return fail(
-                Code::JobAborted,
-                "the client that ran the job is gone, or the launcher between them".to_owned(),
-            );
-        }
-        Some(Stop::OutOfMemory) | None => {}
-    }
-    if counted.oom_kills > 0 || *stop == Some(Stop::OutOfMemory) {
-        report.end = StepEnd::KilledByLimit { code: Code::LimitOom };
-        return fail(
-            Code::LimitOom,
-            "it reached limits.memory and the kernel killed a process of it".to_owned(),
-        );
-    }
-    let (code, message) = match &report.end {
-        StepEnd::Exited { code: 0 } => {
-            return log_overflow(context, report).and_then(|m| fail(Code::LimitLog, m));
-        }
-        StepEnd::Exited { code } => (Code::StepExitNonzero, format!("it exited with status {code}")),
-        StepEnd::Signalled { signal } => (Code::StepSignalled, format!("it was ended by signal {signal}")),
-        StepEnd::NotStarted { reason } => return fail(Code::StepNotStarted, reason.clone()),
-        _ => return fail(Code::JobAborted, "it was lost".to_owned()),
-    };
-    if let Some(limit) = full_disk(context) {
-        report.end = StepEnd::KilledByLimit { code: Code::LimitDisk };
-        return fail(Code::LimitDisk, format!("{message} after it had filled {limit}"));
-    }
-    if counted.forks_refused > 0 {
-        report.end = StepEnd::KilledByLimit { code: Code::LimitPids };
-        return fail(Code::LimitPids, format!("{message} after it had reached limits.pids"));
-    }
-    fail(code, message)
-}
-
-/// Whether a step that went well wrote more log than is kept, in a job for which that is a failure.
-fn log_overflow(context: &StepContext<'_>, report: &mut StepReport) -> Option<String> {
-    let cut: u64 = report.logs.iter().map(|log| log.cut_bytes).sum();
-    if cut == 0 || context.log_overflow == LogOverflow::Cut {
-        return None;
-    }
-    report.end = StepEnd::KilledByLimit { code: Code::LimitLog };
-    let kept = context.log_bytes;
-    Some(format!(
-        "it wrote {cut} bytes of log beyond limits.log ({kept} bytes a stream), which this job forbids"
-    ))
-}
-
-/// Whether the writable layer has no room left when a step fails.
-fn full_disk(context: &StepContext<'_>) -> Option<&'static str> {
-    match context.sandbox.scratch_is_full()? {
-        (true, _) => Some("limits.disk"),
-        (_, true) => Some("limits.inodes"),
-        _ => None,
-    }
 }

@@ -12,6 +12,7 @@ use crate::quarantine;
 use crate::recorder::Recorder;
 use crate::report::{Draft, phase};
 use crate::reread::{HostBefore, Objects, reread_host};
+use crate::secrets;
 use crate::slot::{Assignment, FromSlot, ToSlot};
 use crate::steps::{self, StepContext, StepProcess};
 use ampoule_ipc::{Channel, IpcError};
@@ -407,14 +408,21 @@ fn run_steps(
             draft.report.steps.push(steps::not_run(step));
             continue;
         }
-        let process = match process.take().map_or_else(|| StepProcess::prepare(sandbox, again.clone()), Ok) {
-            Ok(process) => process,
-            Err(error) => {
-                draft.fail(recorder, failure(error.code(), error.to_string()));
+        let named = (number, step);
+        let secrets = secrets::await_values(&job.spec, named, &mut job.lifetime, deadline, recorder);
+        let ready = secrets.and_then(|mut secrets| {
+            let process = prepare_again(sandbox, process.take(), secrets.as_mut(), &again);
+            process.map(|process| (process, secrets)).map_err(|e| failure(e.code(), e.to_string()))
+        });
+        let (process, secrets) = match ready {
+            Ok(ready) => ready,
+            Err(failure) => {
+                draft.fail(recorder, failure);
                 draft.report.steps.push(steps::not_run(step));
                 continue;
             }
         };
+        let is_leaving = job.spec.outputs.is_empty() && number + 1 == last;
         let mut context = StepContext {
             sandbox,
             lifetime: &mut job.lifetime,
@@ -422,9 +430,11 @@ fn run_steps(
             log_bytes: job.assignment.limits.log_bytes,
             log_overflow: job.spec.log_overflow,
             deadline,
-            is_last: job.spec.outputs.is_empty() && number + 1 == last,
+            secrets,
+            is_last: is_leaving,
         };
         let (report, failed) = steps::run(&mut context, process, number, step, plan);
+        let secrets = context.secrets.take();
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
         draft.step(report);
         if let Err(message) = recorder.event(&finished) {
@@ -434,8 +444,37 @@ fn run_steps(
         if let Some(failed) = failed {
             draft.fail(recorder, failed);
         }
+        if !is_leaving {
+            hide(secrets, sandbox, recorder, draft);
+        }
     }
     draft.phase("steps", begun);
+}
+
+/// The process of a step. One that was made before the step's secrets were there does not see them.
+fn prepare_again(
+    sandbox: &mut Sandbox,
+    prepared: Option<StepProcess>,
+    secrets: Option<&mut secrets::Given>,
+    again: &PreparePlan,
+) -> Result<StepProcess, StageError> {
+    let Some(secrets) = secrets else {
+        return prepared.map_or_else(|| StepProcess::prepare(sandbox, again.clone()), Ok);
+    };
+    let measure = prepared.is_some();
+    if let Some(process) = prepared {
+        sandbox.discard_step()?;
+        drop(process);
+    }
+    secrets.show(sandbox, again.user)?;
+    StepProcess::prepare(sandbox, PreparePlan { measure, ..again.clone() })
+}
+
+/// Takes a step's secrets away before anything else runs, and before outputs are taken out.
+fn hide(secrets: Option<secrets::Given>, sandbox: &Sandbox, recorder: &mut Recorder, draft: &mut Draft) {
+    if let Some(Err(error)) = secrets.map(|secrets| secrets.hide(sandbox)) {
+        draft.fail(recorder, failure(error.code(), error.to_string()));
+    }
 }
 
 #[cfg(test)]

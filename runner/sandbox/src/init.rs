@@ -15,6 +15,7 @@ use crate::inner::Inner;
 use crate::prepared::{self, Streams};
 use crate::protocol::{Answer, Order, PreparePlan};
 use crate::rootfs::PROBE_DIR;
+use crate::secrets::{self, SecretsPlace};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_spec::{BUILD_ID, Namespace, Profile};
 use ampoule_sys::process::{Child, End, Reaped, Waited, Which, wait};
@@ -35,6 +36,7 @@ pub(crate) fn run(channel: &Channel, profile: &Profile, authority: Authority) ->
         authority,
         entered: None,
         inner: None,
+        secrets: None,
         step: None,
         tally: Tally::default(),
         is_leaving: false,
@@ -88,6 +90,8 @@ struct Init<'a> {
     entered: Option<Entered>,
     /// The steps' namespaces: copies of the mounts as they were when it was made.
     inner: Option<Inner>,
+    /// Where the files of a step's secrets are.
+    secrets: Option<SecretsPlace>,
     /// The process of the step.
     step: Option<Child>,
     tally: Tally,
@@ -150,6 +154,29 @@ impl Init<'_> {
                 // The steps' copy of the mounts is one without these.
                 self.inner = None;
                 self.answer(&Answer::Attached, &[])
+            }
+            Order::Secrets => {
+                let (Some(entered), Some(mount)) = (&self.entered, descriptors.into_iter().next()) else {
+                    return Err(out_of_turn());
+                };
+                self.secrets = Some(SecretsPlace::attach(entered.root.as_fd(), &mount)?);
+                self.inner = None;
+                self.answer(&Answer::Attached, &[])
+            }
+            Order::NoSecrets => {
+                let (Some(place), None) = (self.secrets.take(), &self.step) else {
+                    return Err(out_of_turn());
+                };
+                place.detach()?;
+                // The copy of the mounts that the last step had has them still.
+                self.inner = None;
+                self.answer(&Answer::Attached, &[])
+            }
+            Order::Rotated { signal } => {
+                if let Some(step) = self.step.as_ref().and_then(|c| rustix::process::Pid::from_raw(c.pid)) {
+                    let _ = rustix::process::kill_process(step, secrets::signal(signal));
+                }
+                Ok(())
             }
             Order::Prepare(plan) => self.prepare(&plan, descriptors, clock),
             Order::Discard => {

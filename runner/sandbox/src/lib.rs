@@ -29,6 +29,7 @@ pub mod protocol;
 pub mod rootfs;
 pub mod sandbox;
 pub mod scratch;
+pub mod secrets;
 pub mod skeleton;
 pub mod teardown;
 pub mod uid_block;

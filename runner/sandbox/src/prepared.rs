@@ -8,18 +8,18 @@ use crate::error::{Stage, StageError};
 use crate::fault;
 use crate::inner::{self, Inner};
 use crate::probe::{self, Layers};
-use crate::protocol::StepPlan;
+use crate::protocol::{Handed, StepPlan};
 use ampoule_ipc::Channel;
-use ampoule_spec::Measured;
+use ampoule_spec::{Measured, SECRET_BYTES_MAX};
 use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The most bytes that the process may say of itself.
 const SAID_BYTES_MAX: u64 = 64 << 10;
@@ -123,23 +123,54 @@ fn prefer_as_victim() -> std::io::Result<()> {
 /// Waits to be told what to run, and runs it. Returns only if that failed; the reason has been said.
 fn wait_and_run(plan: &Channel) -> i32 {
     // Without a plan the job is over.
-    let Ok(step) = StepPlan::receive(plan) else { return 0 };
-    let reason = match fault::point("step: run").map_err(|e| e.to_string()).and_then(|()| run(&step)) {
-        Ok(never) => match never {},
-        Err(reason) => reason,
-    };
+    let Ok((mut step, secrets)) = StepPlan::receive(plan) else { return 0 };
+    let reason =
+        match fault::point("step: run").map_err(|e| e.to_string()).and_then(|()| run(&mut step, secrets)) {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        };
     let _ = plan.send_bytes(reason.as_bytes(), &[]);
     127
 }
 
 enum Never {}
 
-fn run(step: &StepPlan) -> Result<Never, String> {
+fn run(step: &mut StepPlan, secrets: Vec<OwnedFd>) -> Result<Never, String> {
     let files = Rlimit { current: Some(step.open_files), maximum: Some(step.open_files) };
     setrlimit(Resource::Nofile, files).map_err(|e| format!("limit of open files: {e}"))?;
     rustix::process::chdir(step.cwd.as_str()).map_err(|e| format!("working directory {}: {e}", step.cwd))?;
     ampoule_sys::fd::close_on_exec_from(3).map_err(|e| format!("descriptors: {e}"))?;
+    // Those that the program gets stay open until it is there.
+    let _open = hand_over(step, secrets)?;
     exec(step)
+}
+
+/// Puts what is said of secrets into the environment; a message says nothing of a value.
+fn hand_over(step: &mut StepPlan, secrets: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, String> {
+    if secrets.len() != step.secrets.len() {
+        return Err("a secret's descriptor is missing".to_owned());
+    }
+    let mut open = Vec::new();
+    for (handed, secret) in std::mem::take(&mut step.secrets).into_iter().zip(secrets) {
+        match handed {
+            Handed::Fd(name) => {
+                fcntl_setfd(&secret, FdFlags::empty()).map_err(|e| format!("secret in ${name}: {e}"))?;
+                step.env.push(format!("{name}={}", secret.as_raw_fd()));
+                open.push(secret);
+            }
+            Handed::Env(name) => {
+                let mut value = String::new();
+                let read = File::from(secret).take(SECRET_BYTES_MAX as u64).read_to_string(&mut value);
+                if read.is_err() || value.contains('\0') {
+                    return Err(format!(
+                        "the secret in ${name} is no text without NUL bytes; deliver it by file"
+                    ));
+                }
+                step.env.push(format!("{name}={value}"));
+            }
+        }
+    }
+    Ok(open)
 }
 
 /// Looks the program up as execvp(3) does, in the step's own PATH, already confined.

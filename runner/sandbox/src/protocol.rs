@@ -1,17 +1,17 @@
 //! What a supervisor and the init of its sandbox say to each other.
 //!
 //! Orders and answers take turns, but for [`Answer::Ended`], which comes by itself, and [`Order::Terminate`],
-//! [`Order::Kill`] and [`Order::Leave`], which have no answer. Messages with descriptors are sent with `Channel::send_all`.
+//! [`Order::Kill`], [`Order::Rotated`] and [`Order::Leave`], which have no answer. Messages with descriptors are sent with `Channel::send_all`.
 
 use crate::error::StageError;
 use crate::probe::Layers;
 use ampoule_ipc::{Channel, IpcError};
-use ampoule_spec::{SandboxPath, StepUser};
+use ampoule_spec::{EnvName, RotateSignal, SandboxPath, StepUser};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// What the supervisor asks of init.
@@ -27,6 +27,15 @@ pub enum Order {
     Attach {
         /// Where they go.
         targets: Vec<SandboxPath>,
+    },
+    /// Show the next step the files of its secrets. Descriptor: the mount, which stays writable for whoever has it.
+    Secrets,
+    /// Take them away; no step runs.
+    NoSecrets,
+    /// Tell the step's program that a secret has another value.
+    Rotated {
+        /// By this signal.
+        signal: RotateSignal,
     },
     /// Make the process of the next step. Descriptors: its standard output, its standard error, and the channel
     /// on which it will be told what to run.
@@ -139,42 +148,58 @@ pub struct StepPlan {
     pub env: Vec<String>,
     /// The most descriptors that it may have open.
     pub open_files: u64,
+    /// The secrets that come as descriptors beside the plan, in this order: never their values.
+    #[serde(default)]
+    pub secrets: Vec<Handed>,
+}
+
+/// A secret that a step's process makes of a descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handed {
+    /// The descriptor stays open, and this variable says its number.
+    Fd(EnvName),
+    /// What is in it becomes this variable.
+    Env(EnvName),
 }
 
 /// Above this a plan goes as a file: arguments alone may have more bytes than a packet.
 const INLINE_BYTES_MAX: usize = 32 << 10;
 
 impl StepPlan {
-    /// Tells a step's process what to run.
+    /// Tells a step's process what to run, and hands it the secrets that it says.
     ///
     /// # Errors
     /// [`IpcError::Closed`] if the process is gone.
-    pub fn send(&self, channel: &Channel) -> Result<(), IpcError> {
+    pub fn send(&self, channel: &Channel, secrets: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
         let bytes = serde_json::to_vec(self).map_err(IpcError::Malformed)?;
         if bytes.len() <= INLINE_BYTES_MAX {
-            return channel.send_bytes(&bytes, &[]);
+            return channel.send_bytes(&bytes, secrets);
         }
         let mut file = File::from(memfd_create("step", MemfdFlags::CLOEXEC)?);
         let written = file.write_all(&bytes).and_then(|()| file.rewind());
         written.map_err(|e| {
             IpcError::Kernel(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))
         })?;
-        channel.send_bytes(b" ", &[file.as_fd()])
+        channel.send_bytes(b" ", &[&[file.as_fd()], secrets].concat())
     }
 
-    /// Waits for it.
+    /// Waits for it, and for the secrets beside it.
     ///
     /// # Errors
     /// [`IpcError::Closed`] if nothing will come.
-    pub fn receive(channel: &Channel) -> Result<Self, IpcError> {
+    pub fn receive(channel: &Channel) -> Result<(Self, Vec<OwnedFd>), IpcError> {
         let (mut bytes, descriptors) = channel.receive_bytes()?;
-        if let Some(file) = descriptors.into_iter().next() {
+        let mut descriptors = descriptors.into_iter();
+        if bytes == b" "
+            && let Some(file) = descriptors.next()
+        {
             let read = File::from(file).take(ampoule_spec::SPEC_BYTES_MAX * 2).read_to_end(&mut bytes);
             read.map_err(|e| {
                 IpcError::Kernel(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))
             })?;
         }
-        serde_json::from_slice(&bytes).map_err(IpcError::Malformed)
+        let plan = serde_json::from_slice(&bytes).map_err(IpcError::Malformed)?;
+        Ok((plan, descriptors.collect()))
     }
 }
 
@@ -191,9 +216,11 @@ mod tests {
                 cwd: SandboxPath::parse("/").unwrap(),
                 env: vec!["A=b".into()],
                 open_files: 7,
+                secrets: vec![Handed::Env(EnvName::parse("A").unwrap())],
             };
-            plan.send(&a).unwrap();
-            assert_eq!(StepPlan::receive(&b).unwrap(), plan);
+            plan.send(&a, &[a.as_fd()]).unwrap();
+            let (read, secrets) = StepPlan::receive(&b).unwrap();
+            assert_eq!((read, secrets.len()), (plan, 1));
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::probe::Layers;
 use crate::protocol::{Answer, AssemblePlan, EnterPlan, Order, PreparePlan};
 use crate::rootfs::{IdMaps, InputMount, MountPlan, RootPlan, Rootfs};
 use crate::scratch::Remains;
+use crate::secrets::SecretFiles;
 use crate::teardown::Traces;
 use crate::userns;
 use ampoule_ipc::{Channel, IpcError};
@@ -301,6 +302,25 @@ impl Sandbox {
         clock.stages.extend(inner_stages(stages));
         self.stages.append(&mut clock.stages);
         Ok(done)
+    }
+
+    /// Shows the next step the files of its secrets. Its process must not be there yet.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub fn show_secrets(&self, files: &SecretFiles) -> Result<(), StageError> {
+        let channel = self.channel.as_ref().ok_or_else(protocol)?;
+        channel.send_all(&Order::Secrets, &[files.mount()]).stage("init: send an order")?;
+        self.hear(|answer, _| matches!(answer, Answer::Attached).then_some(()))
+    }
+
+    /// Takes them away, when the step has ended.
+    ///
+    /// # Errors
+    /// The stage that failed.
+    pub fn hide_secrets(&self) -> Result<(), StageError> {
+        self.send(&Order::NoSecrets, &[])?;
+        self.hear(|answer, _| matches!(answer, Answer::Attached).then_some(()))
     }
 
     /// Ends a process that was made and told nothing.

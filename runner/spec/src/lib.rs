@@ -5,6 +5,7 @@
 //! randomness, so both sides and the offline verifier can share it.
 
 mod code;
+pub mod control;
 mod defaults;
 mod digest;
 mod event;
