@@ -11,6 +11,8 @@ mod certificates;
 mod database;
 #[path = "vault/identity.rs"]
 mod identity;
+#[path = "vault/kills.rs"]
+mod kills;
 #[path = "vault/logins.rs"]
 mod logins;
 #[path = "vault/outages.rs"]

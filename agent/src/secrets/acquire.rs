@@ -9,7 +9,7 @@ use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::chain::chain;
 use crate::job::Caller;
 use crate::vault::{Lease, Minted, Read, Secret, VaultError};
-use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, UnixNanos};
+use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, STEP_SECRET_BYTES_MAX, UnixNanos};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,6 +177,9 @@ impl Secrets {
         }
         let mut taken = Taken::default();
         let done = self.take_all(step, &plan, over, &mut taken).await;
+        let bytes: usize = taken.values.values().map(Secret::len).sum();
+        let done =
+            done.and_then(|()| if bytes > STEP_SECRET_BYTES_MAX { Err(too_many(bytes)) } else { Ok(()) });
         if let Err(error) = done {
             taken.grants.iter().chain(&taken.rotating).for_each(|id| self.revoke(*id));
             return Err(error);
@@ -428,6 +431,13 @@ fn fitting(name: &Name, value: Secret) -> Result<Secret, AcquireError> {
         _ => format!("secret {name} has more than {SECRET_BYTES_MAX} bytes"),
     };
     Err(AcquireError::Unavailable { reason: told.clone(), told })
+}
+
+fn too_many(bytes: usize) -> AcquireError {
+    let told = format!(
+        "the secrets of this step have {bytes} bytes together, at most {STEP_SECRET_BYTES_MAX} are given"
+    );
+    AcquireError::Unavailable { reason: told.clone(), told }
 }
 
 pub(super) fn after(at: UnixNanos, ttl: Duration) -> UnixNanos {

@@ -6,7 +6,7 @@ use crate::{client, meta, rig, skip};
 use ampoule_agent::vault::{Minted, Read, Secrets, Vault};
 use std::time::Duration;
 
-fn both(storage: Storage) -> Option<(Rig, Postgres)> {
+pub(crate) fn both(storage: Storage) -> Option<(Rig, Postgres)> {
     if let Err(reason) = postgres::programs() {
         skip(&reason);
         return None;
