@@ -341,6 +341,10 @@ mod tests {
 
     /// Runs the pump's loop in a thread (no fork) over these streams.
     fn pumped(stdout: Vec<u8>, kept: u64) -> (Vec<u8>, Vec<LogReport>) {
+        pumped_with(stdout, kept, None)
+    }
+
+    fn pumped_with(stdout: Vec<u8>, kept: u64, matcher: Option<Matcher>) -> (Vec<u8>, Vec<LogReport>) {
         let (out_read, out_write) = rustix::pipe::pipe().unwrap();
         let (err_read, err_write) = rustix::pipe::pipe().unwrap();
         let (mine, theirs) = Channel::pair().unwrap();
@@ -348,7 +352,7 @@ mod tests {
             drop(err_write);
             std::fs::File::from(out_write).write_all(&stdout).unwrap();
         });
-        let pumping = std::thread::spawn(move || pump(&out_read, &err_read, kept, None, &theirs).unwrap());
+        let pumping = std::thread::spawn(move || pump(&out_read, &err_read, kept, matcher, &theirs).unwrap());
         let mut got = Vec::new();
         loop {
             match parse(&mine.receive_bytes().unwrap().0).unwrap() {
@@ -361,6 +365,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// `cargo test --release -p ampoule-runner pump::tests::speed -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed() {
+        let line = b"[ 42%] Building C object CMakeFiles/zlib.dir/inflate.c.o: cc -O2 -Wall -c inflate.c (0x7ffd3a2b)\n";
+        let text: Vec<u8> = line.iter().copied().cycle().take(512 << 20).collect();
+        let secret = |at: usize| format!("hvs.CAESI{at}Jq7xK2vP9mN4wR8tY{at}zL5bD3fG").into_bytes();
+        for count in [0, 8, 0, 8] {
+            let values: Vec<Vec<u8>> = (0..count).map(secret).collect();
+            let matcher = (count > 0).then(|| Matcher::new(&values).unwrap());
+            let begun = Instant::now();
+            let (_, reports) = pumped_with(text.clone(), 64 << 20, matcher);
+            let rate = reports[0].bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
+            println!("{count} secrets: {rate:.0} MB/s");
+        }
+    }
+
+    #[test]
+    fn secret_is_masked_before_it_is_hashed_and_counted() {
+        let matcher = Matcher::new(&[b"correct-horse".to_vec()]).unwrap();
+        let text = b"a correct-horse, and correct-horses".to_vec();
+        let (got, reports) = pumped_with(text, 64 << 20, Some(matcher));
+        assert_eq!(got, b"a ***, and ***s");
+        assert_eq!((reports[0].bytes, reports[0].masked, reports[1].masked), (15, 2, 0));
+        assert_eq!(*reports[0].sha256.as_bytes(), <[u8; 32]>::from(Sha256::digest(&got)));
     }
 
     #[test]

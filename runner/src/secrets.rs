@@ -174,3 +174,40 @@ fn file_name(secret: &Secret) -> Option<&str> {
         Delivery::Fd(_) | Delivery::Env(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifetime::Leash;
+    use ampoule_spec::wire::CONTROL_SOCKET;
+    use rustix::net::{
+        AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+    };
+
+    #[test]
+    fn wait_ends_with_its_time_and_before_it_with_what_came_or_a_cancel() {
+        let base = tempfile::tempdir().unwrap();
+        let (dir, _lock) = crate::jobdir::State::open(base.path(), None).unwrap().create("job").unwrap();
+        let socket = crate::control::make(&dir).unwrap();
+        let mut lifetime = Lifetime::new(Leash::Socket { agent: 0 }, Some(socket));
+        let say = |packet: &[u8]| {
+            let socket =
+                socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            let path = base.path().join("jobs/job").join(CONTROL_SOCKET);
+            connect(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+            send(&socket, packet, SendFlags::NOSIGNAL).unwrap();
+        };
+        let begun = Moment::now();
+        let soon = || Moment::now().after(Duration::from_millis(200));
+        say(b"x");
+        assert!(matches!(wait(&mut lifetime, soon()), Came::Nothing));
+        assert!(begun.since() >= Duration::from_millis(200) && begun.since() < Duration::from_secs(5));
+        let later = || Moment::now().after(Duration::from_secs(60));
+        let names = vec![Name::parse("a").unwrap()];
+        lifetime.control().unwrap().want(Wants::All { step: 3, names });
+        say(br#"s{"step":3,"failed":{"code":"secret.denied","message":"no"}}"#);
+        assert!(matches!(wait(&mut lifetime, later()), Came::Brought(Brought::Failed(_))));
+        say(b"c");
+        assert!(matches!(wait(&mut lifetime, later()), Came::Wish(Wish::Cancel)));
+    }
+}
