@@ -441,33 +441,35 @@ async fn place_is_promised_without_a_word_in_the_ledger_and_a_key_that_has_a_job
     let dir = tempfile::tempdir().unwrap();
     let keeper = open(dir.path());
     let ledger = || std::fs::read(dir.path().join("agent/ledger")).unwrap();
-    let place = |number| match keeper.promise(&submission(number)) {
+    let place = async |number| match keeper.promise(&submission(number)).await {
         Ok(Promised::Place(place)) => place,
         other => panic!("{other:?}"),
     };
     let empty = ledger();
-    drop(place(1));
-    let first = place(1);
+    drop(place(1).await);
+    let first = place(1).await;
     assert_eq!(ledger(), empty);
     keeper.enter(first, submission(1)).await.unwrap();
     let one = ledger();
     // The same key for a job of another id, as each call draws one.
     let again = Submission { spec: submission(2).spec, ..submission(1) };
     for _ in 0..2 {
-        let Ok(Promised::Attached(attached)) = keeper.promise(&again) else { panic!("it is not attached") };
+        let Ok(Promised::Attached(attached)) = keeper.promise(&again).await else {
+            panic!("it is not attached")
+        };
         assert!(attached.attached && attached.job.id == job_id(1));
         assert!(keeper.submit(again.clone()).await.unwrap().attached);
     }
     assert_eq!(ledger(), one);
     assert_eq!(keeper.load(), (true, 0, 1));
     // One that comes second after both were promised a place gives its own back.
-    let (a, b) = (place(3), place(3));
+    let (a, b) = (place(3).await, place(3).await);
     assert!(!keeper.enter(a, submission(3)).await.unwrap().attached);
     assert!(keeper.enter(b, submission(3)).await.unwrap().attached);
     for number in 4..10 {
         keeper.submit(submission(number)).await.unwrap();
     }
-    assert_eq!((keeper.load().2, keeper.promise(&submission(10)).is_err()), (8, true));
+    assert_eq!((keeper.load().2, keeper.promise(&submission(10)).await.is_err()), (8, true));
 }
 
 /// A launcher that greets whoever comes and has no job; it is too busy to take one, and counts how often it is asked to. Of

@@ -183,7 +183,7 @@ impl<J: Jobs, U: Uploads> JobRpc<J, U> {
     /// there is none.
     async fn take(&self, known: &Known, submission: Submission) -> Result<Submitted> {
         let (id, project) = (submission.spec.id.clone(), submission.project.clone());
-        let place = match self.jobs.promise(&submission) {
+        let place = match self.jobs.promise(&submission).await {
             Ok(Promised::Place(place)) => place,
             Ok(Promised::Attached(attached)) => return Ok(self.attached(known, *attached)),
             Err(error) => {

@@ -231,8 +231,8 @@ impl From<NotQueued> for JobsError {
 impl Jobs for Keeper {
     type Place = Place;
 
-    fn promise(&self, submission: &Submission) -> Result<Promised<Place>, JobsError> {
-        self.inner.promise(submission)
+    async fn promise(&self, submission: &Submission) -> Result<Promised<Place>, JobsError> {
+        self.inner.promise(submission).await
     }
 
     async fn enter(&self, place: Place, submission: Submission) -> Result<Submitted, JobsError> {

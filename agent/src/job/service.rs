@@ -138,7 +138,10 @@ pub trait Jobs: Send + Sync + 'static {
     ///
     /// # Errors
     /// `job.key_reused` for another request under the key; `admission.busy` with a time for a full queue, quota or retention.
-    fn promise(&self, submission: &Submission) -> Result<Promised<Self::Place>, JobsError>;
+    fn promise(
+        &self,
+        submission: &Submission,
+    ) -> impl Future<Output = Result<Promised<Self::Place>, JobsError>> + Send;
 
     /// Takes a job into its place, or finds the one that was first under the same key. Durable when it returns.
     ///
@@ -156,7 +159,7 @@ pub trait Jobs: Send + Sync + 'static {
     /// As [`Jobs::promise`].
     fn submit(&self, submission: Submission) -> impl Future<Output = Result<Submitted, JobsError>> + Send {
         async move {
-            match self.promise(&submission)? {
+            match self.promise(&submission).await? {
                 Promised::Attached(attached) => Ok(*attached),
                 Promised::Place(place) => self.enter(place, submission).await,
             }

@@ -85,7 +85,7 @@ fn no_job() -> JobsError {
 impl Jobs for Fake {
     type Place = ();
 
-    fn promise(&self, submission: &Submission) -> Result<Promised<()>, JobsError> {
+    async fn promise(&self, submission: &Submission) -> Result<Promised<()>, JobsError> {
         if self.is_busy.load(Ordering::SeqCst) {
             let message = "the queue is full".to_owned();
             return Err(JobsError { code: Code::AdmissionBusy, message, retry_after: None });

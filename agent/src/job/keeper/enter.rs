@@ -1,7 +1,8 @@
 //! From a submission to a place in the queue: promised before anything is written, kept whoever stops waiting for the answer.
 
 use super::inner::{Inner, now};
-use super::{RETRY_AFTER, error, intake};
+use super::options::ProjectFiles;
+use super::{RETRY_AFTER, error, intake, proof};
 use crate::job::ledger::LedgerError;
 use crate::job::model::{State, Submission};
 use crate::job::queue::{Amount, NotQueued, Queue};
@@ -10,6 +11,10 @@ use crate::job::state::Life;
 use crate::secrets::TENANT_TEXT;
 use ampoule_spec::{Code, JobSpec, Name};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long somebody may wait for his project's turn at verifying.
+const TURN_WITHIN: Duration = Duration::from_secs(20);
 
 /// A place in the queue for a job that is being written down: it counts against the quotas like one that waits.
 #[derive(Debug)]
@@ -46,15 +51,18 @@ impl Inner {
     ///
     /// # Errors
     /// [`JobsError`].
-    pub(super) fn promise(self: &Arc<Self>, submission: &Submission) -> Result<Promised<Place>, JobsError> {
+    pub(super) async fn promise(
+        self: &Arc<Self>,
+        submission: &Submission,
+    ) -> Result<Promised<Place>, JobsError> {
         if let Some(attached) = self.attach(submission)? {
             return Ok(Promised::Attached(Box::new(attached)));
         }
         self.holds()?;
         let files = self.sources().files_of(&submission.project);
-        intake::check_asked(&submission.spec, &submission.proofs, &files)
-            .map_err(|f| error(f.code, f.message))?;
+        intake::check_asked(&submission.spec, &files).map_err(|f| error(f.code, f.message))?;
         self.may_have_secrets(submission)?;
+        self.believe(submission, files).await?;
         let retention = &self.options.ledger.retention;
         let room = self.ledger.has_room(&submission.project, retention, now());
         room.inspect_err(|error| self.is_full(error))?;
@@ -70,6 +78,25 @@ impl Inner {
             None if submission.spec.secrets.is_empty() => Ok(()),
             None => Err(denied()),
         }
+    }
+
+    /// Verifies the provenance that came with a request, in the turn of its project: a request may have hundreds of signatures.
+    async fn believe(&self, submission: &Submission, files: ProjectFiles) -> Result<(), JobsError> {
+        if !proof::is_needed(&submission.spec) {
+            return Ok(());
+        }
+        let seat = self.options.lookups.take_within(submission.project.as_str(), TURN_WITHIN).await;
+        let seat = seat.ok_or_else(|| {
+            let text = "as much is verified for the project as may be at once".to_owned();
+            JobsError { retry_after: Some(RETRY_AFTER), ..error(Code::AdmissionBusy, text) }
+        })?;
+        let (spec, proofs) = (submission.spec.clone(), submission.proofs.clone());
+        let verified = tokio::task::spawn_blocking(move || {
+            let _seat = seat;
+            proof::check(&spec, &proofs, &files)
+        });
+        let verified = verified.await.map_err(|_| error(Code::Internal, crate::api::DEFECT.to_owned()))?;
+        verified.map_err(|f| error(f.code, f.message))
     }
 
     /// What is over and old enough goes when somebody is refused for it.

@@ -3,7 +3,6 @@
 use super::options::{ProjectFiles, Shown};
 use crate::content::uploaded;
 use crate::git::GitPlace;
-use crate::job::model::Proofs;
 use crate::jobfile::{GitPlan, ImagePlan, InputPlan, SourcePlan};
 use crate::local::intake::{Intake, Taking};
 use crate::local::{LocalError, Note, Runner};
@@ -91,11 +90,11 @@ pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same, and refuses what only this agent finds out and a caller says to know, or says and does not prove.
+/// The same, and refuses what only this agent finds out and a caller says to know.
 ///
 /// # Errors
 /// `job.invalid` with the field of the message.
-pub(super) fn check_asked(spec: &JobSpec, proofs: &Proofs, files: &ProjectFiles) -> Result<(), Failure> {
+pub(super) fn check_asked(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Failure> {
     check_wire(spec)?;
     for (at, input) in spec.inputs.iter().enumerate() {
         let InputSource::Git { signer: Some(signer), .. } = &input.source else { continue };
@@ -105,8 +104,7 @@ pub(super) fn check_asked(spec: &JobSpec, proofs: &Proofs, files: &ProjectFiles)
             return Err(failure(Code::JobInvalid, message));
         }
     }
-    check_signers(spec, files)?;
-    super::proof::check(spec, proofs, files)
+    check_signers(spec, files)
 }
 
 /// Holds the demands for signatures against what the operator has given the project.

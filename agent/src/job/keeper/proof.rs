@@ -9,7 +9,7 @@ use ampoule_spec::{Code, Failure, Input, InputSource, JobSpec};
 use std::path::Path;
 
 /// Believes what a request says of other jobs' outputs only as far as the provenance beside it proves it. Reads the operator's
-/// file; the bytes of all proofs are bounded before.
+/// file; the bytes of all proofs are bounded before. Blocks.
 ///
 /// # Errors
 /// `job.invalid` or what [`made_by`] refuses with, with the field of the message.
@@ -34,6 +34,11 @@ pub(super) fn check(spec: &JobSpec, proofs: &Proofs, files: &ProjectFiles) -> Re
         holds(input, proof, keys).map_err(|(code, reason)| wrong(code, "", reason))?;
     }
     Ok(())
+}
+
+/// Whether a job has anything to prove.
+pub(super) fn is_needed(spec: &JobSpec) -> bool {
+    spec.inputs.iter().any(|input| matches!(input.source, InputSource::Attestation { .. }))
 }
 
 /// What a tenant hears of a file of the operator's is that something is wrong with it.
