@@ -57,6 +57,9 @@ pub enum SigningError {
         /// Why not.
         reason: &'static str,
     },
+    /// The key is in Vault's Transit and cannot be used.
+    #[error("signing.transit: {0}")]
+    Transit(String),
 }
 
 impl SigningError {
@@ -145,9 +148,15 @@ impl FileSigner {
     /// # Errors
     /// [`SignerError`] if the library gave a key that is not one of P-256.
     pub fn public(&self) -> Result<(String, String), SignerError> {
-        let key = PublicKey::from_spki_der(&self.spki).map_err(|e| SignerError { reason: e.to_string() })?;
-        Ok((to_pem("PUBLIC KEY", &self.spki), key.fingerprint()))
+        public_of(self)
     }
+}
+
+/// The public key of a signer as PEM, and its fingerprint.
+pub(crate) fn public_of(signer: &dyn Signer) -> Result<(String, String), SignerError> {
+    let spki = signer.public_key_spki_der();
+    let key = PublicKey::from_spki_der(spki).map_err(|e| SignerError { reason: e.to_string() })?;
+    Ok((to_pem("PUBLIC KEY", spki), key.fingerprint()))
 }
 
 /// The DER of a private key in a PKCS#8 PEM file, whose mode has none of the `forbidden` bits.
@@ -193,7 +202,7 @@ fn from_pem(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(body.as_bytes()).ok()
 }
 
-fn to_pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn to_pem(label: &str, der: &[u8]) -> String {
     let text = Zeroizing::new(STANDARD.encode(der));
     let mut pem = format!("-----BEGIN {label}-----\n");
     let mut rest = text.as_str();

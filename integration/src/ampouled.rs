@@ -67,6 +67,17 @@ impl<'l> Ampouled<'l> {
         Self::start_as(lab, &head, tables, public, None)
     }
 
+    /// Starts both with this line in the configuration, which says what signs; its public key is there already.
+    pub(crate) fn start_signing_by(lab: &'l Lab<'l>, signing: &str, public: PathBuf) -> Result<Self> {
+        Self::start_as(
+            lab,
+            &format!("authority = \"https://builds.test.example\"\n{signing}"),
+            "",
+            public,
+            None,
+        )
+    }
+
     /// The same as [`Ampouled::start`], with these tables in the configuration.
     pub(crate) fn start_with(lab: &'l Lab<'l>, tables: &str) -> Result<Self> {
         let key = lab.path("daemon/keys/development.pub");

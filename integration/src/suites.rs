@@ -49,6 +49,7 @@ mod submit;
 mod teardown;
 mod tools;
 mod traces;
+mod transit;
 mod units;
 mod upstream;
 mod weak;
@@ -107,6 +108,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "sources", tests: sources::TESTS },
     Suite { name: "tools", tests: tools::TESTS },
     Suite { name: "service", tests: service::TESTS },
+    Suite { name: "transit", tests: transit::TESTS },
     Suite { name: "units", tests: units::TESTS },
     Suite { name: "exits", tests: exits::TESTS },
     Suite { name: "stranger", tests: stranger::TESTS },

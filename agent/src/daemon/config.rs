@@ -161,6 +161,8 @@ pub enum SigningKey {
     File(PathBuf),
     /// A credential of the unit, `systemd.exec(5)`.
     Credential(String),
+    /// A file that names a key of Vault's Transit.
+    Transit(PathBuf),
 }
 
 /// Where metrics can be asked for.

@@ -62,6 +62,11 @@ pub(super) fn signer(config: &Config, make: bool) -> Result<Option<FileSigner>, 
             }
             Ok(Some(FileSigner::load_credential(&path)?))
         }
+        // Its server may be away now; its file is here.
+        Some(SigningKey::Transit(path)) => {
+            crate::vault::TransitKey::load(path).map_err(|e| PlaceError::Signing(format!("transit: {e}")))?;
+            Ok(None)
+        }
         None if make => {
             let keys = config.state.join("keys");
             std::fs::create_dir_all(&keys).map_err(|e| unusable("state", &keys, e))?;

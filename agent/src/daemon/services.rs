@@ -255,6 +255,7 @@ fn key(of: &Config) -> local::SigningKey {
     match &of.signing {
         None => local::SigningKey::Development,
         Some(SigningKey::File(path)) => local::SigningKey::File(path.clone()),
+        Some(SigningKey::Transit(path)) => local::SigningKey::Transit(path.clone()),
         Some(SigningKey::Credential(name)) => {
             let directory = std::env::var_os("CREDENTIALS_DIRECTORY").unwrap_or_default();
             local::SigningKey::Credential(Path::new(&directory).join(name))

@@ -5,7 +5,8 @@ use super::place::Place;
 use super::release::Evidence;
 use super::runner::Runner;
 use super::{LocalError, Options};
-use crate::signing::FileSigner;
+use crate::signing::{FileSigner, SigningError, public_of};
+use crate::vault::{TransitKey, TransitSigner};
 use ampoule_evidence::{
     AgentClaims, Authority, Issuer, RunRequest, SealError, Sealed, Signer, run_attestation, seal,
 };
@@ -25,12 +26,30 @@ pub enum SigningKey {
     File(PathBuf),
     /// The same as a credential that systemd has handed over.
     Credential(PathBuf),
+    /// A key of Vault's Transit, which this file names.
+    Transit(PathBuf),
+}
+
+/// What has the private key.
+#[derive(Debug)]
+enum Holder {
+    Here(FileSigner),
+    Vault(TransitSigner),
+}
+
+impl Holder {
+    fn signer(&self) -> &dyn Signer {
+        match self {
+            Self::Here(signer) => signer,
+            Self::Vault(signer) => signer,
+        }
+    }
 }
 
 /// An open key and what it stands for.
 #[derive(Debug)]
 pub(crate) struct Signing {
-    signer: FileSigner,
+    holder: Holder,
     pub(crate) issuer: Issuer,
     /// PEM, SubjectPublicKeyInfo.
     pub(crate) public_key: String,
@@ -39,23 +58,28 @@ pub(crate) struct Signing {
 
 /// Opens the key and writes the public one into the directory of keys, never beside what it vouches for.
 pub(crate) fn open(key: &SigningKey, authority: &Authority, keys: &Path) -> Result<Signing, LocalError> {
-    let (signer, development_key, name) = match key {
+    let (holder, development_key, name) = match key {
         SigningKey::Development => {
             let signer = FileSigner::load_or_create(&keys.join("development.pem"))?;
-            (signer, true, "development.pub".to_owned())
+            (Holder::Here(signer), true, "development.pub".to_owned())
         }
-        SigningKey::File(path) => (FileSigner::load(path)?, false, String::new()),
-        SigningKey::Credential(path) => (FileSigner::load_credential(path)?, false, String::new()),
+        SigningKey::File(path) => (Holder::Here(FileSigner::load(path)?), false, String::new()),
+        SigningKey::Credential(path) => {
+            (Holder::Here(FileSigner::load_credential(path)?), false, String::new())
+        }
+        SigningKey::Transit(path) => {
+            let opened = TransitKey::load(path).and_then(|key| TransitSigner::open(&key, keys));
+            (Holder::Vault(opened.map_err(SigningError::Transit)?), false, String::new())
+        }
     };
-    let (pem, fingerprint) = signer
-        .public()
+    let (pem, fingerprint) = public_of(holder.signer())
         .map_err(|e| LocalError::Evidence { code: Code::ProvenanceRefused, reason: e.to_string() })?;
     let name = if name.is_empty() { format!("{}.pub", file_name(&fingerprint)) } else { name };
     let public_key_file = keys.join(&name);
     let written = Place::open(keys).and_then(|keys| keys.replace(&name, pem.as_bytes()));
     written.map_err(|e| LocalError::file("the key directory", &public_key_file, &e))?;
     let issuer = Issuer { authority: authority.clone(), development_key };
-    Ok(Signing { signer, issuer, public_key: pem, public_key_file })
+    Ok(Signing { holder, issuer, public_key: pem, public_key_file })
 }
 
 /// A fingerprint's letters and digits alone.
@@ -65,7 +89,7 @@ fn file_name(fingerprint: &str) -> String {
 
 impl Signing {
     pub(crate) fn signer(&self) -> &dyn Signer {
-        &self.signer
+        self.holder.signer()
     }
 
     /// Signs the run attestation of a record. Claims with which it would be larger than anybody reads are left out, and it says

@@ -206,6 +206,7 @@ fn keeps_our_secrets(input: &InputPlan, options: &Options) -> Result<()> {
     let Ok(source) = std::fs::canonicalize(path) else { return Ok(()) };
     let key = match &options.key {
         SigningKey::File(key) | SigningKey::Credential(key) => Some(("the signing key", key.clone())),
+        SigningKey::Transit(file) => Some(("what names the signing key", file.clone())),
         SigningKey::Development => None,
     };
     let shown = options.sources.secrets().map(|file| ("what an origin knows us by", file.clone()));

@@ -60,6 +60,7 @@ pub struct Config {
     /// How the agent itself logs in.
     pub login: Login,
     /// Where steps' tokens come from.
+    #[serde(default)]
     pub step: StepLogin,
 }
 
@@ -141,9 +142,13 @@ pub struct KubernetesLogin {
 }
 
 /// Where the token of a step comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum StepLogin {
+    /// Nowhere: the server is for something else (it signs), or each secret names its token role.
+    #[default]
+    #[serde(skip)]
+    Nowhere,
     /// The agent's token mints it from this token role, which must have `orphan = true`.
     TokenRole {
         /// The role, unless a secret names another.
@@ -151,6 +156,19 @@ pub enum StepLogin {
     },
     /// The step logs in by a token that the agent signs for it; the role's claims decide what it may read.
     Jwt(JwtLogin),
+}
+
+impl Login {
+    /// The file that lets whoever has it in, if there is one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Jwt(_) => None,
+            Self::Approle(approle) => Some(&approle.secret_id),
+            Self::Cert(cert) => Some(&cert.key),
+            Self::Kubernetes(kubernetes) => Some(&kubernetes.token),
+            Self::Token { file } => Some(file),
+        }
+    }
 }
 
 fn connect_timeout() -> Duration {
@@ -260,6 +278,7 @@ impl Config {
             Login::Token { .. } => (),
         }
         match &self.step {
+            StepLogin::Nowhere => Ok(()),
             StepLogin::TokenRole { name } => check_name("step.token_role.name", name),
             StepLogin::Jwt(jwt) => check_jwt(["step.jwt.mount", "step.jwt.role", "step.jwt.audience"], jwt),
         }

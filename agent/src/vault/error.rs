@@ -166,6 +166,12 @@ impl VaultError {
         }
     }
 
+    /// The bounded code of a step that does not get its secret because of it. (Whom a secret is denied to is decided before
+    /// Vault is asked.)
+    pub fn code(&self) -> ampoule_spec::Code {
+        ampoule_spec::Code::SecretUnavailable
+    }
+
     /// How the server was, if that is why.
     pub fn state(&self) -> Option<ServerState> {
         match self {

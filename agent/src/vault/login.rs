@@ -26,13 +26,16 @@ pub(super) struct Session {
     pub(super) token: Token,
     /// From when on another one is made.
     until: Instant,
+    /// When it ends.
+    end: Instant,
 }
 
 impl Session {
     fn new(token: Token, ttl: Duration) -> Self {
         let ttl = if ttl.is_zero() { ENDLESS } else { ttl };
         // Two thirds: what is begun with it can be finished with it.
-        Self { token, until: Instant::now() + ttl * 2 / 3 }
+        let now = Instant::now();
+        Self { token, until: now + ttl * 2 / 3, end: now + ttl }
     }
 }
 
@@ -95,15 +98,19 @@ impl Vault {
                 reason: "another task logs in all the time".to_owned(),
             });
         };
-        if let Some(session) = held.as_ref() {
-            let is_refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, session));
-            if Instant::now() < session.until && !is_refused {
-                return Ok(Arc::clone(session));
-            }
+        let old = held.clone().filter(|old| !refused.is_some_and(|refused| Arc::ptr_eq(refused, old)));
+        if let Some(old) = old.as_ref().filter(|old| Instant::now() < old.until) {
+            return Ok(Arc::clone(old));
         }
-        let session = Arc::new(self.log_in(until.saturating_duration_since(Instant::now())).await?);
-        *held = Some(Arc::clone(&session));
-        Ok(session)
+        match self.log_in(until.saturating_duration_since(Instant::now())).await {
+            Ok(session) => {
+                let session = Arc::new(session);
+                *held = Some(Arc::clone(&session));
+                Ok(session)
+            }
+            // A revocation must not fail because a login does, while there is a token that can do it.
+            Err(error) => old.filter(|old| Instant::now() < old.end).ok_or(error),
+        }
     }
 
     /// Ends the agent's own token. Steps' tokens are orphans and live on. Nothing, if it is not logged in.

@@ -146,8 +146,8 @@ impl Vault {
         let role = match (role, &self.config.step) {
             (Some(role), _) => role,
             (None, StepLogin::TokenRole { name }) => name,
-            (None, StepLogin::Jwt(_)) => {
-                let reason = "steps log in by themselves, and no token role is named";
+            (None, StepLogin::Jwt(_) | StepLogin::Nowhere) => {
+                let reason = "no token role is named";
                 return Err(ConfigError::new("step.token_role", reason, "name one").into());
             }
         };
@@ -172,7 +172,7 @@ impl Vault {
     pub async fn login_step(&self, role: Option<&str>, jwt: &Secret) -> Result<Minted, VaultError> {
         let doing = "a step's login";
         let StepLogin::Jwt(login) = &self.config.step else {
-            let reason = "steps get their tokens from a token role";
+            let reason = "steps do not log in by themselves";
             return Err(ConfigError::new("step", reason, "configure step.jwt").into());
         };
         let login = JwtLogin { role: role.unwrap_or(&login.role).to_owned(), ..login.clone() };

@@ -74,6 +74,12 @@ struct Sign {
 }
 
 impl Transit {
+    /// A key whose public key is known from an earlier reading.
+    pub(super) fn known(mount: &str, name: &str, version: u64, public: PublicKey) -> Self {
+        let keys = BTreeMap::from([(version, public)]);
+        Self { mount: mount.to_owned(), name: name.to_owned(), version, keys }
+    }
+
     /// The version that signs.
     pub fn version(&self) -> u64 {
         self.version

@@ -101,6 +101,22 @@ async fn approle_login_is_renewed_by_another_when_its_token_is_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn token_is_used_to_its_end_when_no_other_can_be_had() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    rig.ask("POST", "auth/approle/role/ampoule", Some(&json!({"token_ttl": "12s"}))).unwrap();
+    let vault = client(&rig);
+    let minted = vault.mint(None, &meta()).await.unwrap();
+    let id = text(&rig.ask("LIST", "auth/approle/role/ampoule/secret-id", None).unwrap(), "/data/keys/0");
+    let destroy = json!({"secret_id_accessor": id});
+    rig.ask("POST", "auth/approle/role/ampoule/secret-id-accessor/destroy", Some(&destroy)).unwrap();
+    // Past two thirds, and before the end: the login is refused, and what is to be revoked is revoked.
+    tokio::time::sleep(std::time::Duration::from_secs(9)).await;
+    vault.revoke_accessor(&minted.accessor).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    assert_eq!(status(&vault.revoke_accessor(&minted.accessor).await.unwrap_err()), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn certificate_login_needs_the_certificate() {
     let Some(rig) = rig(Storage::Memory) else { return };
     rig.ask("POST", "sys/auth/cert", Some(&json!({"type": "cert"}))).unwrap();

@@ -80,6 +80,16 @@ async fn next_address_is_asked_when_one_is_away_and_states_are_told_apart() {
         [(gone.clone(), ServerState::Unreachable), (rig.address(), ServerState::Up)]
     );
 
+    // One that fails is asked once, and whoever answered is asked from then on.
+    let sealed = Trap::status(503, "");
+    let both = server(&rig).replace("addresses = [", &format!("addresses = [{:?}, ", sealed.address()));
+    let vault =
+        Vault::new(config(&format!("loopback_without_tls = true\n{both}{login}{STEP}")), None).unwrap();
+    for _ in 0..3 {
+        vault.mint(None, &meta()).await.unwrap();
+    }
+    assert_eq!(sealed.came().len(), 1);
+
     let only = server(&rig).replace(&format!("{:?}", rig.address()), &format!("{gone:?}"));
     fails(&Vault::new(config(&format!("{only}{login}{STEP}")), None).unwrap(), ServerState::Unreachable)
         .await;

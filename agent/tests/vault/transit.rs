@@ -2,7 +2,8 @@
 
 use crate::vault::{Rig, Storage};
 use crate::{STEP, config, rig, server, text};
-use ampoule_agent::vault::{Kind, Vault, VaultError};
+use ampoule_agent::vault::{Kind, TransitKey, TransitSigner, Vault, VaultError};
+use ampoule_evidence::{PublicKey, Signer as _};
 use serde_json::json;
 
 /// A client that may do what `examples/vault/ampoule-signer.hcl` says.
@@ -65,4 +66,48 @@ async fn key_of_another_kind_is_refused_by_name() {
     }
     vault.transit("transit", "ampoule", None).await.unwrap();
     assert_eq!(vault.transit("transit", "none", None).await.unwrap_err().kind(), Kind::Missing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signer_keeps_the_key_that_it_first_read() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    drop(signer(&rig));
+    let file = rig.path("transit.toml");
+    let text = format!("key = \"ampoule\"\n[vault]\n{}login.token = {{ file = \"signer\" }}\n", server(&rig));
+    std::fs::write(&file, &text).unwrap();
+    let keys = rig.path("keys");
+    std::fs::create_dir(&keys).unwrap();
+    let key = TransitKey::load(&file).unwrap();
+    // From within a runtime, as the daemon opens it.
+    let first = TransitSigner::open(&key, &keys).unwrap();
+    let public = PublicKey::from_spki_der(first.public_key_spki_der()).unwrap();
+    public.verify(b"statement", &first.sign(b"statement").unwrap()).unwrap();
+
+    // Without the server it is open, and signs when the server is back.
+    rig.seal().unwrap();
+    let second = TransitSigner::open(&key, &keys).unwrap();
+    assert_eq!(second.public_key_spki_der(), first.public_key_spki_der());
+    let error = second.sign(b"statement").unwrap_err();
+    assert!(error.reason.contains("sealed"), "{error}");
+    rig.unseal().unwrap();
+    public.verify(b"statement", &second.sign(b"statement").unwrap()).unwrap();
+
+    // A rotation changes nothing until the operator says so.
+    rig.ask("POST", "transit/keys/ampoule/rotate", Some(&json!({}))).unwrap();
+    let third = TransitSigner::open(&key, &keys).unwrap();
+    public.verify(b"statement", &third.sign(b"statement").unwrap()).unwrap();
+    let next = TransitSigner::open(&TransitKey { version: Some(2), ..key.clone() }, &keys).unwrap();
+    assert_ne!(next.public_key_spki_der(), first.public_key_spki_der());
+    let known = TransitSigner::open(&key, &keys).unwrap();
+    assert_eq!(
+        known.public_key_spki_der(),
+        next.public_key_spki_der(),
+        "what was chosen last is what is known"
+    );
+
+    for (wrong, field) in [("bey = \"x\"\n", "bey"), ("key = \"a\"\n[vault]\naddresses = []\n", "login")] {
+        std::fs::write(&file, wrong).unwrap();
+        let error = TransitKey::load(&file).unwrap_err();
+        assert!(error.contains(field) && error.contains("transit.toml"), "{error}");
+    }
 }

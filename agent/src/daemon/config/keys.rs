@@ -89,6 +89,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("retention", "record_bytes", "`4GiB`", "\"20GiB\"", "how many bytes of records of one project are kept; its oldest go first"),
     key("signing", "key", "none", "\"provenance.key\"", "[the signing key](#keys), PKCS#8 PEM"),
     key("signing", "credential", "none", "\"provenance-key\"", "or its name in the unit's `LoadCredential=`"),
+    key("signing", "transit", "none", "\"transit.toml\"", "or a file that names [a key of Vault's Transit](#signing-by-vault)"),
     key("secrets", "file", "none: no step has a secret", "\"secrets.toml\"", "[which secrets projects have](secrets.md), and from where"),
     key("audit", "rate", "`20`", "5", "entries of the audit log that one caller may have written each second, for good; reading the same again within a minute is counted instead"),
     key("audit", "burst", "`10000`", "1000", "how many of them at once, after a while without any"),

@@ -95,7 +95,7 @@ fn rules(root: &Table<'_>, config: &Config) -> Result<()> {
         ));
     }
     if signing.is_none() && !dev {
-        let remedy = "add [signing] with key or credential, or dev = true to try things out";
+        let remedy = "add [signing] with key, credential or transit, or dev = true to try things out";
         return Err(root.wrong("nothing is there to sign with", remedy));
     }
     if host.refuse_on_drift && host.baseline.is_none() {
@@ -356,9 +356,10 @@ fn retention(section: &Section<'_, '_>) -> Result<Retention> {
 
 fn signing(section: &Section<'_, '_>) -> Result<Option<SigningKey>> {
     let Some(table) = section.table else { return Ok(None) };
-    match (section.path_if("key")?, section.get("credential")) {
-        (Some(path), None) => Ok(Some(SigningKey::File(path))),
-        (None, Some(value)) => {
+    match (section.path_if("key")?, section.get("credential"), section.path_if("transit")?) {
+        (Some(path), None, None) => Ok(Some(SigningKey::File(path))),
+        (None, None, Some(path)) => Ok(Some(SigningKey::Transit(path))),
+        (None, Some(value), None) => {
             let name = value.text("a credential's name", section.example("credential"))?;
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             if name.is_empty() || name.starts_with('.') || name.len() > 255 || !name.chars().all(plain) {
@@ -366,7 +367,7 @@ fn signing(section: &Section<'_, '_>) -> Result<Option<SigningKey>> {
             }
             Ok(Some(SigningKey::Credential(name.to_owned())))
         }
-        _ => Err(table.wrong("a signing key is exactly one of key and credential", "")),
+        _ => Err(table.wrong("a signing key is exactly one of key, credential and transit", "")),
     }
 }
 

@@ -89,6 +89,14 @@ fn list<'t>(of: impl IntoIterator<Item = &'t str>) -> Value {
     Value::from(of.into_iter().collect::<Array>())
 }
 
+fn of_signing(signing: &SigningKey, key: &str) -> Option<Value> {
+    match (signing, key) {
+        (SigningKey::File(file), "key") | (SigningKey::Transit(file), "transit") => Some(path(file)),
+        (SigningKey::Credential(name), "credential") => Some(name.as_str().into()),
+        _ => None,
+    }
+}
+
 /// What is in force for a key; none: there is no such thing.
 fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
     let Config { listen, tls, runner, limits, retention, signing, log, host, .. } = config;
@@ -131,14 +139,7 @@ fn value(config: &Config, section: &str, key: &str) -> Option<Value> {
         ("retention", "least") => duration(retention.least),
         ("retention", "count") => count(retention.count),
         ("retention", "record_bytes") => show_size(retention.record_bytes).into(),
-        ("signing", "key") => match signing.as_ref()? {
-            SigningKey::File(file) => path(file),
-            SigningKey::Credential(_) => return None,
-        },
-        ("signing", "credential") => match signing.as_ref()? {
-            SigningKey::File(_) => return None,
-            SigningKey::Credential(name) => name.as_str().into(),
-        },
+        ("signing", key) => of_signing(signing.as_ref()?, key)?,
         ("secrets", "file") => path(config.secrets.as_ref()?),
         ("audit", "rate") => count(config.audit.per_second.into()),
         ("audit", "burst") => count(config.audit.burst.into()),

@@ -43,14 +43,16 @@ fn least_configuration_has_the_documented_defaults() {
 
 #[test]
 fn every_key_of_the_reference_is_read_and_shown() {
-    for without in [("signing", "key"), ("signing", "credential")] {
-        let config = parse(&everything(&[without])).unwrap();
+    let ways = ["key", "credential", "transit"].map(|way| ("signing", way));
+    for way in ways {
+        let without: Vec<_> = ways.into_iter().filter(|other| *other != way).collect();
+        let config = parse(&everything(&without)).unwrap();
         let shown = config.show();
         assert_eq!(parse(&shown).unwrap(), config, "{shown}");
-        for key in KEYS.iter().filter(|key| (key.section, key.name) != without) {
+        for key in KEYS.iter().filter(|key| !without.contains(&(key.section, key.name))) {
             assert!(shown.contains(&format!("{} = ", key.name)), "{} is not in\n{shown}", key.name);
             // Its value matters: without it the configuration is another, or none.
-            let less = parse(&everything(&[without, (key.section, key.name)]));
+            let less = parse(&everything(&[&without[..], &[(key.section, key.name)]].concat()));
             let is_default = key.example.trim_matches('"') == key.default.trim_matches('`')
                 || matches!(key.name, "policy" | "identities")
                 || key.name == "unix";
@@ -76,7 +78,7 @@ fn what_an_operator_gets_wrong_is_named_with_its_remedy() {
         (&LEAST.replace("unix = \"agent.sock\"", ""), "nobody could reach this daemon"),
         (&LEAST.replace("unix =", "tcp = \"0.0.0.0:1\"\nunix ="), "listen.tcp has no TLS"),
         (&LEAST.replace("unix =", "tcp = \"host:1\"\nunix ="), "names are not looked up"),
-        (&format!("{LEAST}credential = \"c\"\n"), "exactly one of key and credential"),
+        (&format!("{LEAST}credential = \"c\"\n"), "exactly one of key, credential and transit"),
         (&format!("{LEAST}[tls]\nkey = \"k\"\n"), "tls.certificate: missing"),
         (&format!("{LEAST}[metrics]\nlisten = \"10.0.0.1:1\"\n"), "whoever reaches it would read it"),
         (&format!("{LEAST}[limits]\nmemory = 5\n"), "with one of B, kB"),
