@@ -18,6 +18,7 @@ mod images;
 mod imports;
 mod inputs;
 mod isolation;
+mod leased;
 mod liar;
 mod limits;
 mod listen;
@@ -66,6 +67,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "commits", tests: commits::TESTS },
     Suite { name: "ci", tests: ci::TESTS },
     Suite { name: "python", tests: python::TESTS },
+    Suite { name: "leased", tests: leased::TESTS },
     Suite { name: "traces", tests: traces::TESTS },
     Suite { name: "imports", tests: imports::TESTS },
     Suite { name: "stuck", tests: stuck::TESTS },
