@@ -76,8 +76,8 @@ impl std::fmt::Display for ServerState {
 const FAILURES_MAX: u32 = 4;
 /// How long, at first; each time twice as long.
 const ALONE_FIRST: Duration = Duration::from_millis(500);
-/// How long at most.
-const ALONE_MAX: Duration = Duration::from_secs(15);
+/// How long at most: less than any budget, so that each call gets a try.
+const ALONE_MAX: Duration = Duration::from_secs(3);
 
 /// The circuit breaker of one address: whoever fails again and again is asked by one call at a time, and rarely.
 #[derive(Debug, Default)]
