@@ -9,6 +9,7 @@ LIFE="
     agent_of_the_next_version_serves_beside_the_launcher_before
     launcher_of_the_next_version_serves_beside_the_agent_before
     job_outlives_an_upgrade
+    reload_reads_the_policy_again_without_a_restart
     job_outlives_a_rollback
     job_over_the_hosts_image_ends_with_a_record_when_the_host_is_upgraded
     nothing_failed_by_itself
@@ -201,6 +202,23 @@ job_outlives_an_upgrade() {
     as_builder ampoule list > "$W/list"
     ! grep -vxF -f "$W/list" "$W/before" || fail "jobs are gone: $(cat "$W/list")"
 }
+is_refused() {
+    submit "$1"
+    [ $? = 77 ]
+}
+
+reload_reads_the_policy_again_without_a_restart() {
+    before=$(main_pid ampouled.service)
+    cp /etc/ampoule/policy/data.json "$W/data.json"
+    sed -i 's/, "host_image": true//' /etc/ampoule/policy/data.json
+    systemctl reload ampouled.service
+    eventually 60 "the grant is taken back" is_refused host
+    cp "$W/data.json" /etc/ampoule/policy/data.json
+    systemctl reload ampouled.service
+    eventually 60 "it is given again" submit host
+    equal "process of the agent" "$(main_pid ampouled.service)" "$before"
+}
+
 job_outlives_a_rollback() { outlives rolled change_to older.deb; }
 
 job_over_the_hosts_image_ends_with_a_record_when_the_host_is_upgraded() {
