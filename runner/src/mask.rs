@@ -1,104 +1,250 @@
 //! Masking: what a step writes of its own secrets becomes `***`, whatever the reads are cut into.
 //!
-//! Every form of a value ([`forms`]) is looked for by its first bytes with one automaton, and read on from there. What
-//! could still become a form is held back: of bytes that begin none, only a suffix that begins a form's first bytes; at
-//! most the longest form and what came with its end. At the end of a stream what is held back is no secret, and goes.
-//! It guarantees that no form stands in what comes out; it does not know forms that nobody listed.
+//! Every form ([`forms`]) of every text ([`texts`]) of a value is looked for by its first bytes ([`anchors`]) and read on
+//! from there. What could still become a form is held back: of bytes that begin none, only a suffix that begins a form's
+//! first bytes; at most the longest form and what came with its end. At the end of a stream what is held back is no secret,
+//! and goes. It guarantees that no form stands in what comes out; it does not know forms that nobody listed.
 
-pub(crate) mod forms;
+mod anchors;
+mod forms;
+mod texts;
+mod values;
 
-use aho_corasick::automaton::Automaton;
-use aho_corasick::dfa::DFA;
-use aho_corasick::nfa::contiguous::NFA;
-use aho_corasick::{Anchored, MatchKind, PatternID, StartKind};
 use ampoule_spec::SECRET_BYTES_MIN;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use anchors::{ANCHOR, Anchors};
+use forms::Kind;
+use std::collections::HashMap;
+use std::ops::Range;
+use texts::{Role, Text, Texts};
+pub(crate) use values::Values;
 
 /// What stands where a secret stood.
 const MASK: &[u8] = b"***";
-/// How many first bytes of a form the automaton knows. No form is shorter.
-const ANCHOR: usize = SECRET_BYTES_MIN;
-/// Up to so many anchors the automaton is the one that is fastest and largest: tens of megabytes.
-const FAST_ANCHORS_MAX: usize = 4096;
-/// The most beginnings that are followed at a time. Only values that repeat themselves have more; then all is masked
-/// from the first on.
-const CANDIDATES_MAX: usize = 4096;
+/// The most beginnings that are followed at a time. Only values that repeat themselves have more; of those that come then
+/// it is not asked whether they become a form: all is masked up to where they would end.
+const CANDIDATES_MAX: usize = 1024;
+/// The most bytes of a text of which base64 of base64 is looked for.
+const DOUBLED_BYTES_MAX: usize = 2 << 10;
+/// Once there are so many forms, lines and fields get no others than themselves and backwards, and nothing its double
+/// encodings: first come those of whole values, then fields, then lines.
+const MORE_FORMS_MAX: usize = 32 << 10;
+/// The most forms at all. The largest values that a step may have need half of them.
+const FORMS_MAX: usize = 256 << 10;
+/// From so many bytes on a line or field is looked for in outputs even if there is no digit in it.
+const PLAIN_PART_BYTES_MIN: usize = 16;
+
+/// The hash by which equal forms are found (FNV-1a); each is compared then.
+const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x100_0000_01b3;
 
 /// Why a value cannot be masked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MaskError {
     #[error("a secret has fewer than {SECRET_BYTES_MIN} bytes, which cannot be masked")]
     TooShort,
-    #[error("the automaton over the secrets' forms cannot be built")]
-    Automaton(#[from] aho_corasick::BuildError),
+    #[error("the secrets have more than {FORMS_MAX} forms")]
+    TooMany,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Everything that is known.
+    Log,
+    /// Nothing that may as well be somebody else's: of lines and fields only those that are long or have a digit in them.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the search of outputs is not there yet"))]
+    Outputs,
+}
+
+/// A form of a text.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    text: u32,
+    bytes: u32,
+    kind: Kind,
 }
 
 /// The forms of all values of a step.
 #[derive(Debug)]
 pub(crate) struct Matcher {
-    forms: Vec<Vec<u8>>,
-    known: BTreeSet<Vec<u8>>,
-    /// The forms that begin with each anchor, by the anchor's pattern.
-    by_anchor: Vec<Vec<usize>>,
-    /// Every beginning of an anchor that is none yet.
-    beginnings: HashSet<Vec<u8>>,
-    automaton: Scan,
-}
-
-#[derive(Debug)]
-enum Scan {
-    Fast(DFA),
-    Small(NFA),
+    purpose: Purpose,
+    texts: Texts,
+    forms: Vec<Form>,
+    /// The first form with a hash: most encodings of most texts are the same.
+    known: HashMap<u32, u32>,
+    anchors: Anchors,
 }
 
 impl Matcher {
     /// Builds it.
-    pub(crate) fn new(values: &[Vec<u8>]) -> Result<Self, MaskError> {
+    pub(crate) fn new(purpose: Purpose, values: &Values) -> Result<Self, MaskError> {
         let mut matcher = Self {
+            purpose,
+            texts: Texts::default(),
             forms: Vec::new(),
-            known: BTreeSet::new(),
-            by_anchor: Vec::new(),
-            beginnings: HashSet::new(),
-            automaton: scan(&[])?,
+            known: HashMap::new(),
+            anchors: Anchors::default(),
         };
         matcher.add(values)?;
         Ok(matcher)
     }
 
     /// Adds values; those that were there stay. Streams have to be [resumed](Stream::resume).
-    pub(crate) fn add(&mut self, values: &[Vec<u8>]) -> Result<(), MaskError> {
-        for value in values {
+    pub(crate) fn add(&mut self, values: &Values) -> Result<(), MaskError> {
+        let from = self.texts.all().len();
+        for value in values.iter() {
             if value.trim_ascii_end().len() < SECRET_BYTES_MIN {
                 return Err(MaskError::TooShort);
             }
-            for form in forms::of(value) {
-                if self.known.insert(form.clone()) {
-                    self.forms.push(form);
+            self.texts.add(value);
+        }
+        for number in from..self.texts.all().len() {
+            self.list(number, usize::MAX, |role, bytes| {
+                let mut kinds = forms::plain(bytes);
+                if matches!(role, Role::Whole | Role::Joined) {
+                    kinds.extend(forms::digits(bytes));
                 }
+                if role == Role::Whole {
+                    kinds.extend(forms::quoted(bytes));
+                }
+                kinds
+            })?;
+        }
+        for wanted in [Role::Whole, Role::Leaf, Role::Line] {
+            for number in from..self.texts.all().len() {
+                self.list(number, MORE_FORMS_MAX, |role, bytes| {
+                    let mut kinds = Vec::new();
+                    if role == wanted && role != Role::Whole {
+                        kinds.extend(forms::digits(bytes));
+                        kinds.extend(forms::quoted(bytes));
+                    }
+                    if role == wanted && role != Role::Line && bytes.len() <= DOUBLED_BYTES_MAX {
+                        kinds.extend(forms::doubled(bytes));
+                    }
+                    kinds
+                })?;
             }
         }
-        let mut anchors: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
-        for (at, form) in self.forms.iter().enumerate() {
-            anchors.entry(form.get(..ANCHOR).unwrap_or_default()).or_default().push(at);
-        }
-        let begins = |anchor: &[u8]| {
-            (1..ANCHOR).filter_map(|n| anchor.get(..n).map(<[u8]>::to_vec)).collect::<Vec<_>>()
-        };
-        self.beginnings = anchors.keys().flat_map(|anchor| begins(anchor)).collect();
-        self.automaton = scan(&anchors.keys().copied().collect::<Vec<_>>())?;
-        self.by_anchor = anchors.into_values().collect();
+        self.anchors.arrange();
         Ok(())
+    }
+
+    fn is_wanted(&self, text: Text, bytes: &[u8]) -> bool {
+        let is_part = matches!(text.role, Role::Line | Role::Leaf | Role::JoinedLeaf);
+        let is_plain = bytes.len() < PLAIN_PART_BYTES_MIN && !bytes.iter().any(u8::is_ascii_digit);
+        self.purpose == Purpose::Log || !is_part || !(is_plain || texts::is_armour(bytes))
+    }
+
+    /// Lists a text's forms that are none of another already, up to so many of all.
+    fn list(
+        &mut self,
+        number: usize,
+        forms_max: usize,
+        kinds: impl Fn(Role, &[u8]) -> Vec<Kind>,
+    ) -> Result<(), MaskError> {
+        let Some(text) = self.texts.all().get(number).copied() else { return Ok(()) };
+        let bytes = self.texts.bytes(text.at());
+        if self.forms.len() >= forms_max || !self.is_wanted(text, bytes) {
+            return Ok(());
+        }
+        for kind in kinds(text.role, bytes) {
+            let form = Form { text: u32::try_from(number).unwrap_or(u32::MAX), bytes: 0, kind };
+            let (hash, bytes, anchor) = self.measure(form);
+            let Some(anchor) = anchor.filter(|_| bytes as usize >= ANCHOR) else { continue };
+            let form = Form { bytes, ..form };
+            let number = u32::try_from(self.forms.len()).unwrap_or(u32::MAX);
+            let first = *self.known.entry(hash).or_insert(number);
+            if first != number && self.are_equal(first, form) {
+                continue;
+            }
+            if self.forms.len() >= forms_max {
+                break;
+            }
+            if self.forms.len() >= FORMS_MAX {
+                return Err(MaskError::TooMany);
+            }
+            self.forms.push(form);
+            self.anchors.add(anchor, number);
+        }
+        Ok(())
+    }
+
+    /// A form's hash, length and anchor.
+    fn measure(&self, form: Form) -> (u32, u32, Option<u64>) {
+        let (mut hash, mut bytes, mut anchor) = (FNV_BASIS, 0_usize, None);
+        let mut place = 0;
+        loop {
+            let (part, next) = self.part(form, place);
+            if part.bytes().is_empty() {
+                return ((hash >> 32) as u32, u32::try_from(bytes).unwrap_or(u32::MAX), anchor);
+            }
+            anchor = anchor.or_else(|| anchors::anchor_of(part.bytes()));
+            for byte in part.bytes() {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME);
+            }
+            bytes += part.bytes().len();
+            place = next;
+        }
+    }
+
+    fn are_equal(&self, first: u32, form: Form) -> bool {
+        let Some(first) = self.forms.get(first as usize) else { return false };
+        let mut made = Made::default();
+        let mut place = 0;
+        loop {
+            let (part, next) = self.part(form, place);
+            if part.bytes().is_empty() {
+                return first.bytes == form.bytes;
+            }
+            if first.bytes != form.bytes || !self.continues(*first, &mut made, part.bytes()) {
+                return false;
+            }
+            place = next;
+        }
+    }
+
+    fn part(&self, form: Form, place: usize) -> (forms::Part, usize) {
+        form.kind.part(self.text(form.text), place)
+    }
+
+    fn text(&self, number: u32) -> &[u8] {
+        let text = self.texts.all().get(number as usize);
+        text.map(|text| self.texts.bytes(text.at())).unwrap_or_default()
+    }
+
+    /// Whether a form goes on with these bytes, or has ended before them.
+    fn continues(&self, form: Form, made: &mut Made, mut bytes: &[u8]) -> bool {
+        if form.kind == Kind::Raw {
+            let rest = self.text(form.text).get(made.bytes..).unwrap_or_default();
+            let count = rest.len().min(bytes.len());
+            made.bytes += count;
+            return rest.get(..count) == bytes.get(..count);
+        }
+        while made.bytes < form.bytes as usize && !bytes.is_empty() {
+            let (part, next) = self.part(form, made.place);
+            let rest = part.bytes().get(made.of_part..).unwrap_or_default();
+            let count = rest.len().min(bytes.len());
+            if count == 0 || rest.get(..count) != bytes.get(..count) {
+                return false;
+            }
+            made.bytes += count;
+            made.of_part += count;
+            if count == rest.len() {
+                (made.place, made.of_part) = (next, 0);
+            }
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        true
     }
 }
 
-fn scan(anchors: &[&[u8]]) -> Result<Scan, MaskError> {
-    if anchors.len() > FAST_ANCHORS_MAX {
-        let mut small = NFA::builder();
-        return Ok(Scan::Small(small.match_kind(MatchKind::Standard).prefilter(false).build(anchors)?));
-    }
-    let mut fast = DFA::builder();
-    let fast = fast.match_kind(MatchKind::Standard).start_kind(StartKind::Unanchored).prefilter(false);
-    Ok(Scan::Fast(fast.build(anchors)?))
+/// How far a form was made.
+#[derive(Debug, Clone, Copy, Default)]
+struct Made {
+    bytes: usize,
+    place: usize,
+    /// Bytes of the part that begins at the place.
+    of_part: usize,
 }
 
 /// A form that has begun.
@@ -106,48 +252,50 @@ fn scan(anchors: &[&[u8]]) -> Result<Scan, MaskError> {
 struct Candidate {
     /// Where, in the whole stream.
     start: u64,
-    form: usize,
-    /// How many bytes of it are there.
-    seen: usize,
+    form: Form,
+    made: Made,
 }
 
 /// One stream's state.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
-    state: Option<aho_corasick::automaton::StateID>,
     /// What has not gone yet, and where it begins in the whole stream.
     held: Vec<u8>,
     base: u64,
+    /// No anchor begins before that which has not been seen.
+    next: u64,
     candidates: Vec<Candidate>,
     /// What is to be masked, and where it ends.
-    spans: Vec<(u64, u64)>,
+    spans: Vec<Range<u64>>,
     /// Up to here everything is masked and said to be.
     masked_to: u64,
     /// How many masks went out.
     pub(crate) masked: u64,
+    /// Of which value the first one was.
+    pub(crate) first: Option<u32>,
 }
 
 impl Stream {
     /// Takes bytes, and gives those that may go.
     pub(crate) fn feed(&mut self, matcher: &Matcher, bytes: &[u8], out: &mut Vec<u8>) {
-        let from = self.held.len();
         self.held.extend_from_slice(bytes);
         let mut before = std::mem::take(&mut self.candidates);
         before.retain_mut(|candidate| self.goes_on(matcher, candidate));
         self.candidates = before;
-        match &matcher.automaton {
-            Scan::Fast(dfa) => self.scan(matcher, dfa, from),
-            Scan::Small(nfa) => self.scan(matcher, nfa, from),
-        }
+        let held = std::mem::take(&mut self.held);
+        let from = usize::try_from(self.next.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        matcher.anchors.find(&held, from, |at, forms| {
+            for (_, form) in forms {
+                if let Some(form) = matcher.forms.get(*form as usize) {
+                    self.begin(matcher, *form, at, held.get(at..).unwrap_or_default());
+                }
+            }
+        });
+        self.held = held;
         let end = self.base + self.held.len() as u64;
+        let to = end - matcher.anchors.beginning(&self.held) as u64;
+        self.next = self.next.max(to);
         let first = self.candidates.iter().map(|candidate| candidate.start).min();
-        if self.candidates.len() > CANDIDATES_MAX {
-            self.spans.extend(first.map(|first| (first, end)));
-            self.candidates.clear();
-            self.let_go(end, out);
-            return;
-        }
-        let to = end - self.beginning(matcher) as u64;
         self.let_go(first.map_or(to, |first| first.min(to)), out);
     }
 
@@ -158,68 +306,69 @@ impl Stream {
     }
 
     /// Goes on with a matcher that has got more forms.
-    pub(crate) fn resume(&mut self, matcher: &Matcher) {
-        let tail = self.held.get(self.held.len().saturating_sub(ANCHOR - 1)..).unwrap_or_default();
-        self.state = match &matcher.automaton {
-            Scan::Fast(dfa) => state_after(dfa, tail),
-            Scan::Small(nfa) => state_after(nfa, tail),
-        };
+    pub(crate) fn resume(&mut self) {
+        let end = self.base + self.held.len() as u64;
+        self.next = end.saturating_sub(ANCHOR as u64 - 1).max(self.base);
     }
 
-    /// Reads the bytes that came, from this place of what is held.
-    fn scan<A: Automaton>(&mut self, matcher: &Matcher, automaton: &A, from: usize) {
-        let Some(mut state) = self.state.or_else(|| state_after(automaton, &[])) else { return };
-        let held = std::mem::take(&mut self.held);
-        for (at, byte) in held.iter().enumerate().skip(from) {
-            state = automaton.next_state(Anchored::No, state, *byte);
-            if automaton.is_special(state) && automaton.is_match(state) {
-                let start = self.base + (at + 1).saturating_sub(ANCHOR) as u64;
-                for which in 0..automaton.match_len(state) {
-                    let pattern: PatternID = automaton.match_pattern(state, which);
-                    let begun = matcher.by_anchor.get(pattern.as_usize()).into_iter().flatten();
-                    let begun = begun.map(|form| Candidate { start, form: *form, seen: ANCHOR });
-                    let begun: Vec<_> = begun.filter(|_| self.candidates.len() <= CANDIDATES_MAX).collect();
-                    for mut candidate in begun {
-                        if read_on(&mut self.spans, matcher, &held, self.base, &mut candidate) {
-                            self.candidates.push(candidate);
-                        }
-                    }
-                }
+    /// An anchor of a form is at this place of what is held.
+    fn begin(&mut self, matcher: &Matcher, form: Form, at: usize, there: &[u8]) {
+        let start = self.base + at as u64;
+        let mut candidate = Candidate { start, form, made: Made::default() };
+        if self.candidates.len() >= CANDIDATES_MAX {
+            return self.span(matcher, &candidate);
+        }
+        if matcher.continues(form, &mut candidate.made, there) {
+            match candidate.made.bytes >= form.bytes as usize {
+                true => self.span(matcher, &candidate),
+                false => self.candidates.push(candidate),
             }
         }
-        self.held = held;
-        self.state = Some(state);
     }
 
+    /// Reads a form on. Whether it may still become whole; if it is, its place is to be masked.
     fn goes_on(&mut self, matcher: &Matcher, candidate: &mut Candidate) -> bool {
-        read_on(&mut self.spans, matcher, &self.held, self.base, candidate)
+        let at = usize::try_from(candidate.start.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        let there = self.held.get(at.saturating_add(candidate.made.bytes)..).unwrap_or_default();
+        if !matcher.continues(candidate.form, &mut candidate.made, there) {
+            return false;
+        }
+        let is_whole = candidate.made.bytes >= candidate.form.bytes as usize;
+        if is_whole {
+            self.span(matcher, candidate);
+        }
+        !is_whole
     }
 
-    /// How many of the last bytes begin an anchor.
-    fn beginning(&self, matcher: &Matcher) -> usize {
-        let longest = (1..ANCHOR).rev().find(|count| {
-            let tail = self.held.len().checked_sub(*count).and_then(|from| self.held.get(from..));
-            tail.is_some_and(|tail| matcher.beginnings.contains(tail))
-        });
-        longest.unwrap_or(0)
+    /// A form's place is to be masked.
+    fn span(&mut self, matcher: &Matcher, candidate: &Candidate) {
+        let text = matcher.texts.all().get(candidate.form.text as usize);
+        self.first = self.first.or(text.map(|text| text.of));
+        let span = candidate.start..candidate.start + u64::from(candidate.form.bytes);
+        match self.spans.last_mut() {
+            Some(last) if span.start < last.end && last.start < span.end => {
+                *last = last.start.min(span.start)..last.end.max(span.end);
+            }
+            _ => self.spans.push(span),
+        }
     }
 
     /// Gives everything up to a place of the stream.
     fn let_go(&mut self, to: u64, out: &mut Vec<u8>) {
         let mut spans = std::mem::take(&mut self.spans);
-        spans.sort_unstable();
+        spans.sort_unstable_by_key(|span| (span.start, span.end));
         let mut cursor = self.base.max(self.masked_to.min(to));
-        for (start, end) in spans {
-            if start >= to {
-                self.spans.push((start, end));
+        for span in spans {
+            if span.start >= to {
+                self.spans.push(span);
                 continue;
             }
-            if start >= self.masked_to {
-                out.extend_from_slice(self.between(cursor, start));
+            if span.start >= self.masked_to {
+                out.extend_from_slice(self.between(cursor, span.start));
                 out.extend_from_slice(MASK);
                 self.masked += 1;
             }
-            self.masked_to = self.masked_to.max(end);
+            self.masked_to = self.masked_to.max(span.end);
             cursor = cursor.max(self.masked_to.min(to));
         }
         out.extend_from_slice(self.between(cursor, to));
@@ -232,35 +381,6 @@ impl Stream {
         let place = |at: u64| usize::try_from(at.saturating_sub(self.base)).unwrap_or(usize::MAX);
         self.held.get(place(from)..place(to)).unwrap_or_default()
     }
-}
-
-fn state_after<A: Automaton>(automaton: &A, bytes: &[u8]) -> Option<aho_corasick::automaton::StateID> {
-    let start = automaton.start_state(Anchored::No).ok()?;
-    Some(bytes.iter().fold(start, |state, byte| automaton.next_state(Anchored::No, state, *byte)))
-}
-
-/// Reads a form on. Whether it may still become whole; if it is, its place is to be masked.
-fn read_on(
-    spans: &mut Vec<(u64, u64)>,
-    matcher: &Matcher,
-    held: &[u8],
-    base: u64,
-    candidate: &mut Candidate,
-) -> bool {
-    let form = matcher.forms.get(candidate.form).map(Vec::as_slice).unwrap_or_default();
-    let rest = form.get(candidate.seen..).unwrap_or_default();
-    let at = usize::try_from(candidate.start.saturating_sub(base)).unwrap_or(usize::MAX);
-    let there = held.get(at.saturating_add(candidate.seen)..).unwrap_or_default();
-    let count = rest.len().min(there.len());
-    if rest.get(..count) != there.get(..count) {
-        return false;
-    }
-    candidate.seen += count;
-    if candidate.seen < form.len() {
-        return true;
-    }
-    spans.push((candidate.start, candidate.start + form.len() as u64));
-    false
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 //! whole stream. It alone has the values of the step's secrets, and masks them ([`crate::mask`]) before anything is hashed,
 //! counted or passed on. It holds at most [`TAIL_BYTES`] of a stream and the longest form of a secret; a full pipe holds the step back, never the supervisor.
 
-use crate::mask::{self, MaskError, Matcher};
+use crate::mask::{self, MaskError, Matcher, Purpose, Values};
 use ampoule_ipc::{Channel, IpcError};
 use ampoule_sandbox::fault;
-use ampoule_spec::{LogReport, SECRET_BYTES_MAX, Stream};
+use ampoule_spec::{LogReport, Stream};
 use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -216,19 +216,9 @@ fn wait_and_pump(out: &OwnedFd, err: &OwnedFd, channel: &Channel) -> Result<(), 
     let kept_bytes = bytes.first_chunk::<8>().ok_or(IpcError::TooLarge)?;
     let matcher = match secrets.as_slice() {
         [] => None,
-        secrets => Some(Matcher::new(&read_all(secrets)?).map_err(unmaskable)?),
+        secrets => Some(Matcher::new(Purpose::Log, &Values::read(secrets)?).map_err(unmaskable)?),
     };
     pump(out, err, u64::from_le_bytes(*kept_bytes), matcher, channel)
-}
-
-fn read_all(secrets: &[OwnedFd]) -> Result<Vec<Vec<u8>>, IpcError> {
-    let one = |secret: &OwnedFd| {
-        let mut value = vec![0; SECRET_BYTES_MAX];
-        let count = rustix::io::pread(secret, &mut value, 0)?;
-        value.truncate(count);
-        Ok(value)
-    };
-    secrets.iter().map(one).collect()
 }
 
 /// Without a mask nothing is passed on: the pump ends, and with it the step.
@@ -257,8 +247,8 @@ impl Masks {
     /// Masks another secret from here on.
     fn add(&mut self, secrets: &[OwnedFd], channel: &Channel) -> Result<(), IpcError> {
         let Some(matcher) = &mut self.matcher else { return Err(IpcError::Kernel(Errno::INVAL)) };
-        matcher.add(&read_all(secrets)?).map_err(unmaskable)?;
-        self.streams.iter_mut().for_each(|stream| stream.resume(matcher));
+        matcher.add(&Values::read(secrets)?).map_err(unmaskable)?;
+        self.streams.iter_mut().for_each(mask::Stream::resume);
         channel.send_bytes(&[MASKED], &[])
     }
 
@@ -376,7 +366,8 @@ mod tests {
         let secret = |at: usize| format!("hvs.CAESI{at}Jq7xK2vP9mN4wR8tY{at}zL5bD3fG").into_bytes();
         for count in [0, 8, 0, 8] {
             let values: Vec<Vec<u8>> = (0..count).map(secret).collect();
-            let matcher = (count > 0).then(|| Matcher::new(&values).unwrap());
+            let matcher =
+                (count > 0).then(|| Matcher::new(Purpose::Log, &Values::new(values.clone())).unwrap());
             let begun = Instant::now();
             let (_, reports) = pumped_with(text.clone(), 64 << 20, matcher);
             let rate = reports[0].bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
@@ -386,7 +377,7 @@ mod tests {
 
     #[test]
     fn secret_is_masked_before_it_is_hashed_and_counted() {
-        let matcher = Matcher::new(&[b"correct-horse".to_vec()]).unwrap();
+        let matcher = Matcher::new(Purpose::Log, &Values::new(vec![b"correct-horse".to_vec()])).unwrap();
         let text = b"a correct-horse, and correct-horses".to_vec();
         let (got, reports) = pumped_with(text, 64 << 20, Some(matcher));
         assert_eq!(got, b"a ***, and ***s");

@@ -419,16 +419,16 @@ fn grant(step: &Step, secrets: Vec<Given>, at: UnixNanos) -> Grant {
     }
 }
 
-/// A value that the runner takes.
+/// A value that the runner takes. Blanks at its end do not count: what prints it loses them.
 fn fitting(name: &Name, value: Secret) -> Result<Secret, AcquireError> {
-    let told = match value.len() {
-        0..SECRET_BYTES_MIN => {
-            format!(
-                "secret {name} has fewer than {SECRET_BYTES_MIN} bytes: it cannot be masked, and is not given"
-            )
-        }
-        SECRET_BYTES_MIN..=SECRET_BYTES_MAX => return Ok(value),
-        _ => format!("secret {name} has more than {SECRET_BYTES_MAX} bytes"),
+    let told = if value.expose().trim_ascii_end().len() < SECRET_BYTES_MIN {
+        format!(
+            "secret {name} has fewer than {SECRET_BYTES_MIN} bytes before the blanks at its end: it cannot be masked, and is not given"
+        )
+    } else if value.len() > SECRET_BYTES_MAX {
+        format!("secret {name} has more than {SECRET_BYTES_MAX} bytes")
+    } else {
+        return Ok(value);
     };
     Err(AcquireError::Unavailable { reason: told.clone(), told })
 }
@@ -456,4 +456,26 @@ pub(super) fn about(action: Action, grant: &Grant) -> AuditEvent {
     }
     (event.project, event.job) = (Some(grant.project.clone()), Some(grant.job.clone()));
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_fits_by_what_is_left_of_it_without_the_blanks_at_its_end() {
+        let name = Name::parse("npm").unwrap();
+        let fits = |value: &[u8]| fitting(&name, Secret::new(value.to_vec()));
+        for short in
+            [&b""[..], b"1234567", b"1234567\n", b"1234567 \r\n\t", b"        ", b"1\n\n\n\n\n\n\n\n\n"]
+        {
+            let error = fits(short).unwrap_err();
+            assert_eq!(error.told().0, Code::SecretUnavailable);
+            assert!(error.told().1.contains("fewer than 8 bytes before the blanks"), "{error:?}");
+        }
+        for long in [&b"12345678"[..], b"12345678\n", b"       8", &[b'x'; SECRET_BYTES_MAX]] {
+            assert_eq!(fits(long).unwrap().expose(), long, "it is given as it is");
+        }
+        assert!(fits(&[b'x'; SECRET_BYTES_MAX + 1]).unwrap_err().told().1.contains("more than"));
+    }
 }

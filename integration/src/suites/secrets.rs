@@ -247,6 +247,10 @@ fn refused(lab: &Lab) -> Result<()> {
     is_refused(&give(lab, &id, 1, &[("a", FILE)])?, "step 0 waits")?;
     is_refused(&give(lab, &id, 0, &[("c", ENV)])?, "came at the place of")?;
     is_refused(&give(lab, &id, 0, &[("a", "1234567")])?, "cannot be masked")?;
+    let blank = "1234567\n".to_owned() + &" \r\n\t".repeat(50);
+    for short in ["1234567\n", "        ", blank.as_str()] {
+        is_refused(&give(lab, &id, 0, &[("a", short)])?, "before the blanks at its end")?;
+    }
     is_refused(&give(lab, &id, 0, &[("a", &"x".repeat((64 << 10) + 1))])?, "65536")?;
     is_refused(&tell(lab, &id, AGENT, b's', &json!({"step": 0, "path": "x"}), &[])?, "cannot be read")?;
     is_refused(&tell(lab, &id, AGENT, b's', &json!("x".repeat(9000)), &[])?, "8192")?;

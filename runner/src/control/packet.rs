@@ -121,7 +121,28 @@ fn value(file: &OwnedFd, bytes: u64) -> Result<Value, String> {
     }
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| e.to_string())?;
+    if !is_long_enough(&file).map_err(|e| e.to_string())? {
+        let least = format!("a value has {SECRET_BYTES_MIN} bytes at least before the blanks at its end");
+        return Err(format!("{least}; a shorter one cannot be masked"));
+    }
     Ok(Value { file, bytes })
+}
+
+/// Whether anything but blanks stands behind what is too short. Of nothing else in a value is taken notice here.
+fn is_long_enough(file: &OwnedFd) -> Result<bool, Errno> {
+    let mut part = [0; 64];
+    let mut at = SECRET_BYTES_MIN as u64 - 1;
+    let found = loop {
+        let count = rustix::io::pread(file, &mut part, at)?;
+        let read = part.get(..count).unwrap_or_default();
+        if read.is_empty() || !read.trim_ascii_start().is_empty() {
+            break !read.is_empty();
+        }
+        at += count as u64;
+    };
+    part.fill(0);
+    std::hint::black_box(&mut part);
+    Ok(found)
 }
 
 /// Whether a step may end for this reason.
@@ -133,4 +154,26 @@ pub(super) fn check_failed(failed: &SecretsFailed) -> Result<(), String> {
         return Err(format!("a message has at most {FAILED_BYTES_MAX} bytes, no control character"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn blanks_at_the_end_do_not_make_a_value_long_enough() {
+        let is_long = |value: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(value).unwrap();
+            is_long_enough(&OwnedFd::from(file)).unwrap()
+        };
+        let blanks = [b"1234567".as_slice(), &[b' '; 5000]].concat();
+        for short in [b"1234567".as_slice(), b"1234567\n", b"       \n\n\n", &blanks] {
+            assert!(!is_long(short), "{short:?}");
+        }
+        for long in [b"12345678".as_slice(), b"12345678\n", b"       8", &[&blanks[..], b"x"].concat()] {
+            assert!(is_long(long), "{long:?}");
+        }
+    }
 }

@@ -1,200 +1,279 @@
-//! The forms in which a value is looked for: itself, and what programs make of it before they print it.
+//! The forms in which a text is looked for: itself, and what programs make of it before they print it.
+//!
+//! No form is stored. Each is made again from its text, a few bytes at a time, wherever it is compared: so the forms of
+//! 64 KiB need no more room than those of 8 bytes.
 
-use ampoule_spec::SECRET_BYTES_MIN;
+mod base64;
+
+pub(super) use base64::Base64;
+use base64::base64s;
 use std::collections::BTreeSet;
 
-const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const URL: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const LOWER: &[u8; 16] = b"0123456789abcdef";
 const UPPER: &[u8; 16] = b"0123456789ABCDEF";
-/// Where coreutils' base64 and OpenSSL's break their lines.
-const WIDTHS: [usize; 2] = [76, 64];
+/// Percent encodings as the usual libraries have them: they differ in what else they leave as it is.
+const LEFT: [&[u8]; 7] = [b"-_.~", b"-_.~/", b"-_.", b"-_./", b"-_.!~*'()", b"-_.*", b"-_.!~*'();/?:@&=+$,#"];
+/// How shells' words are quoted: see [`shell_quoted`].
+const SHELLS: u8 = 6;
+/// What JSON's libraries write as an escape though they need not: slashes, what is not ASCII, what HTML reads.
+const ESCAPED: [(bool, bool, bool); 5] = [
+    (false, false, false),
+    (false, true, false),
+    (true, true, false),
+    (true, false, false),
+    (false, false, true),
+];
 
-/// Every form of a value that is long enough to be looked for.
-pub(crate) fn of(value: &[u8]) -> BTreeSet<Vec<u8>> {
-    let mut forms = BTreeSet::new();
-    // Most programs lose the line's end.
-    for text in [value, value.trim_ascii_end()] {
-        encodings(text, &mut forms);
+/// One encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Raw,
+    Reversed,
+    /// By characters.
+    ReversedText,
+    Hex {
+        upper: bool,
+    },
+    /// Every byte as `%XX`.
+    Percent {
+        upper: bool,
+    },
+    Url {
+        left: u8,
+        plus: bool,
+        upper: bool,
+    },
+    Json {
+        which: u8,
+        upper: bool,
+    },
+    Shell(u8),
+    Base64(Base64),
+    /// Base64 of a base64.
+    Twice {
+        inner: Base64,
+        outer: Base64,
+    },
+}
+
+/// Bytes of a form that are made at a time.
+const PART_BYTES: usize = 64;
+/// The most that one unit makes: two escapes of JSON.
+const UNIT_BYTES_MAX: usize = 12;
+
+/// The next bytes of a form.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    bytes: [u8; PART_BYTES],
+    len: usize,
+}
+
+impl Part {
+    fn new() -> Self {
+        Self { bytes: [0; PART_BYTES], len: 0 }
     }
-    let lines: Vec<&[u8]> = value.split(|byte| *byte == b'\n').map(|line| line.trim_ascii()).collect();
-    if lines.len() > 1 {
-        for line in lines {
-            forms.insert(line.to_vec());
-            forms.insert(line.iter().rev().copied().collect());
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.len) {
+            *place = byte;
+            self.len += 1;
         }
     }
-    forms.retain(|form| form.len() >= SECRET_BYTES_MIN);
-    forms
+
+    fn extend(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.push(*byte));
+    }
 }
 
-fn encodings(text: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
-    forms.insert(text.to_vec());
-    forms.extend(reversed(text));
-    for digits in [LOWER, UPPER] {
-        forms.insert(text.iter().flat_map(|byte| hex(*byte, digits)).collect());
-        forms.extend(url_encoded(text, digits));
+impl Kind {
+    /// The next bytes of the form from a place in it, and the place behind them; no bytes at its end. Places are counted in
+    /// what the form is made of: bytes, or digits.
+    pub(super) fn part(self, text: &[u8], mut place: usize) -> (Part, usize) {
+        let mut part = Part::new();
+        if self == Self::Raw {
+            let rest = text.get(place..).unwrap_or_default();
+            let count = rest.len().min(PART_BYTES);
+            part.bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+            part.len = count;
+            return (part, place + count);
+        }
+        let end = match self {
+            Self::Base64(base64) => base64.len(text.len()),
+            Self::Twice { inner, outer } => outer.len(inner.len(text.len())),
+            _ => text.len(),
+        };
+        while place < end && part.len + UNIT_BYTES_MAX <= PART_BYTES {
+            place += self.unit(text, place, &mut part);
+        }
+        (part, place)
     }
-    forms.extend(json_escaped(text));
-    forms.extend(shell_quoted(text));
-    let once = base64(text);
-    for inner in &once {
-        forms.extend(base64(inner));
+
+    /// Makes one unit; how many places it is long.
+    fn unit(self, text: &[u8], place: usize, part: &mut Part) -> usize {
+        let byte = text.get(place).copied().unwrap_or_default();
+        match self {
+            Self::Raw => part.push(byte),
+            Self::Reversed => {
+                let at = text.len().saturating_sub(place + 1);
+                part.push(text.get(at).copied().unwrap_or_default());
+            }
+            Self::ReversedText => {
+                let left = text.get(..text.len().saturating_sub(place)).unwrap_or_default();
+                let from = left.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or(0);
+                let character = left.get(from..).unwrap_or_default();
+                part.extend(character);
+                return character.len().max(1);
+            }
+            Self::Hex { upper } => part.extend(&hex(byte, upper)),
+            Self::Percent { upper } => percent(byte, upper, part),
+            Self::Url { left, plus, upper } => {
+                let left = LEFT.get(usize::from(left)).copied().unwrap_or_default();
+                match byte {
+                    b' ' if plus => part.push(b'+'),
+                    byte if byte.is_ascii_alphanumeric() || left.contains(&byte) => part.push(byte),
+                    byte => percent(byte, upper, part),
+                }
+            }
+            Self::Json { which, upper } => return json_escaped(text, place, which, upper, part),
+            Self::Shell(how) => shell_quoted(byte, how, part),
+            Self::Base64(base64) => {
+                let byte_at = |at: usize| text.get(at).copied().unwrap_or_default();
+                part.push(base64.at(text.len(), place, byte_at));
+            }
+            Self::Twice { inner, outer } => {
+                let byte_at = |at: usize| text.get(at).copied().unwrap_or_default();
+                let digit_at = |at: usize| inner.at(text.len(), at, byte_at);
+                part.push(outer.at(inner.len(text.len()), place, digit_at));
+            }
+        }
+        1
     }
-    forms.extend(once);
 }
 
-fn hex(byte: u8, digits: &[u8; 16]) -> [u8; 2] {
+/// Itself, and backwards.
+pub(super) fn plain(text: &[u8]) -> Vec<Kind> {
+    let mut kinds = vec![Kind::Raw, Kind::Reversed];
+    if !text.is_ascii() && std::str::from_utf8(text).is_ok() {
+        kinds.push(Kind::ReversedText);
+    }
+    kinds
+}
+
+/// Base64 and hexadecimal.
+pub(super) fn digits(text: &[u8]) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = base64s(text.len()).into_iter().map(Kind::Base64).collect();
+    kinds.extend([false, true].map(|upper| Kind::Hex { upper }));
+    kinds
+}
+
+/// What is written in URLs, JSON and shells; of what comes out the same for this text the first.
+pub(super) fn quoted(text: &[u8]) -> Vec<Kind> {
+    let mut occurs = [false; 256];
+    for byte in text {
+        if let Some(occurs) = occurs.get_mut(usize::from(*byte)) {
+            *occurs = true;
+        }
+    }
+    let occurring: Vec<u8> = (0..=255).filter(|byte| occurs.get(usize::from(*byte)) == Some(&true)).collect();
+    let is_text = std::str::from_utf8(text).is_ok();
+    let mut kinds: Vec<Kind> = (0..SHELLS).map(Kind::Shell).collect();
+    for upper in [false, true] {
+        kinds.push(Kind::Percent { upper });
+        for left in 0..LEFT.len() as u8 {
+            kinds.extend([false, true].map(|plus| Kind::Url { left, plus, upper }));
+        }
+        kinds.extend((0..ESCAPED.len() as u8).filter(|_| is_text).map(|which| Kind::Json { which, upper }));
+    }
+    // All of these but JSON's write a byte in the same way wherever it stands.
+    let mut seen = BTreeSet::new();
+    kinds.retain(|kind| match kind {
+        Kind::Json { .. } if !text.is_ascii() => true,
+        kind => {
+            let written = |byte: &u8| kind.part(&[*byte], 0).0.bytes().to_vec();
+            seen.insert(occurring.iter().map(written).collect::<Vec<_>>())
+        }
+    });
+    kinds
+}
+
+/// Base64 of each base64.
+pub(super) fn doubled(text: &[u8]) -> Vec<Kind> {
+    let inner = base64s(text.len());
+    let outer = |inner: Base64| base64s(inner.len(text.len())).into_iter().map(move |outer| (inner, outer));
+    inner.into_iter().flat_map(outer).map(|(inner, outer)| Kind::Twice { inner, outer }).collect()
+}
+
+fn hex(byte: u8, upper: bool) -> [u8; 2] {
+    let digits = if upper { UPPER } else { LOWER };
     let digit = |at: u8| digits.get(usize::from(at)).copied().unwrap_or_default();
     [digit(byte >> 4), digit(byte & 15)]
 }
 
-fn reversed(text: &[u8]) -> Vec<Vec<u8>> {
-    let mut out = vec![text.iter().rev().copied().collect()];
-    if let Ok(text) = std::str::from_utf8(text) {
-        out.push(text.chars().rev().collect::<String>().into_bytes());
-    }
-    out
+fn percent(byte: u8, upper: bool, part: &mut Part) {
+    part.push(b'%');
+    part.extend(&hex(byte, upper));
 }
 
-/// What of a text stands in the base64 of anything that it is a part of, at each of three places; and with its end, where
-/// nothing follows.
-fn base64(text: &[u8]) -> BTreeSet<Vec<u8>> {
-    let mut out = BTreeSet::new();
-    for alphabet in [STANDARD, URL] {
-        for before in 0..3_usize {
-            let mut bytes = vec![0; before];
-            bytes.extend_from_slice(text);
-            let digits = digits_of(&bytes, alphabet);
-            // The first digits are of what stands before, wholly or in part.
-            let first = (before * 8).div_ceil(6);
-            let whole = bytes.len() * 8 / 6;
-            let mut rest = digits.get(first..).unwrap_or_default().to_vec();
-            out.insert(digits.get(first..whole).unwrap_or_default().to_vec());
-            out.insert(rest.clone());
-            if before == 0 {
-                rest.extend(std::iter::repeat_n(b'=', digits.len().next_multiple_of(4) - digits.len()));
-                out.extend(WIDTHS.map(|width| wrapped(&rest, width)));
-                out.insert(rest);
-            } else {
-                rest.extend(std::iter::repeat_n(b'=', digits.len().next_multiple_of(4) - digits.len()));
-                out.insert(rest);
+/// Inside the quotation marks of a JSON string, as the usual libraries write it: one character of a text.
+fn json_escaped(text: &[u8], place: usize, which: u8, upper: bool, part: &mut Part) -> usize {
+    let (slash, ascii, html) = ESCAPED.get(usize::from(which)).copied().unwrap_or_default();
+    let rest = text.get(place..).unwrap_or_default();
+    let bytes = match rest.first() {
+        Some(0xf0..) => 4,
+        Some(0xe0..) => 3,
+        Some(0xc0..) => 2,
+        _ => 1,
+    };
+    let character = rest.get(..bytes).and_then(|character| std::str::from_utf8(character).ok());
+    let Some(c) = character.and_then(|character| character.chars().next()) else {
+        part.extend(rest.get(..1).unwrap_or_default());
+        return 1;
+    };
+    match c {
+        '"' => part.extend(b"\\\""),
+        '\\' => part.extend(b"\\\\"),
+        '\n' => part.extend(b"\\n"),
+        '\r' => part.extend(b"\\r"),
+        '\t' => part.extend(b"\\t"),
+        '\u{8}' => part.extend(b"\\b"),
+        '\u{c}' => part.extend(b"\\f"),
+        '/' if slash => part.extend(b"\\/"),
+        c if u32::from(c) < 0x20
+            || (html && matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}'))
+            || (ascii && !c.is_ascii()) =>
+        {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                part.extend(b"\\u");
+                unit.to_be_bytes().iter().for_each(|byte| part.extend(&hex(*byte, upper)));
             }
         }
+        _ => part.extend(rest.get(..bytes).unwrap_or_default()),
     }
-    out
+    bytes
 }
 
-/// The digits of bytes, the last one filled up with zero bits.
-fn digits_of(bytes: &[u8], alphabet: &[u8; 64]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len() * 4 / 3 + 1);
-    let (mut bits, mut count) = (0_u32, 0);
-    let mut push = |six: u32| out.push(alphabet.get((six & 63) as usize).copied().unwrap_or_default());
-    for byte in bytes {
-        bits = (bits << 8 | u32::from(*byte)) & 0xffff;
-        count += 8;
-        while count >= 6 {
-            count -= 6;
-            push(bits >> count);
-        }
-    }
-    if count > 0 {
-        push(bits << (6 - count));
-    }
-    out
-}
-
-fn wrapped(text: &[u8], width: usize) -> Vec<u8> {
-    text.chunks(width).collect::<Vec<_>>().join(&b'\n')
-}
-
-/// Percent encodings as the usual libraries have them: they differ in what else they leave as it is.
-fn url_encoded(text: &[u8], digits: &[u8; 16]) -> Vec<Vec<u8>> {
-    let encode = |left: &[u8], plus: bool| -> Vec<u8> {
-        let one = |byte: &u8| match byte {
-            b' ' if plus => vec![b'+'],
-            byte if byte.is_ascii_alphanumeric() || left.contains(byte) => vec![*byte],
-            byte => {
-                let [high, low] = hex(*byte, digits);
-                vec![b'%', high, low]
-            }
-        };
-        text.iter().flat_map(one).collect()
+/// As in a word of a shell's, without the marks around it.
+fn shell_quoted(byte: u8, how: u8, part: &mut Part) {
+    let bare = byte.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&byte) || !byte.is_ascii();
+    let quoted: &[u8] = match (how, byte) {
+        (0, b'\'') => br"'\''",
+        (1, b'\'') => br#"'"'"'"#,
+        (2, b'"' | b'\\' | b'$' | b'`') => b"\\",
+        (3, b'"' | b'\\' | b'$' | b'`' | b'!') => b"\\",
+        (4, byte) if !bare && byte != b'\n' => b"\\",
+        (5, b'\n') => b"\\n",
+        (5, b'\r') => b"\\r",
+        (5, b'\t') => b"\\t",
+        (5, b'\'' | b'\\') => b"\\",
+        _ => b"",
     };
-    let all: Vec<u8> =
-        text.iter().flat_map(|byte| [[b'%'].as_slice(), &hex(*byte, digits)].concat()).collect();
-    let mut out = vec![all];
-    for left in [&b"-_.~"[..], b"-_.~/", b"-_.", b"-_./", b"-_.!~*'()", b"-_.*", b"-_.!~*'();/?:@&=+$,#"] {
-        out.extend([encode(left, false), encode(left, true)]);
+    part.extend(quoted);
+    // A mark alone goes before the byte; anything else stands for it.
+    if quoted.len() < 2 {
+        part.push(byte);
     }
-    out
-}
-
-/// Inside the quotation marks of a JSON string, as the usual libraries write it.
-fn json_escaped(text: &[u8]) -> Vec<Vec<u8>> {
-    let Ok(text) = std::str::from_utf8(text) else { return Vec::new() };
-    let escape = |slash: bool, ascii: bool, html: bool, digits: &[u8; 16]| -> Vec<u8> {
-        let mut out = Vec::new();
-        let unicode = |out: &mut Vec<u8>, unit: u16| {
-            let [high, low] = unit.to_be_bytes();
-            out.extend([b"\\u".as_slice(), &hex(high, digits), &hex(low, digits)].concat());
-        };
-        for c in text.chars() {
-            match c {
-                '"' => out.extend_from_slice(b"\\\""),
-                '\\' => out.extend_from_slice(b"\\\\"),
-                '\n' => out.extend_from_slice(b"\\n"),
-                '\r' => out.extend_from_slice(b"\\r"),
-                '\t' => out.extend_from_slice(b"\\t"),
-                '\u{8}' => out.extend_from_slice(b"\\b"),
-                '\u{c}' => out.extend_from_slice(b"\\f"),
-                '/' if slash => out.extend_from_slice(b"\\/"),
-                c if u32::from(c) < 0x20
-                    || (html && matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}'))
-                    || (ascii && !c.is_ascii()) =>
-                {
-                    let mut units = [0; 2];
-                    c.encode_utf16(&mut units).iter().for_each(|unit| unicode(&mut out, *unit));
-                }
-                c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
-        out
-    };
-    let mut out = Vec::new();
-    for digits in [LOWER, UPPER] {
-        for (slash, ascii, html) in [
-            (false, false, false),
-            (false, true, false),
-            (true, true, false),
-            (true, false, false),
-            (false, false, true),
-        ] {
-            out.push(escape(slash, ascii, html, digits));
-        }
-    }
-    out
-}
-
-/// As a word of a shell's, without the marks around it.
-fn shell_quoted(text: &[u8]) -> Vec<Vec<u8>> {
-    let replaced = |special: &dyn Fn(u8) -> Option<Vec<u8>>| -> Vec<u8> {
-        text.iter().flat_map(|byte| special(*byte).unwrap_or_else(|| vec![*byte])).collect()
-    };
-    let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&byte) || !byte.is_ascii();
-    let ansi = |byte: u8| match byte {
-        b'\n' => Some(b"\\n".to_vec()),
-        b'\r' => Some(b"\\r".to_vec()),
-        b'\t' => Some(b"\\t".to_vec()),
-        b'\'' | b'\\' => Some(vec![b'\\', byte]),
-        _ => None,
-    };
-    vec![
-        replaced(&|byte| (byte == b'\'').then(|| br"'\''".to_vec())),
-        replaced(&|byte| (byte == b'\'').then(|| br#"'"'"'"#.to_vec())),
-        replaced(&|byte| b"\"\\$`".contains(&byte).then(|| vec![b'\\', byte])),
-        replaced(&|byte| b"\"\\$`!".contains(&byte).then(|| vec![b'\\', byte])),
-        replaced(&|byte| (!bare(byte) && byte != b'\n').then(|| vec![b'\\', byte])),
-        replaced(&ansi),
-    ]
 }
