@@ -11,6 +11,7 @@ mod incoming;
 pub mod jobs;
 mod known;
 mod lane;
+pub mod leases;
 mod limits;
 mod message;
 mod places;

@@ -5,8 +5,11 @@
 //! a `Debug`.
 
 mod acquire;
+mod check;
 mod file;
+mod held;
 pub mod identity;
+mod judge;
 pub mod leases;
 mod local;
 mod mapping;
@@ -17,7 +20,10 @@ mod service;
 pub(crate) mod testing;
 
 pub use acquire::{AcquireError, Acquired, Step};
+pub use check::{Busy, Checked, CheckedRule, CheckedServer, Finding, FindingState};
 pub use file::{SecretsError, SecretsFile};
+pub use held::{Asked, Held, Shown, Wanted as WantedLeases, Which};
+pub use judge::{Asks, Tried};
 pub use leases::GrantId;
 pub use local::{LocalError, read_credential, read_file};
 pub use mapping::{Denied, Mapping, Rule, Source, TENANT_TEXT, Wanted};

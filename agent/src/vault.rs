@@ -16,6 +16,7 @@ mod fleet;
 mod lease;
 mod login;
 mod outage;
+mod preflight;
 mod read;
 mod signer;
 mod token;
@@ -28,6 +29,7 @@ pub use config::{ApproleLogin, CertLogin, Config, ConfigError, JwtLogin, Kuberne
 pub use error::{Kind, VaultError};
 pub use lease::{Lease, LeaseId, LeaseInfo, Renewed, Revoked};
 pub use outage::ServerState;
+pub use preflight::{Health, LoggedIn, May, OfStep, StepTried};
 pub use read::{Method, Read, Secrets, SshKind};
 pub use signer::{TransitKey, TransitSigner};
 pub use token::{Accessor, MINT_TTL, Minted, StepMeta, Token, TokenInfo};
@@ -35,6 +37,7 @@ pub use transit::{Transit, TransitSignature};
 pub use value::{Data, Secret};
 pub use wrapping::Wrapped;
 
+use call::Call;
 use fleet::Fleet;
 use login::Session;
 use std::sync::Arc;

@@ -7,6 +7,8 @@
 #[path = "../../integration/src/certificates.rs"]
 #[allow(unreachable_pub, dead_code)]
 mod certificates;
+#[path = "vault/checks.rs"]
+mod checks;
 #[path = "vault/database.rs"]
 mod database;
 #[path = "vault/identity.rs"]
@@ -34,7 +36,7 @@ mod wrapping;
 
 use crate::vault::{Rig, Storage};
 use ampoule_agent::vault::{Config, StepMeta, Vault};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn repository() -> PathBuf {
@@ -53,26 +55,7 @@ pub(crate) fn rig(storage: Storage) -> Option<Rig> {
         skip(&reason);
         return None;
     }
-    let rig = Rig::start(&repository(), storage).unwrap();
-    for policy in ["ampoule-agent", "ampoule-step-app", "ampoule-signer"] {
-        rig.policy(policy).unwrap();
-    }
-    let role = rig.example_json("token-role-app.json").unwrap();
-    rig.ask("POST", "auth/token/roles/ampoule-step-app", Some(&role)).unwrap();
-    rig.ask("POST", "sys/auth/approle", Some(&json!({"type": "approle"}))).unwrap();
-    let role = rig.example_json("approle-role-agent.json").unwrap();
-    rig.ask("POST", "auth/approle/role/ampoule", Some(&role)).unwrap();
-    rig.ask("POST", "sys/mounts/secret", Some(&json!({"type": "kv", "options": {"version": "2"}}))).unwrap();
-    vault::until("the engine is there", || {
-        let wrote = rig.ask(
-            "POST",
-            "secret/data/app/npm",
-            Some(&json!({"data": {"token": "canary-1", "user": "me"}})),
-        );
-        wrote.is_ok()
-    })
-    .unwrap();
-    Some(rig)
+    Some(Rig::as_documented(&repository(), storage).unwrap())
 }
 
 /// The lines of a configuration that say who the server is.
@@ -87,14 +70,10 @@ pub(crate) fn server(rig: &Rig) -> String {
 
 /// An AppRole with a new secret id, as a table.
 pub(crate) fn approle(rig: &Rig) -> String {
-    let id = text(&rig.ask("GET", "auth/approle/role/ampoule/role-id", None).unwrap(), "/data/role_id");
-    let made = rig.ask("POST", "auth/approle/role/ampoule/secret-id", Some(&json!({}))).unwrap();
-    let file = rig.private("secret-id", text(&made, "/data/secret_id")).unwrap();
-    rig.private("role-id", &id).unwrap();
-    format!("login.approle = {{ role_id = {id:?}, secret_id = {file:?} }}\n")
+    rig.approle().unwrap()
 }
 
-pub(crate) const STEP: &str = "step.token_role = { name = \"ampoule-step-app\" }\n";
+pub(crate) const STEP: &str = vault::TOKEN_ROLE;
 
 pub(crate) fn config(text: &str) -> Config {
     toml::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"))

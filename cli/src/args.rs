@@ -1,6 +1,9 @@
 //! The command line's grammar.
 
-use crate::remote::args::{CancelArgs, DrainArgs, GetArgs, ListArgs, LogsArgs, SubmitArgs, WatchArgs};
+use crate::remote::args::{
+    CancelArgs, DrainArgs, GetArgs, ListArgs, LogsArgs, SecretsCheckArgs, SecretsLeasesArgs,
+    SecretsRevokeArgs, SubmitArgs, WatchArgs,
+};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -57,6 +60,9 @@ pub(crate) enum Command {
     Get(GetArgs),
     /// Have a daemon take no more jobs, also over restarts, until this is undone; what runs ends as it would.
     Drain(DrainArgs),
+    /// Look after what steps of a daemon's jobs have of secrets.
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
     /// Write man pages and completions of this program and of ampouled.
     #[command(hide = true)]
     Papers(PapersArgs),
@@ -91,6 +97,9 @@ impl Command {
             Self::List(args) => args.json,
             Self::Get(args) => args.json,
             Self::Drain(args) => args.json,
+            Self::Secrets(SecretsCommand::Leases(args)) => args.json,
+            Self::Secrets(SecretsCommand::Revoke(args)) => args.json,
+            Self::Secrets(SecretsCommand::Check(args)) => args.json,
         }
     }
 }
@@ -127,6 +136,16 @@ pub(crate) enum StoreCommand {
 pub(crate) enum AuditCommand {
     /// Verify a log, offline: its checkpoint's signature, every entry, every tile, and the root.
     Verify(AuditVerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretsCommand {
+    /// List what was taken for steps and is not given back yet, the oldest first. Never a value.
+    Leases(SecretsLeasesArgs),
+    /// Have the servers take back now what a job has, whether or not its steps still run; 75 if they have not yet.
+    Revoke(SecretsRevokeArgs),
+    /// Look whether steps could have their secrets now: servers, logins, policies, and where each secret comes from. Reads none of a server's.
+    Check(SecretsCheckArgs),
 }
 
 #[derive(Debug, clap::Args)]

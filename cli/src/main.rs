@@ -22,7 +22,7 @@ mod store;
 mod verify;
 
 use ampoule_spec::Exit;
-use args::{Args, AuditCommand, Command, JobCommand, PolicyCommand, StoreCommand};
+use args::{Args, AuditCommand, Command, JobCommand, PolicyCommand, SecretsCommand, StoreCommand};
 use clap::Parser;
 use failure::Failed;
 use std::process::ExitCode;
@@ -85,6 +85,9 @@ fn dispatch(args: Args) -> Result<u8, Failed> {
         Command::List(args) => remote::jobs::list(&args),
         Command::Get(args) => remote::jobs::get(&args),
         Command::Drain(args) => remote::host::drain(&args),
+        Command::Secrets(SecretsCommand::Leases(args)) => remote::secrets::leases(&args),
+        Command::Secrets(SecretsCommand::Revoke(args)) => remote::secrets::revoke(&args),
+        Command::Secrets(SecretsCommand::Check(args)) => remote::secrets::check(&args),
         Command::Papers(args) => papers::papers(&args),
         Command::Policy(PolicyCommand::Test(args)) => policy::test(&args),
     }

@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod host;
 pub(crate) mod jobs;
 mod printer;
+pub(crate) mod secrets;
 mod signals;
 pub(crate) mod submit;
 

@@ -30,3 +30,8 @@ path "sys/leases/lookup" {
 path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
+
+# `ampoule secrets check`: what its own token may do.
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}

@@ -109,8 +109,10 @@ impl<'l> Ampouled<'l> {
         let (tcp, tls) = listen
             .map(|listen| (format!("tcp = \"{}\"\n", listen.tcp), format!("[tls]\n{}", listen.tls)))
             .unwrap_or_default();
+        // A test that looks at metrics says where.
+        let metrics = if tables.contains("[metrics]") { "" } else { "[metrics]\nlisten = \"off\"\n" };
         let config = format!(
-            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n{tcp}{tls}[runner]\nsocket = \"{}\"\nstate = \"{}\"\n[metrics]\nlisten = \"off\"\n{tables}",
+            "{head}state = \"{}\"\npolicy = \"{}\"\nsources = \"{}\"\n[listen]\nunix = \"{}\"\n{tcp}{tls}[runner]\nsocket = \"{}\"\nstate = \"{}\"\n{metrics}{tables}",
             path("daemon"),
             path("policy"),
             lab.sources().display(),
@@ -155,6 +157,12 @@ impl<'l> Ampouled<'l> {
     pub(crate) fn ampoule(&self, command: &str) -> Call<'l> {
         let server = format!("unix://{}", self.lab.path("agent.sock").display());
         self.lab.ampoule().arg(command).arg("--server").arg(server)
+    }
+
+    /// `ampoule secrets COMMAND`.
+    pub(crate) fn secrets(&self, command: &str) -> Call<'l> {
+        let server = format!("unix://{}", self.lab.path("agent.sock").display());
+        self.lab.ampoule().args(["secrets", command, "--server"]).arg(server)
     }
 
     /// `ampoule submit --wait` under a key, with a new output directory.

@@ -125,7 +125,7 @@ impl Ran {
     }
 
     /// Only the run attestation may be signed.
-    fn has_no_provenance(&self) -> Result<()> {
+    pub(crate) fn has_no_provenance(&self) -> Result<()> {
         let names = crate::lab::tree(&self.out.join("evidence"))?;
         let signed = |n: &&String| n.ends_with(".intoto.jsonl") || n.ends_with(".sigstore.json");
         let signed: Vec<_> = names.iter().filter(signed).collect();

@@ -22,6 +22,7 @@ mod procs;
 mod registry;
 mod residue;
 mod serve;
+mod servers;
 mod suites;
 mod vault;
 

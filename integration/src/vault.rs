@@ -83,6 +83,32 @@ impl Rig {
         Ok(rig)
     }
 
+    /// Starts one that is configured as `examples/vault/` says: policies, a token role, an AppRole, and a secret of KV v2.
+    pub fn as_documented(repository: &Path, storage: Storage) -> Result<Self> {
+        let rig = Self::start(repository, storage)?;
+        for policy in ["ampoule-agent", "ampoule-step-app", "ampoule-signer"] {
+            rig.policy(policy)?;
+        }
+        let role = rig.example_json("token-role-app.json")?;
+        rig.ask("POST", "auth/token/roles/ampoule-step-app", Some(&role))?;
+        rig.ask("POST", "sys/auth/approle", Some(&json!({"type": "approle"})))?;
+        let role = rig.example_json("approle-role-agent.json")?;
+        rig.ask("POST", "auth/approle/role/ampoule", Some(&role))?;
+        rig.ask("POST", "sys/mounts/secret", Some(&json!({"type": "kv", "options": {"version": "2"}})))?;
+        let value = json!({"data": {"token": "canary-1", "user": "me"}});
+        until("the engine is there", || rig.ask("POST", "secret/data/app/npm", Some(&value)).is_ok())?;
+        Ok(rig)
+    }
+
+    /// The login of a configuration by that AppRole, with a new secret id.
+    pub fn approle(&self) -> Result<String> {
+        let id = text(&self.ask("GET", "auth/approle/role/ampoule/role-id", None)?, "/data/role_id")?;
+        let made = self.ask("POST", "auth/approle/role/ampoule/secret-id", Some(&json!({})))?;
+        let file = self.private("secret-id", text(&made, "/data/secret_id")?)?;
+        self.private("role-id", &id)?;
+        Ok(format!("login.approle = {{ role_id = {id:?}, secret_id = {file:?} }}\n"))
+    }
+
     fn configure(&self, storage: Storage) -> Result<()> {
         let (at, port) = (self.dir.path().display(), self.port);
         let storage = match storage {
@@ -281,6 +307,25 @@ impl Drop for Rig {
     fn drop(&mut self) {
         let _ = self.kill();
     }
+}
+
+/// Steps' tokens from the token role of [`Rig::as_documented`], as a line of a configuration.
+pub const TOKEN_ROLE: &str = "step.token_role = { name = \"ampoule-step-app\" }\n";
+
+/// A `secrets.toml`: the server `bao` with these lines, and of the project `app` the secrets `npm` (KV), `db-user` and `db-password` (a database's).
+pub fn secrets_toml(server: &str) -> String {
+    let rule = |name: &str, read: &str, field: &str| {
+        format!(
+            "[[secret]]\nproject = \"app\"\nname = {name:?}\nserver = \"bao\"\nread = {read}\nfield = {field:?}\n"
+        )
+    };
+    let database = "{ database = { role = \"app\" } }";
+    let rules = [
+        rule("npm", "{ kv2 = { path = \"app/npm\" } }", "token"),
+        rule("db-user", database, "username"),
+        rule("db-password", database, "password"),
+    ];
+    format!("format = 1\n[server.bao]\n{server}{}", rules.concat())
 }
 
 /// A text of an answer.

@@ -26,13 +26,19 @@ pub enum Action {
     Capabilities,
     /// Stop and resume the intake.
     Drain,
+    /// See what steps have of secrets: names, servers and times.
+    Leases,
+    /// Have what steps have taken back.
+    Revoke,
+    /// Have servers looked at, and where each secret comes from.
+    Check,
     /// See the schema by reflection.
     Describe,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Submit,
         Self::Read,
         Self::Cancel,
@@ -41,6 +47,9 @@ impl Action {
         Self::Upload,
         Self::Capabilities,
         Self::Drain,
+        Self::Leases,
+        Self::Revoke,
+        Self::Check,
         Self::Describe,
     ];
 
@@ -55,6 +64,9 @@ impl Action {
             Self::Upload => "upload",
             Self::Capabilities => "capabilities",
             Self::Drain => "drain",
+            Self::Leases => "leases",
+            Self::Revoke => "revoke",
+            Self::Check => "check",
             Self::Describe => "describe",
         }
     }

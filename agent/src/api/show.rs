@@ -100,7 +100,7 @@ pub(super) fn outcome_of(number: i32) -> Option<Outcome> {
     }
 }
 
-fn time(at: UnixNanos) -> prost_types::Timestamp {
+pub(super) fn time(at: UnixNanos) -> prost_types::Timestamp {
     let (seconds, nanos) = (at.0 / 1_000_000_000, at.0 % 1_000_000_000);
     prost_types::Timestamp {
         seconds: i64::try_from(seconds).unwrap_or(i64::MAX),

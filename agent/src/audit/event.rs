@@ -69,6 +69,10 @@ actions! {
     SecretRevoked = "secret.revoked",
     /// Somebody listed what steps have.
     LeasesRead = "read.leases",
+    /// Somebody wished that what steps have is taken back; `detail` says which.
+    RevokeWished = "secret.revoke_wished",
+    /// Servers were looked at; of a token that was made for it `detail.accessor_sha256` is there.
+    SecretsChecked = "secret.checked",
     /// The daemon has started.
     Started = "daemon.started",
     /// The daemon ends in good order.

@@ -37,6 +37,39 @@ impl Client {
         self.call(|| async { self.host().drain(request).await }).await
     }
 
+    /// A page of what steps have of secrets.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn leases(
+        &self,
+        request: &proto::ListLeasesRequest,
+    ) -> Result<proto::ListLeasesResponse, ClientError> {
+        self.call(|| async { self.host().list_leases(request.clone()).await }).await
+    }
+
+    /// Has something taken back now. Asking again is harmless.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke(
+        &self,
+        request: &proto::RevokeLeasesRequest,
+    ) -> Result<proto::RevokeLeasesResponse, ClientError> {
+        self.call(|| async { self.host().revoke_leases(request.clone()).await }).await
+    }
+
+    /// Has the servers of secrets looked at.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn check_secrets(
+        &self,
+        request: &proto::CheckSecretsRequest,
+    ) -> Result<proto::CheckSecretsResponse, ClientError> {
+        self.call(|| async { self.host().check_secrets(request.clone()).await }).await
+    }
+
     /// Submits a job, or finds the one of the same key. Trying again is harmless: the key says which job is meant.
     ///
     /// # Errors

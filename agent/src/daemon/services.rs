@@ -335,7 +335,7 @@ impl Services {
         let routes =
             Routes::new(api::jobs::service(keeper.clone(), of_projects, desk.clone()).map_err(defect)?)
                 .add_service(content::service(contents.clone(), gate))
-                .add_service(api::host::service(keeper.clone(), host.clone(), desk.clone()));
+                .add_service(api::host::service(keeper.clone(), host.clone(), secrets.clone(), desk.clone()));
         let parts = Parts {
             routes,
             identities: identities.clone(),

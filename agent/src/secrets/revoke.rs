@@ -27,6 +27,7 @@ impl Secrets {
         tokio::spawn(async move {
             this.until_revoked(id).await;
             this.being_revoked().remove(&id);
+            this.under_way.over(id);
             this.count_open();
             this.closed.notify_waiters();
         });
@@ -66,7 +67,8 @@ impl Secrets {
             self.counts().revoke_failures.inc();
             let (job, step) = (&grant.job, grant.step_name.as_str());
             tracing::warn!(%job, step, error = failed, "what a step had is not revoked yet; it is tried again");
-            tokio::time::sleep(jittered(pause)).await;
+            self.under_way.failed(id, &grant, &failed);
+            self.under_way.pause(id, jittered(pause)).await;
             pause = (pause * 2).min(PAUSE.1);
         }
     }

@@ -2,11 +2,12 @@
 
 use super::acquire::Step;
 use super::identity::{Identity, Workload};
+use super::judge::{Asks, Tried};
 use super::mapping::reference;
 use super::service::seconds;
 use crate::vault::{
-    Accessor, Assertions, LeaseId, Minted, Read, Renewed, Revoked, Secret, Secrets, StepLogin, StepMeta,
-    Token, Vault, VaultError,
+    Accessor, Assertions, LeaseId, Minted, Read, Renewed, Revoked, Secret, Secrets, ServerState, StepLogin,
+    StepMeta, Token, Vault, VaultError,
 };
 use futures_util::future::BoxFuture;
 use std::fmt::Debug;
@@ -37,6 +38,12 @@ pub trait Server: Debug + Send + Sync + 'static {
 
     /// Ends a lease, likewise.
     fn revoke_lease<'a>(&'a self, lease: &'a LeaseId) -> Answer<'a, Revoked>;
+
+    /// The token role of steps, if they have one.
+    fn token_role(&self) -> Option<&str>;
+
+    /// Looks at it without a step; reads no secret, and ends what it makes.
+    fn preflight<'a>(&'a self, asks: &'a Asks, meta: &'a StepMeta) -> BoxFuture<'a, Tried>;
 }
 
 impl Server for Vault {
@@ -87,6 +94,26 @@ impl Server for Vault {
 
     fn revoke_lease<'a>(&'a self, lease: &'a LeaseId) -> Answer<'a, Revoked> {
         Box::pin(Vault::revoke_lease(self, lease))
+    }
+
+    fn token_role(&self) -> Option<&str> {
+        match &self.config().step {
+            StepLogin::TokenRole { name } => Some(name),
+            StepLogin::Jwt(_) | StepLogin::Nowhere => None,
+        }
+    }
+
+    fn preflight<'a>(&'a self, asks: &'a Asks, meta: &'a StepMeta) -> BoxFuture<'a, Tried> {
+        Box::pin(async move {
+            let health = self.health().await;
+            if !health.iter().any(|of| of.state == ServerState::Up) {
+                return Tried::Away(health);
+            }
+            match self.try_login(&asks.of_agent()).await {
+                Ok(login) => Tried::Asked { health, login, step: self.try_step(meta, &asks.of_step()).await },
+                Err(error) => Tried::Outside(health, error),
+            }
+        })
     }
 }
 

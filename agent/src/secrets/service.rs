@@ -2,6 +2,7 @@
 
 use super::acquire::{AcquireError, Step};
 use super::file::SecretsFile;
+use super::held::UnderWay;
 use super::identity::{Identity, IdentityError};
 use super::leases::{Grant, GrantId, Leases, LeasesError};
 use super::mapping::{Mapping, Wanted};
@@ -87,6 +88,10 @@ pub struct Secrets {
     /// What is being revoked.
     pub(super) revoking: Mutex<BTreeSet<GrantId>>,
     pub(super) closed: Notify,
+    /// Revokes that failed so far.
+    pub(super) under_way: UnderWay,
+    /// One check of servers at a time.
+    pub(super) checking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -123,6 +128,8 @@ impl Secrets {
             counts: options.counts,
             revoking: Mutex::default(),
             closed: Notify::new(),
+            under_way: UnderWay::default(),
+            checking: Arc::default(),
         };
         this.count_open();
         Ok(Arc::new(this))

@@ -1,6 +1,7 @@
 //! A server that outlives the agent, for tests of what the agent asks of it.
 
 use super::identity::Identity;
+use super::judge::{Asks, Tried};
 use super::mapping::{Mapping, Rule, Source};
 use super::server::Server;
 use super::service::{Counts, NewRules, Options, Rules, Secrets};
@@ -10,7 +11,7 @@ use crate::audit_sink::{AuditSink, Refused};
 use crate::job::{Caller, Means};
 use crate::vault::{
     Accessor, Data, Lease, LeaseId, Minted, Read, Renewed, Revoked, Secret, Secrets as Found, ServerState,
-    Token, VaultError,
+    StepMeta, Token, VaultError,
 };
 use ampoule_spec::{Delivery, JobId, Name};
 use futures_util::future::BoxFuture;
@@ -165,6 +166,14 @@ impl Server for Bank {
         Box::pin(self.call("revoke_lease", move |of| {
             of.leases.remove(lease.as_str()).map_or(Revoked::Unknown, |_| Revoked::Now)
         }))
+    }
+
+    fn token_role(&self) -> Option<&str> {
+        None
+    }
+
+    fn preflight<'a>(&'a self, _: &'a Asks, _: &'a StepMeta) -> BoxFuture<'a, Tried> {
+        Box::pin(std::future::ready(Tried::Away(Vec::new())))
     }
 }
 

@@ -4,6 +4,7 @@ use super::Token;
 use super::config::Config;
 use super::error::VaultError;
 use super::outage::{Backoff, Breaker, ServerState};
+use super::preflight::Health;
 use super::wire::{Reply, Silence, Wire};
 use reqwest::Url;
 use rustify::Endpoint;
@@ -249,18 +250,32 @@ impl Fleet {
 
     /// How every address is.
     pub(super) async fn states(&self) -> Vec<(String, ServerState)> {
+        self.health().await.into_iter().map(|of| (of.address, of.state)).collect()
+    }
+
+    /// The same, and what time it has.
+    pub(super) async fn health(&self) -> Vec<Health> {
         let health = super::call::Call::get("sys/health".to_owned());
         let ask = Ask { doing: "asking how it is", token: None, once: false, budget: self.timeout };
         let asked = self.servers.iter().map(|server| async {
-            let state = match self.request(server, ask, &health) {
+            let (state, time) = match self.request(server, ask, &health) {
                 Ok(request) => match self.wire.send(request, self.timeout).await {
-                    Ok(reply) => ServerState::of_health(reply.status),
-                    Err(silence) => silence.state,
+                    Ok(reply) => (ServerState::of_health(reply.status), time_of(&reply)),
+                    Err(silence) => (silence.state, None),
                 },
-                Err(_) => ServerState::Failing,
+                Err(_) => (ServerState::Failing, None),
             };
-            (server.shown.clone(), state)
+            Health { address: server.shown.clone(), state, time }
         });
         futures_util::future::join_all(asked).await
     }
+}
+
+/// The time of a server, in seconds since 1970, as its health says it.
+fn time_of(reply: &Reply) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Said {
+        server_time_utc: u64,
+    }
+    serde_json::from_slice::<Said>(&reply.body).ok().map(|said| said.server_time_utc)
 }

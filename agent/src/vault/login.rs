@@ -37,6 +37,11 @@ impl Session {
         let now = Instant::now();
         Self { token, until: now + ttl * 2 / 3, end: now + ttl }
     }
+
+    /// How long it lives from now on.
+    pub(super) fn ttl(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
 }
 
 /// Bodies of logins: not those of `vaultrs`, which leaves copies behind.
@@ -134,7 +139,7 @@ impl Vault {
         Err(reply.error(doing, "auth/token/revoke-self", true))
     }
 
-    async fn log_in(&self, budget: Duration) -> Result<Session, VaultError> {
+    pub(super) async fn log_in(&self, budget: Duration) -> Result<Session, VaultError> {
         let auth = match &self.config.login {
             Login::Jwt(login) => {
                 let jwt = self.assertion(login)?;

@@ -2,7 +2,7 @@
 
 use crate::fake::{MINE, OVER};
 use crate::fixture::{CI, Ca, Running, Wish, mode, start};
-use crate::matrix::submit;
+use crate::matrix::{revoke, submit};
 use crate::raw::call;
 use ampoule_agent::audit::Decision;
 use ampoule_proto::v1 as wire;
@@ -33,6 +33,25 @@ fn calls() -> Vec<(&'static str, Vec<u8>, &'static str, [&'static str; 2])> {
             wire::DrainRequest { drain: true, cancel_queued: true }.encode_to_vec(),
             "daemon.drained",
             ["daemon.drained", "drain"],
+        ),
+        (
+            "HostService/ListLeases",
+            wire::ListLeasesRequest { job_id: job_id(), project: "mine".into(), ..Default::default() }
+                .encode_to_vec(),
+            "read.leases",
+            ["read.leases", "leases"],
+        ),
+        (
+            "HostService/RevokeLeases",
+            revoke(&job_id()).encode_to_vec(),
+            "secret.revoke_wished",
+            ["secret.revoke_wished", "revoke"],
+        ),
+        (
+            "HostService/CheckSecrets",
+            wire::CheckSecretsRequest { project: "mine".into() }.encode_to_vec(),
+            "secret.checked",
+            ["secret.checked", "look"],
         ),
         (
             "JobService/GetAttestation",
@@ -79,7 +98,8 @@ async fn effects_and_reads_have_an_entry_that_is_durable_before_them() {
         assert_eq!((event.action.as_str(), event.decision), (action, Decision::Allowed));
         assert_eq!((event.actor.as_str(), event.detail["peer"].as_str()), (uid.as_str(), "unix"));
         assert_eq!(event.detail["call"], format!("ampoule.v1.{path}"));
-        assert_eq!(event.job.is_some() && event.project.is_some(), path != "HostService/Drain", "{path}");
+        let of_all = ["HostService/Drain", "HostService/CheckSecrets"];
+        assert_eq!(event.job.is_some() && event.project.is_some(), !of_all.contains(&path), "{path}");
     }
     assert_eq!(server.told.count(), 0, "nothing was refused");
 }

@@ -2,11 +2,13 @@
 
 use ampoule_agent::api::host::{Host, HostFacts};
 use ampoule_agent::api::jobs::Uploads;
+use ampoule_agent::api::leases::Leases;
 use ampoule_agent::content::{ImportError, Importer};
 use ampoule_agent::job::{
     Caller, End, EvidenceFile, EvidenceFiles, IdempotencyKey, Job, Jobs, JobsError, Means, OpenedOutput,
     Page, Promised, State, Submission, Submitted, Wanted, Watched, WatchedEvent,
 };
+use ampoule_agent::secrets::{Asked, Busy, Checked, Held, Shown, WantedLeases, Which};
 use ampoule_spec::wire::{Content, Imported};
 use ampoule_spec::{Code, JobId, JobSpec, LogChunk, Name, Outcome, Sha256, UnixNanos};
 use futures_util::Stream;
@@ -216,6 +218,50 @@ impl Uploads for Fake {
 impl Host for Fake {
     async fn facts(&self) -> HostFacts {
         HostFacts { agent_version: "test".to_owned(), ..HostFacts::default() }
+    }
+}
+
+/// One grant, of the job of `mine`.
+pub(crate) fn grant() -> Shown {
+    Shown {
+        id: 7,
+        project: Name::parse("mine").unwrap(),
+        job: JobId::parse(MINE).unwrap(),
+        step: 0,
+        step_name: Name::parse("build").unwrap(),
+        server: Some(Name::parse("main").unwrap()),
+        secrets: vec!["npm".to_owned()],
+        accessor_sha256: Some("0".repeat(64)),
+        leases: 2,
+        minted_at: UnixNanos(1),
+        given_at: None,
+        until: UnixNanos(2),
+        revoking_at: None,
+        tries: 3,
+        last_error: Some("sealed".to_owned()),
+    }
+}
+
+impl Leases for Fake {
+    fn held(&self, wanted: &WantedLeases) -> Held {
+        self.did("leases");
+        let grants = (wanted.limit > 1).then(grant).into_iter().collect();
+        Held { grants, more: wanted.after.is_none() }
+    }
+
+    fn whose(&self, which: &Which) -> Option<(Name, JobId)> {
+        let is_open = matches!(which, Which::Job(job) if job.as_str() == MINE) || *which == Which::Grant(7);
+        is_open.then(|| (grant().project, grant().job))
+    }
+
+    async fn revoke(self: Arc<Self>, which: Which) -> Asked {
+        self.did("revoke");
+        Asked { asked: usize::from(self.whose(&which).is_some()), open: 0 }
+    }
+
+    async fn look(self: Arc<Self>, _: Option<Name>) -> Result<Checked, Busy> {
+        self.did("look");
+        if self.is_busy.load(Ordering::SeqCst) { Err(Busy) } else { Ok(Checked::default()) }
     }
 }
 

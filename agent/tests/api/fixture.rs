@@ -227,7 +227,7 @@ pub(crate) async fn prepare(wish: Wish) -> (Running, Vec<Listener>) {
     let contents = Contents::open(&at("content"), Fake::default(), ContentLimits::default()).unwrap();
     let routes =
         tonic::service::Routes::new(jobs::service(fake.clone(), fake.clone(), desk.clone()).unwrap())
-            .add_service(host::service(fake.clone(), fake.clone(), desk.clone()))
+            .add_service(host::service(fake.clone(), fake.clone(), fake.clone(), desk.clone()))
             .add_service(content::service(Arc::new(contents), ContentGate(desk.clone())));
     let server = Server::new(Parts {
         routes,
@@ -269,7 +269,7 @@ fn policy(dir: &Path, peer_has_role: bool) {
     let looks = format!("https://i.example#{LOOKER}");
     bindings.push(json!({ "subject": looks, "role": "looker", "projects": ["*"] }));
     let tenant = ["submit", "read", "cancel", "evidence", "download", "upload", "describe"];
-    let roles = json!({ "tenant": tenant, "host": ["capabilities", "drain"], "looker": ["capabilities"] });
+    let roles = json!({ "tenant": tenant, "host": ["capabilities", "drain", "leases", "revoke", "check"], "looker": ["capabilities"] });
     let data = json!({ "roles": roles, "bindings": bindings });
     std::fs::write(dir.join("data.json"), data.to_string()).unwrap();
     let identities = format!(

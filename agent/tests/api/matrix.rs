@@ -83,6 +83,10 @@ pub(crate) fn submit(project: &str, key: &str) -> wire::SubmitJobRequest {
     }
 }
 
+pub(crate) fn revoke(job: &str) -> wire::RevokeLeasesRequest {
+    wire::RevokeLeasesRequest { of: Some(wire::revoke_leases_request::Of::JobId(job.to_owned())) }
+}
+
 /// An empty file.
 fn content() -> wire::ContentRef {
     let sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned();
@@ -137,6 +141,24 @@ const ROWS: &[Row] = &[
     },
     Row { path: "ampoule.v1.HostService/GetCapabilities", about: About::Host, message: |_| Vec::new() },
     Row { path: "ampoule.v1.HostService/Drain", about: About::Host, message: |_| Vec::new() },
+    // What all projects have is the host's business: who has a role in one of them alone learns nothing of it.
+    Row {
+        path: "ampoule.v1.HostService/ListLeases",
+        about: About::Host,
+        message: |whose| {
+            wire::ListLeasesRequest { project: project(whose), ..Default::default() }.encode_to_vec()
+        },
+    },
+    Row {
+        path: "ampoule.v1.HostService/RevokeLeases",
+        about: About::Host,
+        message: |whose| revoke(&job_id(whose)).encode_to_vec(),
+    },
+    Row {
+        path: "ampoule.v1.HostService/CheckSecrets",
+        about: About::Host,
+        message: |whose| wire::CheckSecretsRequest { project: project(whose) }.encode_to_vec(),
+    },
     Row {
         path: "ampoule.v1.ContentService/FindMissing",
         about: About::Project,

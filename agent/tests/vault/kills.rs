@@ -2,7 +2,7 @@
 //! agent takes everything back.
 
 use crate::database::both;
-use crate::vault::{Rig, Storage, until};
+use crate::vault::{self, Rig, Storage, until};
 use crate::{STEP, approle, server};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -98,23 +98,12 @@ impl Killer {
 
 fn secrets_toml(rig: &Rig, killer: &Killer) -> PathBuf {
     let server = server(rig).replace(&rig.address(), &format!("https://127.0.0.1:{}", killer.port));
-    let rule = |name: &str, read: &str, field: &str| {
-        format!(
-            "[[secret]]\nproject = \"app\"\nname = {name:?}\nserver = \"bao\"\nread = {read}\nfield = {field:?}\n"
-        )
-    };
-    let database = "{ database = { role = \"app\" } }";
-    let rules = [
-        rule("npm", "{ kv2 = { path = \"app/npm\" } }", "token"),
-        rule("db-user", database, "username"),
-        rule("db-password", database, "password"),
-    ];
-    let text = format!("format = 1\n[server.bao]\n{server}{}{STEP}{}", approle(rig), rules.concat());
+    let text = vault::secrets_toml(&format!("{server}{}{STEP}", approle(rig)));
     rig.private("secrets.toml", text).unwrap()
 }
 
 /// Accessors of steps' tokens, and how long each lives, in seconds.
-fn step_tokens(rig: &Rig) -> Vec<(String, u64)> {
+pub(crate) fn step_tokens(rig: &Rig) -> Vec<(String, u64)> {
     let all = rig.ask("LIST", "auth/token/accessors", None).unwrap();
     let all = all.pointer("/data/keys").and_then(Value::as_array).cloned().unwrap_or_default();
     let of_step = all.iter().filter_map(Value::as_str).filter_map(|accessor| {

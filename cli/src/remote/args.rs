@@ -168,3 +168,57 @@ pub(crate) struct GetArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXITS)]
+pub(crate) struct SecretsLeasesArgs {
+    /// Only those of this project.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project: Option<String>,
+    /// Only those of this job.
+    #[arg(long, value_name = "JOB")]
+    pub(crate) job: Option<String>,
+    /// Only those of this server, by its name in secrets.toml.
+    #[arg(long = "of", value_name = "NAME")]
+    pub(crate) of: Option<String>,
+    /// Only what is to be taken back and is not yet.
+    #[arg(long)]
+    pub(crate) pending: bool,
+    /// At most this many.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// One JSON object a line on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXITS)]
+pub(crate) struct SecretsRevokeArgs {
+    /// Everything of this job.
+    #[arg(value_name = "JOB", required_unless_present = "grant", conflicts_with = "grant")]
+    pub(crate) job: Option<String>,
+    /// One grant, by its number in `ampoule secrets leases`.
+    #[arg(long, value_name = "N")]
+    pub(crate) grant: Option<u64>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXITS)]
+pub(crate) struct SecretsCheckArgs {
+    /// Only secrets of this project, and the servers that they are of.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -100,7 +100,7 @@ fn word(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
 }
 
-fn time(time: Option<&Timestamp>) -> Value {
+pub(super) fn time(time: Option<&Timestamp>) -> Value {
     time.map_or(Value::Null, |time| time.to_string().into())
 }
 

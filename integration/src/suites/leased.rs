@@ -3,99 +3,38 @@
 use super::sh;
 use crate::ampouled::Ampouled;
 use crate::check::{Ending, Ran, equal};
-use crate::harness::{Test, skip};
+use crate::harness::Test;
 use crate::lab::Lab;
-use crate::postgres::{self, Postgres};
 use crate::procs;
-use crate::vault::{self, Rig, Storage, text};
+use crate::servers::{CANARY, Servers};
+use crate::vault::Storage;
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt;
+use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub(super) const TESTS: &[Test] = &[
     Test::root("step_has_what_a_server_leases_and_nothing_is_left", leased),
     Test::root("agent_killed_under_a_step_takes_back_when_it_is_there_again", killed),
+    Test::root("pending_revoke_is_seen_and_withholds_provenance_not_the_slot", pending),
     Test::root("secret_without_a_rule_is_denied_with_one_text", denied),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
-const CANARY: &str = "canary-of-the-token-Vb8n";
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
 
-/// A server with the documented policies and a database.
-struct Servers {
-    rig: Rig,
-    postgres: Postgres,
-}
-
-impl Servers {
-    fn start(lab: &Lab) -> Result<Self> {
-        if let Err(reason) = vault::program(&lab.repository("")).and(postgres::programs()) {
-            skip(reason)?;
-        }
-        let rig = Rig::start(&lab.repository(""), Storage::Memory)?;
-        for policy in ["ampoule-agent", "ampoule-step-app"] {
-            rig.policy(policy)?;
-        }
-        let role = rig.example_json("token-role-app.json")?;
-        rig.ask("POST", "auth/token/roles/ampoule-step-app", Some(&role))?;
-        rig.ask("POST", "sys/auth/approle", Some(&json!({"type": "approle"})))?;
-        let role = rig.example_json("approle-role-agent.json")?;
-        rig.ask("POST", "auth/approle/role/ampoule", Some(&role))?;
-        rig.ask("POST", "sys/mounts/secret", Some(&json!({"type": "kv", "options": {"version": "2"}})))?;
-        let value = json!({"data": {"token": CANARY}});
-        vault::until("the engine is there", || rig.ask("POST", "secret/data/app/npm", Some(&value)).is_ok())?;
-        let postgres = Postgres::start()?;
-        postgres.configure(&rig, "2m", "1h")?;
-        Ok(Self { rig, postgres })
-    }
-
-    /// `[secrets]` of a daemon's configuration, with the file that it names.
-    fn table(&self, lab: &Lab) -> Result<String> {
-        let rig = &self.rig;
-        let id = text(&rig.ask("GET", "auth/approle/role/ampoule/role-id", None)?, "/data/role_id")?;
-        let made = rig.ask("POST", "auth/approle/role/ampoule/secret-id", Some(&json!({})))?;
-        let secret_id = rig.private("secret-id", text(&made, "/data/secret_id")?)?;
-        let rule = |name: &str, read: &str, field: &str| {
-            format!(
-                "[[secret]]\nproject = \"app\"\nname = {name:?}\nserver = \"bao\"\nread = {read}\nfield = {field:?}\n"
-            )
-        };
-        let database = "{ database = { role = \"app\" } }";
-        let rules = [
-            rule("npm", "{ kv2 = { path = \"app/npm\" } }", "token"),
-            rule("db-user", database, "username"),
-            rule("db-password", database, "password"),
-        ];
-        let file = format!(
-            "format = 1\n[server.bao]\naddresses = [{:?}]\nca = {:?}\nlogin.approle = {{ role_id = {id:?}, secret_id = {secret_id:?} }}\n\
-             step.token_role = {{ name = \"ampoule-step-app\" }}\n{}",
-            rig.address(),
-            rig.ca(),
-            rules.concat()
-        );
-        let path = lab.write("secrets.toml", file)?;
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
-        Ok(format!("[secrets]\nfile = \"{}\"\n", path.display()))
-    }
-
-    fn nothing_is_left(&self) -> Result<()> {
-        let users = || self.postgres.made_users().is_ok_and(|users| users.is_empty());
-        procs::eventually(SOON, "the database has no user of ours", users)?;
-        equal("leases", &self.rig.leases("database/creds/app")?, &Vec::new())
-    }
-}
-
 fn job(lab: &Lab, secrets: &[&str], script: &str) -> Result<PathBuf> {
+    job_with(lab, secrets, script, "")
+}
+
+fn job_with(lab: &Lab, secrets: &[&str], script: &str, more: &str) -> Result<PathBuf> {
     let declared: String = secrets
         .iter()
         .map(|name| format!("[[secret]]\nname = \"{name}\"\nfile = \"/run/secrets/{name}\"\n"))
         .collect();
     let names: Vec<_> = secrets.iter().map(|name| format!("\"{name}\"")).collect();
     let step = format!("{}secrets = [{}]\n", sh("use", script), names.join(", "));
-    lab.job(&format!("{declared}{step}"))
+    lab.job(&format!("{declared}{step}{more}"))
 }
 
 fn submit(daemon: &Ampouled<'_>, job: &std::path::Path, key: &str) -> Result<Ran> {
@@ -113,7 +52,7 @@ fn claim(ran: &Ran) -> Result<Value> {
 const ALL: [&str; 3] = ["npm", "db-user", "db-password"];
 
 fn leased(lab: &Lab) -> Result<()> {
-    let servers = Servers::start(lab)?;
+    let servers = Servers::start(lab, Storage::Memory)?;
     let daemon = Ampouled::start_with(lab, &servers.table(lab)?)?;
     let script = "test \"$(cat /run/secrets/npm)\" = \"$(printf canary; printf -- -of-the-token-Vb8n)\"\n\
                   case \"$(cat /run/secrets/db-user)\" in v-*) ;; *) exit 9 ;; esac\n\
@@ -135,7 +74,7 @@ fn leased(lab: &Lab) -> Result<()> {
 }
 
 fn killed(lab: &Lab) -> Result<()> {
-    let servers = Servers::start(lab)?;
+    let servers = Servers::start(lab, Storage::Memory)?;
     let mut daemon = Ampouled::start_with(lab, &servers.table(lab)?)?;
     for (key, lasts) in [("over", "3"), ("runs", "12")] {
         let job = job(lab, &ALL, &format!("sleep {lasts}; test -s /run/secrets/npm"))?;
@@ -161,5 +100,77 @@ fn denied(lab: &Lab) -> Result<()> {
     let ran = ran.exits(77)?;
     let said = &ran.stderr;
     ensure!(said.contains("may not have this secret"), "{said}");
+    daemon.stop()
+}
+
+/// The grants that `ampoule secrets leases` lists.
+fn leases(daemon: &Ampouled<'_>, more: &[&str]) -> Result<Vec<Value>> {
+    daemon.secrets("leases").args(more).arg("--json").end()?.exits(0)?.json_lines()
+}
+
+/// A metric without labels.
+fn metric(lab: &Lab, name: &str) -> Result<String> {
+    let curl = lab.call("curl").args(["-sS", "--unix-socket"]).arg(lab.path("metrics.sock"));
+    let page = curl.arg("http://daemon/metrics").end()?.exits(0)?.stdout_text();
+    let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.map(str::to_owned).with_context(|| format!("no {name}: {page}"))
+}
+
+fn pending(lab: &Lab) -> Result<()> {
+    let mut servers = Servers::start(lab, Storage::Raft)?;
+    let metrics =
+        format!("[metrics]\nlisten = \"{}\"\n[limits]\nrunning = 1\n", lab.path("metrics.sock").display());
+    let daemon = Ampouled::start_with(lab, &(servers.table(lab)? + &metrics))?;
+    daemon
+        .secrets("check")
+        .end()?
+        .exits(0)?
+        .says(&["1 servers, 3 secrets: 0 failed, 0 warnings, 0 not known"])?;
+    ensure!(leases(&daemon, &[])?.is_empty(), "before any job");
+
+    let output = "[[output]]\nname = \"made\"\npath = \"/build/made\"\n";
+    let held = job_with(lab, &ALL, "sleep 5; echo made > /build/made", output)?;
+    let live = daemon.submit(&held, "held").args(["--project", "app"]).start()?;
+    let given =
+        || leases(&daemon, &[]).is_ok_and(|all| all.iter().any(|of| of["handed_over_at"].is_string()));
+    procs::eventually(SOON, "the step has its secrets", given)?;
+    let all = leases(&daemon, &["--of", "bao", "--project", "app"])?;
+    let grant = all.first().context("no grant")?;
+    let id = grant["job"].as_str().context("no job")?.to_owned();
+    ensure!(all.len() == 1 && grant["leases"] == 1 && grant["revoking_since"].is_null(), "{all:?}");
+    ensure!(grant["accessor_sha256"].as_str().is_some_and(|of| of.len() == 64), "{grant}");
+    servers.rig.kill()?;
+
+    // Its step ends, and the server is not there to take back what it had.
+    let seen = || leases(&daemon, &["--pending"]).is_ok_and(|all| all.iter().any(|of| of["tries"] != 0));
+    procs::eventually(SOON, "a revoke has failed", seen)?;
+    let since = std::time::Instant::now();
+    let all = leases(&daemon, &["--pending", "--job", &id])?;
+    let why = all[0]["last_error"].as_str().context("no error")?;
+    ensure!(all[0]["revoking_since"].is_string() && why.contains("server bao"), "{all:?}");
+    equal("metric", &metric(lab, "ampoule_secret_revokes_pending")?, &"1".to_owned())?;
+    daemon.secrets("revoke").arg(&id).end()?.exits(75)?;
+    daemon.secrets("check").end()?.exits(75)?;
+    // The one place of the host is free while the record waits.
+    let next = submit(&daemon, &job(lab, &[], "true")?, "next")?.ended(&SUCCEEDED)?;
+    let ran = daemon.ended(live)?;
+    ensure!(next.took < Duration::from_secs(20), "the next job took {:?}", next.took);
+    let ran = ran.exits(70)?.says(&["provenance.refused", "secrets.revoke_pending"])?;
+    ensure!(since.elapsed() < Duration::from_secs(75), "the record took {:?}", since.elapsed());
+    let record = lab.path("daemon/records").join(&id).join("run.intoto.jsonl");
+    let run = crate::check::statement(&record)?;
+    let text = run["predicate"]["agentClaims"]["secrets"].as_str().context("no claim")?;
+    ensure!(text.contains("\"revokePending\":true"), "{text}");
+    ran.has_no_provenance()?;
+    let released = crate::lab::tree(&ran.out.join("outputs")).unwrap_or_default();
+    equal("what was released", &released, &Vec::new())?;
+
+    servers.rig.restart()?;
+    let gone = || leases(&daemon, &[]).is_ok_and(|all| all.is_empty());
+    procs::eventually(SOON, "nothing is open", gone)?;
+    servers.nothing_is_left()?;
+    equal("metric", &metric(lab, "ampoule_secret_revokes_pending")?, &"0".to_owned())?;
+    daemon.secrets("revoke").arg(&id).end()?.exits(0)?;
+    daemon.secrets("check").end()?.exits(0)?;
     daemon.stop()
 }

@@ -1,0 +1,67 @@
+use super::*;
+use crate::secrets::testing::*;
+
+fn all() -> Wanted {
+    Wanted { limit: 100, ..Wanted::default() }
+}
+
+#[tokio::test]
+async fn what_is_open_is_shown_with_why_it_is_not_back_and_without_what_names_it() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    acquire(&secrets, &ALL).await.unwrap();
+    let held = secrets.held(&all());
+    let [of_bank, of_host] = held.grants.as_slice() else { panic!("{held:?}") };
+    assert_eq!((of_bank.server.as_ref().unwrap().as_str(), of_bank.leases), ("bank", 1));
+    assert_eq!(
+        (of_host.server.as_ref(), of_host.secrets.as_slice()),
+        (None, ["local".to_owned()].as_slice())
+    );
+    assert_eq!(of_bank.accessor_sha256.as_ref().unwrap().len(), 64);
+    assert!(secrets.held(&Wanted { pending: true, ..all() }).grants.is_empty(), "its step may have it");
+
+    bank.with(|of| of.fails = Some(("revoke", usize::MAX)));
+    let job = step(&[]).job;
+    let asked = secrets.revoke_now(&Which::Job(job.clone())).await;
+    assert_eq!(asked, Asked { asked: 2, open: 1 }, "what is this host's needs no server");
+    let pending = secrets.held(&Wanted { pending: true, ..all() });
+    let [one] = pending.grants.as_slice() else { panic!("{pending:?}") };
+    assert!(one.tries > 0 && one.last_error.as_ref().unwrap().contains("sealed"), "{one:?}");
+    assert!(one.revoking_at.is_some());
+    let text = format!("{pending:?}");
+    assert!(!text.contains("accessor-") && !text.contains("database/creds"), "{text}");
+
+    for (wanted, count) in [
+        (Wanted { job: Some(job.clone()), ..all() }, 1),
+        (Wanted { project: Some(name("other")), ..all() }, 0),
+        (Wanted { server: Some(name("bank")), ..all() }, 1),
+        (Wanted { server: Some(name("other")), ..all() }, 0),
+        (Wanted { after: Some(one.id), ..all() }, 0),
+        (Wanted { limit: 0, ..all() }, 0),
+    ] {
+        assert_eq!(secrets.held(&wanted).grants.len(), count, "{wanted:?}");
+    }
+    assert!(secrets.held(&Wanted { limit: 0, ..all() }).more);
+
+    // Whoever asks again does not wait for the pause: by now it is seconds.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    bank.with(|of| of.fails = None);
+    let begun = std::time::Instant::now();
+    assert_eq!(secrets.revoke_now(&Which::Grant(one.id)).await, Asked { asked: 1, open: 0 });
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(secrets.held(&all()).grants.is_empty() && secrets.whose(&Which::Grant(one.id)).is_none());
+    assert_eq!(secrets.revoke_now(&Which::Grant(one.id)).await, Asked::default());
+}
+
+#[test]
+fn error_of_a_server_is_shown_without_what_names_the_token_or_its_leases() {
+    let grant: Grant = serde_json::from_value(serde_json::json!({
+        "job": "01890a5d-ac96-774b-bcce-b302099a8057", "step": 0, "step_name": "a", "project": "p", "server": "s", "secrets": [],
+        "accessor": "acc-1", "leases": ["database/creds/app/x1"], "until": 0, "minted_at": 0, "given_at": null, "revoking_at": null,
+        "closed_at": null,
+    }))
+    .unwrap();
+    let text = shown(&grant, "no acc-1 and no database/creds/app/x1 here");
+    assert_eq!(text, "no *** and no *** here");
+    assert_eq!(shown(&grant, &"x".repeat(9999)).len(), ERROR_CHARS_MAX);
+}
