@@ -36,6 +36,7 @@ mod recorder;
 mod recovery;
 mod report;
 mod reread;
+mod search;
 mod secrets;
 mod slot;
 mod steps;

@@ -52,7 +52,6 @@ pub(crate) enum Purpose {
     /// Everything that is known.
     Log,
     /// Nothing that may as well be somebody else's: of lines and fields only those that are long or have a digit in them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the search of outputs is not there yet"))]
     Outputs,
 }
 
@@ -91,8 +90,19 @@ impl Matcher {
 
     /// Adds values; those that were there stay. Streams have to be [resumed](Stream::resume).
     pub(crate) fn add(&mut self, values: &Values) -> Result<(), MaskError> {
+        self.add_all(&values.iter().collect::<Vec<_>>())
+    }
+
+    /// Whether this is one of the values.
+    pub(crate) fn has(&self, value: &[u8]) -> bool {
+        let mut whole = self.texts.all().iter().filter(|text| text.role == Role::Whole);
+        whole.any(|text| self.texts.bytes(text.at()) == value)
+    }
+
+    /// As [`Self::add`].
+    pub(crate) fn add_all(&mut self, values: &[&[u8]]) -> Result<(), MaskError> {
         let from = self.texts.all().len();
-        for value in values.iter() {
+        for value in values {
             if value.trim_ascii_end().len() < SECRET_BYTES_MIN {
                 return Err(MaskError::TooShort);
             }

@@ -8,11 +8,13 @@ mod tree;
 pub(crate) use tree::Packing;
 
 use crate::admission::chain;
+use crate::search::Found;
 use ampoule_sandbox::fault;
 use ampoule_spec::wire::Content;
 use ampoule_spec::{
     Code, Failure, JobSpec, Limits, Output, OutputForm, OutputName, OutputReport, OutputWhen,
 };
+use ampoule_store::pack::Seen;
 use ampoule_store::{Lease, Leaving, SealedOutput, Store, StoreError};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat2};
 use rustix::io::Errno;
@@ -104,7 +106,7 @@ pub(crate) fn collect(
     root: BorrowedFd<'_>,
     into: Destination<'_>,
     mut budget: Budget,
-    packing: Packing,
+    packing: Packing<'_>,
     stop: &mut dyn FnMut() -> Option<Failure>,
 ) -> (Taken, Option<Failure>) {
     let mut taken = Taken::default();
@@ -152,7 +154,7 @@ fn take(
     root: BorrowedFd<'_>,
     store: &Store,
     budget: &mut Budget,
-    packing: Packing,
+    packing: Packing<'_>,
     stop: &mut Stop<'_>,
 ) -> Result<(OutputReport, SealedOutput), Refused> {
     let (source, stat) = open(root, output, budget)?;
@@ -160,6 +162,7 @@ fn take(
     let leaving = store.begin_output().map_err(|e| of_store(&e))?;
     let copied = copy(output, source, &stat, &leaving, budget, packing, stop);
     let sealed = copied.and_then(|(content, copied)| {
+        searched(packing)?;
         fault::point("outputs: seal").map_err(|e| internal(std::io::Error::other(e)))?;
         Ok((content, copied))
     });
@@ -187,6 +190,25 @@ fn take(
     }
 }
 
+/// Refuses what has a secret in it. What it is or where is not said: that would be told to everybody who reads the report.
+fn searched(packing: Packing<'_>) -> Result<(), Refused> {
+    let Some(search) = packing.search else { return Ok(()) };
+    match search.found().map_err(internal)? {
+        Found::Nothing => Ok(()),
+        Found::Secret(name) => Err(Refused {
+            code: Code::SecretInOutput,
+            reason: format!(
+                "secret {name}, a part of it or an encoding is in it, or in a name; it is not taken out. Keep it out of what the \
+                 job leaves; if it was a part that is no secret, have the operator name a field"
+            ),
+            stopped: None,
+        }),
+        Found::Unknown => {
+            Err(refused("the job's steps had more secrets than outputs can be searched for; name fewer"))
+        }
+    }
+}
+
 /// What was copied.
 struct Copied {
     form: OutputForm,
@@ -203,7 +225,7 @@ fn copy(
     stat: &Stat,
     leaving: &Leaving,
     budget: &mut Budget,
-    packing: Packing,
+    packing: Packing<'_>,
     stop: &mut Stop<'_>,
 ) -> Result<(Content, Copied), Refused> {
     let epoch = packing.epoch;
@@ -224,7 +246,7 @@ fn copy(
         budget.bytes = budget.bytes.saturating_sub(packed.bytes);
         (OutputForm::TarZst, Some(packed.entries), sunk)
     } else {
-        let sunk = copy_hashed(File::from(source), file, budget, stop)?;
+        let sunk = copy_hashed(File::from(source), file, budget, packing, stop)?;
         budget.bytes = budget.bytes.saturating_sub(sunk.bytes);
         (OutputForm::File, None, sunk)
     };
@@ -298,7 +320,13 @@ fn open(root: BorrowedFd<'_>, output: &Output, budget: &Budget) -> Result<(Owned
 }
 
 /// Copies a file and hashes it in one pass.
-fn copy_hashed(mut from: File, into: File, budget: &Budget, stop: &mut Stop<'_>) -> Result<Sunk, Refused> {
+fn copy_hashed(
+    mut from: File,
+    into: File,
+    budget: &Budget,
+    packing: Packing<'_>,
+    stop: &mut Stop<'_>,
+) -> Result<Sunk, Refused> {
     let copied = {
         let mut sink = Sink::new(into, budget.bytes, stop);
         let mut buffer = vec![0_u8; BUFFER_BYTES];
@@ -309,7 +337,7 @@ fn copy_hashed(mut from: File, into: File, budget: &Budget, stop: &mut Stop<'_>)
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => break Err(error),
             };
-            if let Err(error) = sink.write_all(part) {
+            if let Err(error) = packing.show(Seen::Bytes(part)).and_then(|()| sink.write_all(part)) {
                 break Err(error);
             }
         }

@@ -51,7 +51,7 @@ impl Place {
         };
         let root = open_dir(self.root.path());
         let mut budget = Budget { bytes: bytes_max, entries: 100 };
-        let packing = Packing { epoch: 1_700_000_000, compress_as: None };
+        let packing = Packing { epoch: 1_700_000_000, compress_as: None, search: None };
         let mut stop = || None;
         let mut stop = Stop::new(&mut stop, None);
         let taken = take(&output, root.as_fd(), &self.store, &mut budget, packing, &mut stop);
@@ -82,7 +82,7 @@ impl Place {
         };
         let mut ask = || None;
         let mut stop = Stop::new(&mut ask, None);
-        let packing = Packing { epoch: 1_700_000_000, compress_as: None };
+        let packing = Packing { epoch: 1_700_000_000, compress_as: None, search: None };
         let mut budget = Budget { bytes: 1 << 20, entries: 100 };
         let root = open_dir(self.root.path());
         let taken = take(&output, root.as_fd(), &self.store, &mut budget, packing, &mut stop).unwrap();
@@ -142,10 +142,10 @@ fn holes_stay_holes_and_a_stop_ends_the_copy() {
     let mut ask = || Some(failure.clone());
     let mut stop = Stop::new(&mut ask, None);
     let budget = Budget { bytes: 1 << 30, entries: 1 };
-    let stopped = copy_hashed(source, sink, &budget, &mut stop).map(drop);
+    let packing = Packing { epoch: 0, compress_as: None, search: None };
+    let stopped = copy_hashed(source, sink, &budget, packing, &mut stop).map(drop);
     assert_eq!(stopped.unwrap_err().stopped, Some(failure.clone()));
     // A directory is no other.
-    let packing = Packing { epoch: 0, compress_as: None };
     let mut stop = Stop::new(&mut ask, None);
     let root = open_dir(place.root.path());
     let leaving = place.store.begin_output().unwrap();
@@ -163,7 +163,8 @@ fn length_of_a_file_says_how_far_it_is() {
     let mut ask = || None;
     let mut stop = Stop::new(&mut ask, Some(&length));
     let budget = Budget { bytes: 1 << 30, entries: 1 };
-    let sunk = copy_hashed(source, leaving.file().unwrap(), &budget, &mut stop).unwrap();
+    let packing = Packing { epoch: 0, compress_as: None, search: None };
+    let sunk = copy_hashed(source, leaving.file().unwrap(), &budget, packing, &mut stop).unwrap();
     assert_eq!((sunk.bytes, length.metadata().unwrap().len()), (3 << 20, 3 << 20));
 }
 

@@ -11,7 +11,7 @@ use ampoule_sandbox::{Sandbox, StageError};
 use ampoule_spec::control::SECRETS_WAIT_SECONDS;
 use ampoule_spec::{Code, Delivery, Event, Failure, JobSpec, Name, STEP_SECRET_BYTES_MAX, Secret, Step};
 use rustix::event::{Timespec, poll};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// A step's secrets with their values.
@@ -19,6 +19,8 @@ use std::time::Duration;
 pub(crate) struct Given {
     secrets: Vec<(Secret, Value)>,
     files: Option<SecretFiles>,
+    /// What came for one while the step ran.
+    replaced: Vec<(Name, OwnedFd)>,
     /// Bytes of all values so far, those that were replaced included: the pump masks each of them.
     bytes: usize,
 }
@@ -54,7 +56,7 @@ pub(crate) fn await_values(
         Came::Brought(Brought::Values(values)) => {
             let bytes = values.iter().map(|value| value.bytes).sum();
             let secrets = job.secrets_of(step).into_iter().cloned().zip(values).collect();
-            Ok(Some(Given { secrets, files: None, bytes }))
+            Ok(Some(Given { secrets, files: None, replaced: Vec::new(), bytes }))
         }
         Came::Brought(Brought::Failed(failed)) => Err(fail(failed.code, failed.message)),
         Came::Wish(wish) => Err(wish.failure()),
@@ -129,6 +131,12 @@ impl Given {
         self.secrets.iter().map(|(_, value)| value.file.as_fd()).collect()
     }
 
+    /// Every value that the step ever had, and whose it is.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, BorrowedFd<'_>)> {
+        let first = self.secrets.iter().map(|(secret, value)| (&secret.name, value.file.as_fd()));
+        first.chain(self.replaced.iter().map(|(name, file)| (name, file.as_fd())))
+    }
+
     /// Those that the step's process gets by descriptor, in the order of its plan.
     pub(crate) fn handed(&self) -> Vec<BorrowedFd<'_>> {
         let handed = self.secrets.iter().filter(|(secret, _)| crate::environment::handed(secret).is_some());
@@ -148,6 +156,8 @@ impl Given {
             let most = STEP_SECRET_BYTES_MAX;
             return Err(format!("a step's values, old ones included, have at most {most} bytes together"));
         }
+        let file = rotation.value.file.try_clone().map_err(|e| e.to_string())?;
+        self.replaced.push((rotation.name.clone(), file));
         self.bytes = bytes;
         Ok(())
     }

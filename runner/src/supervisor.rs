@@ -12,6 +12,7 @@ use crate::quarantine;
 use crate::recorder::Recorder;
 use crate::report::{Draft, phase};
 use crate::reread::{HostBefore, Objects, reread_host};
+use crate::search::Searched;
 use crate::secrets;
 use crate::slot::{Assignment, FromSlot, ToSlot};
 use crate::steps::{self, StepContext, StepProcess};
@@ -26,7 +27,7 @@ use ampoule_spec::{
     SlotId, StepUser,
 };
 use ampoule_store::Store;
-use leaving::{publish, take_outputs};
+use leaving::{publish, search_for, take_outputs};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
@@ -57,6 +58,8 @@ struct Job {
     objects: Objects,
     /// The host before the first step, where the image is the host's.
     host: Option<HostBefore>,
+    /// What searches the outputs, if a step had secrets.
+    searched: Searched,
 }
 
 /// Prepares a sandbox, waits for a job, and runs it. Returns the exit status: 0 once the report is durable, or when
@@ -220,7 +223,7 @@ impl Job {
             }
         }
         let mounts = MountPlan { root, inputs };
-        Ok(Self { spec, assignment, mounts, lifetime, objects, host: None })
+        Ok(Self { spec, assignment, mounts, lifetime, objects, host: None, searched: Searched::default() })
     }
 
     /// Where steps may write besides the profile's directories.
@@ -435,13 +438,14 @@ fn run_steps(
         };
         let (report, failed) = steps::run(&mut context, process, number, step, plan);
         let secrets = context.secrets.take();
+        let searched = search_for(&job.spec, &mut job.searched, secrets.as_ref(), sandbox);
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
         draft.step(report);
         if let Err(message) = recorder.event(&finished) {
             let failure = Failure { code: Code::Internal, message, step: Some(number), teardown: None };
             draft.fail(recorder, failure);
         }
-        if let Some(failed) = failed {
+        for failed in failed.into_iter().chain(searched.err()) {
             draft.fail(recorder, failed);
         }
         if !is_leaving {

@@ -25,6 +25,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("packets_that_are_not_what_the_step_waits_for_are_refused", refused),
     Test::root("step_that_gets_no_secrets_ends_its_job", without),
     Test::root("rotation_is_seen_masked_and_signalled", rotated),
+    Test::root("output_with_a_secret_in_it_is_not_taken_out", in_output),
+    Test::root("output_with_a_value_that_came_later_is_not_taken_out", later_in_output),
 ];
 
 const SOON: Duration = Duration::from_secs(20);
@@ -339,6 +341,102 @@ fn rotated(lab: &Lab) -> Result<()> {
     equal("times of the old value", &said.matches(&sha256(FILE)).count(), &2)?;
     equal("times of the new value", &said.matches(&sha256(NEW)).count(), &1)?;
     ensure!(!said.contains(FILE) && !said.contains(NEW) && said.contains("is ***"), "{said}");
+    client.forget(&id)?;
+    drop(client);
+    listener.stop()
+}
+
+fn in_output(lab: &Lab) -> Result<()> {
+    let listener = Listener::start(lab, &[])?;
+    let client = listener.client()?;
+    let base64 = "base64 -w 0 < /run/secrets/a";
+    // What a step makes, in which form it leaves, and of which secret something is in it.
+    let cases = [
+        ("cp /run/secrets/a f".to_owned(), "file", Some("a")),
+        (format!("{{ head -c 1000000 /dev/zero; printf 'x: %s' \"$({base64})\"; }} > f"), "file", Some("a")),
+        ("printf %s \"$C\" | rev > f".to_owned(), "file", Some("c")),
+        (
+            "mkdir f; mkdir -p f/deep; tr -d x < /run/secrets/a > f/deep/y; cp /run/secrets/a f/deep/x"
+                .to_owned(),
+            "tree",
+            Some("a"),
+        ),
+        ("mkdir f; touch \"f/$C\"".to_owned(), "tree", Some("c")),
+        ("mkdir f; touch f/x; ln -s x \"f/to-$C\"".to_owned(), "tree", Some("c")),
+        ("mkdir f; ln -s \"$C\" f/x".to_owned(), "tree", Some("c")),
+        (format!("mkdir f; {base64} > f/x"), "tar.zst", Some("a")),
+        ("mkdir -p \"f/$C/x\"".to_owned(), "tar.zst", Some("c")),
+        // In the later step, which has none, of what an earlier one had kept.
+        ("cp /run/secrets/a /build/kept; sleep 0.1".to_owned(), "later", Some("a")),
+        ("sha256sum < /run/secrets/a > f; head -c 9 /run/secrets/a >> f".to_owned(), "file", None),
+        ("mkdir f; sha256sum < /run/secrets/a > f/x".to_owned(), "tree", None),
+        ("mkdir f; sha256sum < /run/secrets/a > f/x".to_owned(), "tar.zst", None),
+    ];
+    let taken = lab.state().join("store/trees");
+    let count = || fs::read_dir(&taken).map_or(0, Iterator::count);
+    for (script, form, secret) in &cases {
+        let steps = json!([
+            step("has", &format!("cd /build; {script}"), &["a", "c"]),
+            step("then", "test ! -e /build/kept || cp /build/kept /build/f", &[]),
+        ]);
+        let form = if *form == "later" { "file" } else { form };
+        let outputs = json!([
+            {"name": "bad", "path": "/build/f", "form": form, "when": "always"},
+            {"name": "good", "path": "/etc/passwd", "when": "always"},
+        ]);
+        let before = count();
+        let id = start(&client, json!({"secrets": three(), "steps": steps, "outputs": outputs}))?;
+        until_ready(lab, &id, 0)?;
+        equal("given", &give(lab, &id, 0, &[("a", FILE), ("c", ENV)])?, &took())?;
+        client.finished(&id)?;
+        let report = report(lab, &id)?;
+        let context = || format!("{script}: {report}");
+        match secret {
+            None => {
+                equal("outcome", &report["outcome"], &Value::from("succeeded")).with_context(context)?;
+                equal("outputs", &report["outputs"].as_array().map(Vec::len), &Some(2))
+                    .with_context(context)?;
+            }
+            Some(secret) => {
+                let failure = &report["failure"];
+                equal("code", &failure["code"], &Value::from("secret.in_output")).with_context(context)?;
+                let said = failure["message"].as_str().unwrap_or_default();
+                ensure!(said.contains(&format!("output bad at /build/f: secret {secret},")), "{said}");
+                ensure!(!said.contains(FILE) && !said.contains(ENV), "{said}");
+                equal("outputs", &report["outputs"], &json!([])).with_context(context)?;
+                equal("objects of the store", &count(), &before).with_context(context)?;
+            }
+        }
+        client.forget(&id)?;
+    }
+    for value in [FILE, ENV] {
+        let mut found = Vec::new();
+        holders(&lab.state(), value, &mut found)?;
+        equal("files of the state directory with a value", &found, &Vec::new())?;
+    }
+    drop(client);
+    listener.stop()
+}
+
+fn later_in_output(lab: &Lab) -> Result<()> {
+    const NEW: &str = "canary-of-a-later-value-Gd4s";
+    let listener = Listener::start(lab, &[])?;
+    let client = listener.client()?;
+    let script =
+        "trap 'told=1' HUP; told=; sleep 0.2; echo ready; while test -z \"$told\"; do sleep 0.05; done
+        cp /run/secrets/a /build/f";
+    let steps = json!([step("has", script, &["a"]), step("then", "true", &[])]);
+    let outputs = json!([{"name": "bad", "path": "/build/f"}]);
+    let id = start(&client, json!({"secrets": three(), "steps": steps, "outputs": outputs}))?;
+    until_ready(lab, &id, 0)?;
+    equal("given", &give(lab, &id, 0, &[("a", FILE)])?, &took())?;
+    procs::eventually(SOON, "the step is ready", || log(lab, &id).is_ok_and(|log| log.contains("ready\n")))?;
+    let what = json!({"step": 0, "name": "a", "bytes": NEW.len()});
+    equal("rotated", &tell(lab, &id, AGENT, b'r', &what, &[sealed(NEW, all_seals())?])?, &took())?;
+    client.finished(&id)?;
+    let report = report(lab, &id)?;
+    let code = &report["failure"]["code"];
+    equal("code", code, &Value::from("secret.in_output")).with_context(|| report.to_string())?;
     client.forget(&id)?;
     drop(client);
     listener.stop()

@@ -170,6 +170,8 @@ codes! {
     OutputMissing = "output.missing", JobFailed, "FAILED_PRECONDITION", Tenant;
     /// A declared output is not a plain file, or larger than allowed.
     OutputRefused = "output.refused", JobFailed, "FAILED_PRECONDITION", Tenant;
+    /// An output has a secret of one of the job's steps in it.
+    SecretInOutput = "secret.in_output", JobFailed, "FAILED_PRECONDITION", Tenant;
     /// The job was cancelled.
     JobCancelled = "job.cancelled", Cancelled, "CANCELLED", Tenant;
     /// A process of Ampoule's that the job needed died.

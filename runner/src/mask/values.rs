@@ -27,7 +27,7 @@ impl Values {
         Self(values.into_iter().map(Wiped).collect())
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.0.iter().map(Wiped::bytes)
     }
 }

@@ -5,23 +5,33 @@
 use super::compressor::Compressor;
 use super::sink::{Sink, Stop, Sunk};
 use super::{Budget, Refused, internal, refused};
-use ampoule_store::pack::{PackError, Packed, pack_output};
+use crate::search::Search;
+use ampoule_store::pack::{PackError, Packed, Seen, pack_output_watched};
 use ampoule_store::{Leaving, Limits, Refusal};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::BorrowedFd;
 
 /// The buffer before a compressor: a header alone has 512 bytes.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What a directory is packed with.
+/// What outputs are packed with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Packing {
+pub(crate) struct Packing<'a> {
     /// The time of every entry, in seconds since 1970.
     pub(crate) epoch: u64,
     /// As which host id a compressor runs, if this is host root.
     pub(crate) compress_as: Option<u32>,
+    /// What searches them, if there were secrets.
+    pub(crate) search: Option<&'a Search>,
+}
+
+impl Packing<'_> {
+    /// Shows the search what goes out.
+    pub(super) fn show(&self, seen: Seen<'_>) -> io::Result<()> {
+        self.search.map_or(Ok(()), |search| search.see(seen))
+    }
 }
 
 fn limits(budget: &Budget) -> Limits {
@@ -32,11 +42,12 @@ fn limits(budget: &Budget) -> Limits {
 pub(super) fn copy(
     dir: BorrowedFd<'_>,
     into: &Leaving,
-    packing: Packing,
+    packing: Packing<'_>,
     budget: &Budget,
     stop: &mut Stop<'_>,
 ) -> Result<Packed, Refused> {
-    let copied = into.directory(dir, packing.epoch, &limits(budget), &mut |bytes| stop.check(bytes));
+    let passed = &mut |bytes| stop.check(bytes);
+    let copied = into.directory(dir, packing.epoch, &limits(budget), passed, &mut |seen| packing.show(seen));
     copied.map_err(|error| ended(error, budget, stop))
 }
 
@@ -44,7 +55,7 @@ pub(super) fn copy(
 pub(super) fn compress(
     dir: BorrowedFd<'_>,
     into: File,
-    packing: Packing,
+    packing: Packing<'_>,
     budget: &Budget,
     stop: &mut Stop<'_>,
 ) -> Result<(Packed, Sunk), Refused> {
@@ -56,12 +67,12 @@ pub(super) fn compress(
 fn compressed(
     dir: BorrowedFd<'_>,
     sink: Sink<'_, '_>,
-    packing: Packing,
+    packing: Packing<'_>,
     limits: &Limits,
 ) -> Result<(Packed, Sunk), PackError> {
     let compressor = Compressor::start(sink, packing.compress_as).map_err(PackError::Write)?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, compressor);
-    let packed = pack_output(dir, &mut out, packing.epoch, limits)?;
+    let packed = pack_output_watched(dir, &mut out, packing.epoch, limits, &mut |seen| packing.show(seen))?;
     out.flush().map_err(PackError::Write)?;
     let compressor = out.into_inner().map_err(|error| PackError::Write(error.into_error()))?;
     Ok((packed, compressor.finish().map_err(PackError::Write)?))

@@ -7,9 +7,26 @@ use crate::lifetime::Wish;
 use crate::outputs::{self, Taken};
 use crate::recorder::Recorder;
 use crate::report::{Draft, phase};
+use crate::search::Searched;
+use crate::secrets::Given;
 use ampoule_sandbox::Sandbox;
-use ampoule_spec::{Code, PUMP_ID};
+use ampoule_spec::{Code, Failure, JobSpec, PUMP_ID};
 use ampoule_store::Lease;
+
+/// Has the outputs searched for what a step had, once it has ended.
+pub(super) fn search_for(
+    spec: &JobSpec,
+    searched: &mut Searched,
+    secrets: Option<&Given>,
+    sandbox: &Sandbox,
+) -> Result<(), Failure> {
+    let Some(secrets) = secrets.filter(|_| !spec.outputs.is_empty()) else { return Ok(()) };
+    let authority = sandbox.authority;
+    let run_as = authority.is_root().then(|| authority.host_id(PUMP_ID));
+    searched
+        .add(secrets.all(), run_as)
+        .map_err(|e| failure(Code::Internal, format!("outputs cannot be searched for secrets: {e}")))
+}
 
 /// Takes the outputs out.
 pub(super) fn take_outputs(
@@ -22,6 +39,7 @@ pub(super) fn take_outputs(
 ) -> Taken {
     // Without a living init nobody can say that no process of the sandbox is left.
     let lost = draft.report.failure.as_ref().is_some_and(|f| f.code.fault() != ampoule_spec::Fault::Tenant);
+    let lost = lost || job.searched.is_lost();
     let Some(root) = sandbox.root().filter(|_| !lost && !job.spec.outputs.is_empty()) else {
         return Taken::default();
     };
@@ -38,6 +56,7 @@ pub(super) fn take_outputs(
     let packing = outputs::Packing {
         epoch: job.spec.source_date_epoch,
         compress_as: authority.is_root().then(|| authority.host_id(PUMP_ID)),
+        search: job.searched.search(),
     };
     let mut stop = || {
         if begun.since() > outputs::TIME_LIMIT {
@@ -50,6 +69,8 @@ pub(super) fn take_outputs(
     let length = dir.outputs_length().ok();
     let into = outputs::Destination { store: post.store, length: length.as_ref() };
     let (taken, failed) = outputs::collect(&job.spec, succeeded, root, into, budget, packing, &mut stop);
+    // Nobody needs the values any more.
+    job.searched = Searched::default();
     draft.report.outputs.clone_from(&taken.reports);
     if let Some(failed) = failed {
         draft.fail(recorder, failed);

@@ -13,7 +13,7 @@ use crate::pack::{PackError, Packed, copy_output};
 use crate::receive::Received;
 use crate::seal::{Owner, Sealed, Sealer};
 use crate::store::{Store, TREE, shape};
-use crate::target::{Attributes, ToTree};
+use crate::target::{Attributes, ToTree, Watch};
 use crate::worker::{CONTENT, Claims};
 use ampoule_spec::Blake3;
 use ampoule_spec::wire::Content;
@@ -56,7 +56,7 @@ impl Leaving {
     }
 
     /// Copies a directory that nobody changes meanwhile, with `epoch` (seconds since 1970) as every time. `passed` hears
-    /// of bytes as they are written, and may end it.
+    /// of bytes as they are written, `watch` sees what is; each may end it.
     ///
     /// # Errors
     /// [`PackError`], by the rules of [`crate::pack::pack_output`].
@@ -66,9 +66,11 @@ impl Leaving {
         epoch: u64,
         limits: &Limits,
         passed: &mut dyn FnMut(u64) -> std::io::Result<()>,
+        watch: &mut Watch<'_>,
     ) -> Result<Packed, PackError> {
         let root = self.staging.tree().try_clone().map_err(PackError::Write)?;
-        copy_output(from, &mut ToTree::new(root, Attributes::new(epoch, self.give), passed), limits)
+        let mut tree = ToTree::new(root, Attributes::new(epoch, self.give), passed);
+        copy_output(from, &mut tree, limits, watch)
     }
 }
 

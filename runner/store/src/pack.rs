@@ -12,7 +12,7 @@ use crate::entry_path::EntryPath;
 use crate::limits::{Limits, TARGET_BYTES_MAX};
 use crate::outward;
 use crate::refusal::{Refusal, shown};
-use crate::target::{Target, ToArchive};
+use crate::target::{Target, ToArchive, Watched};
 use crate::walk::{Step, Walk, WalkError};
 use ampoule_spec::Sha256;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
+pub use crate::target::{Seen, Watch};
 pub use crate::tree_digest::tree_digest;
 
 /// Why a directory was not packed.
@@ -156,13 +157,29 @@ pub fn pack_output(
     pack_for(Purpose::Output, dir, &mut ToArchive { out, epoch, open: 0 }, &|_, _| false, limits)
 }
 
-/// As [`pack_output`], into whatever takes the entries.
+/// As [`pack_output`]; `watch` sees what goes into the archive, and may end it.
+///
+/// # Errors
+/// As [`pack_output`].
+pub fn pack_output_watched(
+    dir: BorrowedFd<'_>,
+    out: &mut dyn Write,
+    epoch: u64,
+    limits: &Limits,
+    watch: &mut Watch<'_>,
+) -> Result<Packed, PackError> {
+    let mut out = Watched { out: &mut ToArchive { out, epoch, open: 0 }, watch };
+    pack_for(Purpose::Output, dir, &mut out, &|_, _| false, limits)
+}
+
+/// As [`pack_output_watched`], into whatever takes the entries.
 pub(crate) fn copy_output(
     dir: BorrowedFd<'_>,
     out: &mut dyn Target,
     limits: &Limits,
+    watch: &mut Watch<'_>,
 ) -> Result<Packed, PackError> {
-    pack_for(Purpose::Output, dir, out, &|_, _| false, limits)
+    pack_for(Purpose::Output, dir, &mut Watched { out, watch }, &|_, _| false, limits)
 }
 
 fn pack_for(

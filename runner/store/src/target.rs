@@ -26,6 +26,58 @@ pub(crate) trait Target {
     fn file_end(&mut self, bytes: u64) -> io::Result<()>;
 }
 
+/// What goes out of a directory.
+#[derive(Debug, Clone, Copy)]
+pub enum Seen<'a> {
+    /// A path, from the directory that is taken, or where a link leads to.
+    Name(&'a [u8]),
+    /// Bytes of a file.
+    Bytes(&'a [u8]),
+    /// The file has ended.
+    End,
+}
+
+/// Sees what goes out, and may end it.
+pub type Watch<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
+
+/// Shows somebody what goes on its way.
+pub(crate) struct Watched<'a, 'w> {
+    pub(crate) out: &'a mut dyn Target,
+    pub(crate) watch: &'a mut Watch<'w>,
+}
+
+impl Target for Watched<'_, '_> {
+    fn directory(&mut self, path: &[u8], name: &[u8]) -> io::Result<()> {
+        (self.watch)(Seen::Name(path))?;
+        self.out.directory(path, name)
+    }
+
+    fn leave(&mut self) -> io::Result<()> {
+        self.out.leave()
+    }
+
+    fn link(&mut self, path: &[u8], name: &[u8], target: &[u8]) -> io::Result<()> {
+        (self.watch)(Seen::Name(path))?;
+        (self.watch)(Seen::Name(target))?;
+        self.out.link(path, name, target)
+    }
+
+    fn file(&mut self, path: &[u8], name: &[u8], executable: bool, bytes: u64) -> io::Result<()> {
+        (self.watch)(Seen::Name(path))?;
+        self.out.file(path, name, executable, bytes)
+    }
+
+    fn bytes(&mut self, part: &[u8]) -> io::Result<()> {
+        (self.watch)(Seen::Bytes(part))?;
+        self.out.bytes(part)
+    }
+
+    fn file_end(&mut self, bytes: u64) -> io::Result<()> {
+        (self.watch)(Seen::End)?;
+        self.out.file_end(bytes)
+    }
+}
+
 /// A tar archive.
 pub(crate) struct ToArchive<'a> {
     pub(crate) out: &'a mut dyn Write,
