@@ -2,6 +2,7 @@
 
 mod attacks;
 mod by_name;
+mod canaries;
 mod cancel;
 mod cgroups;
 mod chains;
@@ -68,6 +69,7 @@ pub(crate) const ALL: &[Suite] = &[
     Suite { name: "ci", tests: ci::TESTS },
     Suite { name: "python", tests: python::TESTS },
     Suite { name: "leased", tests: leased::TESTS },
+    Suite { name: "canaries", tests: canaries::TESTS },
     Suite { name: "traces", tests: traces::TESTS },
     Suite { name: "imports", tests: imports::TESTS },
     Suite { name: "stuck", tests: stuck::TESTS },

@@ -23,7 +23,7 @@ pub(super) const TESTS: &[Test] = &[
 const SOON: Duration = Duration::from_secs(60);
 const SUCCEEDED: Ending = Ending("succeeded", "", 0);
 
-fn job(lab: &Lab, secrets: &[&str], script: &str) -> Result<PathBuf> {
+pub(super) fn job(lab: &Lab, secrets: &[&str], script: &str) -> Result<PathBuf> {
     job_with(lab, secrets, script, "")
 }
 
@@ -37,7 +37,7 @@ fn job_with(lab: &Lab, secrets: &[&str], script: &str, more: &str) -> Result<Pat
     lab.job(&format!("{declared}{step}{more}"))
 }
 
-fn submit(daemon: &Ampouled<'_>, job: &std::path::Path, key: &str) -> Result<Ran> {
+pub(super) fn submit(daemon: &Ampouled<'_>, job: &std::path::Path, key: &str) -> Result<Ran> {
     daemon.ended(daemon.submit(job, key).args(["--project", "app"]).start()?)
 }
 
