@@ -24,7 +24,7 @@ pub use check::{Busy, Checked, CheckedRule, CheckedServer, Finding, FindingState
 pub use file::{SecretsError, SecretsFile};
 pub use held::{Asked, Held, Shown, Wanted as WantedLeases, Which};
 pub use judge::{Asks, Tried};
-pub use leases::GrantId;
+pub use leases::{Grant, GrantId};
 pub use local::{LocalError, read_credential, read_file};
 pub use mapping::{Denied, Mapping, Rule, Source, TENANT_TEXT, Wanted};
 pub use server::Server;

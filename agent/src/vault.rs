@@ -37,11 +37,14 @@ pub use transit::{Transit, TransitSignature};
 pub use value::{Data, Secret};
 pub use wrapping::Wrapped;
 
+use aws_lc_rs::digest::{Context, Digest, SHA256};
 use call::Call;
 use fleet::Fleet;
 use login::Session;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// What signs the agent's own JSON Web Token when it logs in with one.
 pub trait Assertions: Send + Sync {
@@ -60,8 +63,10 @@ pub struct Vault {
     fleet: Fleet,
     assertions: Option<Arc<dyn Assertions>>,
     session: tokio::sync::Mutex<Option<Arc<Session>>>,
-    /// A wrapping token and the secret id that was in it: it can be unwrapped once.
-    unwrapped: tokio::sync::Mutex<Option<(Secret, Secret)>>,
+    /// A wrapping token and the secret id that was in it: it can be unwrapped once, also by those who come after this client.
+    unwrapped: Arc<tokio::sync::Mutex<Option<(Secret, Secret)>>>,
+    /// Of the files that were read.
+    files: Digest,
 }
 
 impl std::fmt::Debug for Vault {
@@ -82,9 +87,22 @@ impl Vault {
                 ConfigError::new("login.jwt", "this process signs no tokens", "use another login").into()
             );
         }
+        // Read before what is used: a file that changes in between makes the next client another one.
+        let files = digest_of(config.files());
         let fleet = Fleet::new(&config)?;
         let (session, unwrapped) = Default::default();
-        Ok(Self { config, fleet, assertions, session, unwrapped })
+        Ok(Self { config, fleet, assertions, session, unwrapped, files })
+    }
+
+    /// Takes over what the client before it has unwrapped.
+    pub(crate) fn after(mut self, before: &Self) -> Self {
+        self.unwrapped = before.unwrapped.clone();
+        self
+    }
+
+    /// Whether a new client of this configuration would be as this one. Reads its files.
+    pub(crate) fn is_as(&self, config: &Config) -> bool {
+        self.config == *config && self.files.as_ref() == digest_of(config.files()).as_ref()
     }
 
     /// What was configured.
@@ -100,6 +118,26 @@ impl Vault {
         self.session(None, self.config.wait_for_vault).await.map(|_| ())
     }
 
+    /// Which cluster answers, and in which namespace; none: it does not say. Two that differ know nothing of each other's tokens.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub async fn cluster(&self) -> Result<Option<String>, VaultError> {
+        #[derive(serde::Deserialize)]
+        struct Health {
+            #[serde(default)]
+            cluster_id: String,
+        }
+        let doing = "asking which cluster it is";
+        let call = call::Call::get("sys/health".to_owned())
+            .with_query("standbyok=true&perfstandbyok=true".to_owned());
+        let ask = fleet::Ask { doing, token: None, once: false, budget: self.budget() };
+        let reply = self.fleet.send(ask, &call).await?;
+        let found = serde_json::from_slice::<Health>(&reply.body).ok().map(|health| health.cluster_id);
+        let id = found.filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()));
+        Ok(id.map(|id| format!("{id}/{}", self.config.namespace.as_deref().unwrap_or_default())))
+    }
+
     /// Asks every address how it is, without a token. The addresses are the configured ones, in their order.
     pub async fn states(&self) -> Vec<(String, ServerState)> {
         self.fleet.states().await
@@ -108,4 +146,15 @@ impl Vault {
     fn budget(&self) -> Duration {
         self.config.budget
     }
+}
+
+/// Of what files hold; one that cannot be read is as an empty one.
+fn digest_of<'a>(files: impl Iterator<Item = &'a Path>) -> Digest {
+    let mut context = Context::new(&SHA256);
+    for path in files {
+        let bytes = Zeroizing::new(std::fs::read(path).unwrap_or_default());
+        context.update(&(bytes.len() as u64).to_le_bytes());
+        context.update(&bytes);
+    }
+    context.finish()
 }

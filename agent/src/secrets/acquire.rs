@@ -132,6 +132,12 @@ struct Plan {
     host: Vec<(usize, Name, Source)>,
 }
 
+impl Plan {
+    fn rotates(&self) -> Option<Duration> {
+        self.servers.keys().filter_map(|(_, rotate)| *rotate).min()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Taken {
     values: BTreeMap<usize, Secret>,
@@ -164,6 +170,11 @@ impl Secrets {
         self.take_for(step, over, |rotate| rotate.is_some()).await
     }
 
+    /// How often some of a step's values are looked for again; none: never.
+    pub fn rotates(&self, step: &Step) -> Option<Duration> {
+        self.plan(step).ok().and_then(|plan| plan.rotates())
+    }
+
     async fn take_for(
         self: &Arc<Self>,
         step: &Step,
@@ -187,7 +198,7 @@ impl Secrets {
         let names = step.secrets.iter().map(|secret| secret.name.clone());
         let mut values = taken.values;
         let values = names.enumerate().filter_map(|(at, name)| Some((name, values.remove(&at)?)));
-        let rotates = plan.servers.keys().filter_map(|(_, rotate)| *rotate).min();
+        let rotates = plan.rotates();
         let (grants, rotating) = (taken.grants, taken.rotating);
         Ok(Acquired { values: values.collect(), grants, rotating, rotates })
     }
@@ -226,19 +237,18 @@ impl Secrets {
         over: &CancellationToken,
         taken: &mut Taken,
     ) -> Result<(), AcquireError> {
-        for ((name, rotate), reads) in &plan.servers {
-            let server = self.rules().servers.get(name).cloned();
-            let server =
-                server.ok_or_else(|| AcquireError::unavailable(format!("there is no [server.{name}]")))?;
-            let failed =
-                |error: VaultError| AcquireError::unavailable(format!("server {name}: {}", chain(&error)));
-            tokio::select! {
-                ready = server.ready() => ready.map_err(failed)?,
-                () = over.cancelled() => return Err(AcquireError::Over),
+        // All of them first: what one has given does not age while another is waited for.
+        let mut servers = BTreeMap::new();
+        for (name, _) in plan.servers.keys() {
+            if !servers.contains_key(name) {
+                servers.insert(name, self.ready_server(name, over).await?);
             }
+        }
+        for ((name, rotate), reads) in &plan.servers {
+            let Some((server, cluster)) = servers.get(name) else { continue };
             let whole = step.limit.saturating_add(GRACE);
             let need = rotate.map_or(whole, |every| whole.min(every.saturating_mul(2).saturating_add(GRACE)));
-            let of = Of { step, name, server: &*server, reads, need, rotates: rotate.is_some() };
+            let of = Of { step, name, server: &**server, cluster, reads, need, rotates: rotate.is_some() };
             self.from_server(&of, over, taken).await?;
         }
         self.from_host(step, &plan.host, taken).await?;
@@ -246,6 +256,24 @@ impl Secrets {
             self.tell_granted(step, *id).await?;
         }
         Ok(())
+    }
+
+    async fn ready_server(
+        &self,
+        name: &Name,
+        over: &CancellationToken,
+    ) -> Result<(Arc<dyn Server>, Option<String>), AcquireError> {
+        let server = self.rules().servers.get(name).cloned();
+        let server =
+            server.ok_or_else(|| AcquireError::unavailable(format!("there is no [server.{name}]")))?;
+        let asked = unless(over, async {
+            server.ready().await?;
+            server.cluster().await
+        });
+        let failed =
+            |error: VaultError| AcquireError::unavailable(format!("server {name}: {}", chain(&error)));
+        let cluster = asked.await?.map_err(failed)?;
+        Ok((server, cluster))
     }
 
     async fn from_server(
@@ -264,7 +292,7 @@ impl Secrets {
         } else {
             taken.grants.push(id)
         }
-        let renewed = server.renew(&minted.accessor, need).await.map_err(failed)?;
+        let renewed = unless(over, server.renew(&minted.accessor, need)).await?.map_err(failed)?;
         let until = after(now(), renewed.ttl);
         self.journal(move |leases| leases.renewed(id, until)).await?;
         if !renewed.covers(need) {
@@ -275,14 +303,11 @@ impl Secrets {
             )));
         }
         for (read, fields) in of.reads {
-            if over.is_cancelled() {
-                return Err(AcquireError::Over);
-            }
-            let found = server.read(&minted.token, read).await.map_err(failed)?;
+            let found = unless(over, server.read(&minted.token, read)).await?.map_err(failed)?;
             if let Some(lease) = found.lease {
                 let leases = vec![lease.id.to_string()];
                 self.journal(move |journal| journal.leased(id, leases)).await?;
-                self.outlast(of, &lease).await?;
+                unless(over, self.outlast(of, &lease)).await??;
             }
             for Field { at, name, field } in fields {
                 let value = match field {
@@ -306,6 +331,8 @@ impl Secrets {
         let accessor = Some(minted.accessor.as_str().to_owned());
         let grant = Grant {
             server: Some(of.name.clone()),
+            cluster: of.cluster.clone(),
+            rotates: of.rotates,
             accessor,
             until: after(at, minted.ttl),
             ..grant(of.step, secrets, at)
@@ -394,11 +421,21 @@ struct Of<'a> {
     step: &'a Step,
     name: &'a Name,
     server: &'a dyn Server,
+    cluster: &'a Option<String>,
     reads: &'a Reads,
     /// How long it must live.
     need: Duration,
     /// Whether it is to be taken again.
     rotates: bool,
+}
+
+/// Waits for something that may be dropped: not for a new token, of which nobody would know.
+async fn unless<T>(over: &CancellationToken, wanted: impl Future<Output = T>) -> Result<T, AcquireError> {
+    tokio::select! {
+        biased;
+        () = over.cancelled() => Err(AcquireError::Over),
+        done = wanted => Ok(done),
+    }
 }
 
 fn grant(step: &Step, secrets: Vec<Given>, at: UnixNanos) -> Grant {
@@ -408,7 +445,9 @@ fn grant(step: &Step, secrets: Vec<Given>, at: UnixNanos) -> Grant {
         step_name: step.name.clone(),
         project: step.project.clone(),
         server: None,
+        cluster: None,
         secrets,
+        rotates: false,
         accessor: None,
         leases: Vec::new(),
         until: at,

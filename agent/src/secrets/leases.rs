@@ -5,9 +5,9 @@
 
 use ampoule_journal::{MAGIC, Medium, Next, ReadError, Reader, WriteError, Writer};
 use ampoule_spec::{JobId, Name, UnixNanos};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fsync, open};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -47,8 +47,13 @@ pub struct Grant {
     pub project: Name,
     /// From which server; none: from this host, and there is nothing to revoke.
     pub server: Option<Name>,
+    /// Which cluster that was, as it said itself; none: it did not.
+    pub cluster: Option<String>,
     /// What it gives.
     pub secrets: Vec<Given>,
+    /// Whether it is taken anew from time to time, in place of what is there.
+    #[serde(default)]
+    pub rotates: bool,
     /// By what the token is renewed and revoked.
     pub accessor: Option<String>,
     /// By what leases are.
@@ -150,13 +155,16 @@ struct Book<M> {
     next: GrantId,
     /// At how many bytes the file is written anew.
     due: u64,
+    /// Whether nobody can say which file the directory has after a cut of power: nothing more is written until the next start.
+    is_unsure: bool,
 }
 
 /// The journal of a directory, and all grants that are not forgotten. Its calls block for as long as a disk takes.
 pub struct Leases<M = File> {
     dir: PathBuf,
     book: Mutex<Book<M>>,
-    _lock: OwnedFd,
+    /// The directory, locked.
+    lock: OwnedFd,
 }
 
 impl<M> std::fmt::Debug for Leases<M> {
@@ -192,9 +200,10 @@ impl<M: Medium> Leases<M> {
         let (grants, next) = load(&dir.join(FILE))?;
         let mut wrap: Wrap<M> = Box::new(wrap);
         let writer = write_anew(dir, &grants, &mut wrap)?;
+        fsync(&lock).map_err(|e| failed(e.into()))?;
         let due = writer.offset().saturating_mul(2).saturating_add(GROWTH_BYTES);
-        let book = Mutex::new(Book { writer, wrap, grants, next, due });
-        Ok(Self { dir: dir.to_owned(), book, _lock: lock })
+        let book = Mutex::new(Book { writer, wrap, grants, next, due, is_unsure: false });
+        Ok(Self { dir: dir.to_owned(), book, lock })
     }
 
     fn book(&self) -> MutexGuard<'_, Book<M>> {
@@ -287,6 +296,11 @@ impl<M: Medium> Leases<M> {
         self.select(|grant| grant.job == *job)
     }
 
+    /// Whose grants there are, open or not.
+    pub fn jobs(&self) -> BTreeSet<JobId> {
+        self.book().grants.values().map(|grant| grant.job.clone()).collect()
+    }
+
     /// Everything that a server may still have.
     pub fn open_grants(&self) -> Vec<(GrantId, Grant)> {
         self.select(Grant::is_open)
@@ -317,7 +331,14 @@ impl<M: Medium> Leases<M> {
             return;
         }
         match write_anew(&self.dir, &book.grants, &mut book.wrap) {
-            Ok(writer) => book.writer = writer,
+            Ok(writer) => {
+                // The old file has no name any more, whatever comes of the sync.
+                book.writer = writer;
+                if let Err(error) = fsync(&self.lock) {
+                    book.is_unsure = true;
+                    tracing::error!(%error, "the journal of leases: its directory is not durable; no step gets secrets until the agent starts again");
+                }
+            }
             Err(error) => {
                 tracing::warn!(
                     error = crate::chain::chain(&error),
@@ -331,6 +352,9 @@ impl<M: Medium> Leases<M> {
 
 impl<M: Medium> Book<M> {
     fn append(&mut self, entry: &Entry) -> Result<(), LeasesError> {
+        if self.is_unsure {
+            return Err(LeasesError::Write(io::Error::other("its directory could not be synced")));
+        }
         let bytes = serde_json::to_vec(entry).map_err(|e| LeasesError::Write(e.into()))?;
         self.writer.append(ENTRY, &bytes)?;
         Ok(self.writer.sync()?)
@@ -394,7 +418,7 @@ fn is_last(path: &Path, offset: u64) -> io::Result<bool> {
     Ok(!later.any(|bytes| matches!(Reader::new(bytes).next_frame(), Ok(Next::Frame(_)))))
 }
 
-/// Writes what is kept into a new file, makes it durable, and gives it the name.
+/// Writes what is kept into a new file, makes it durable, and gives it the name; that is durable when the directory has been synced.
 fn write_anew<M: Medium>(
     dir: &Path,
     grants: &BTreeMap<GrantId, Grant>,
@@ -419,7 +443,6 @@ fn write_anew<M: Medium>(
     }
     writer.sync()?;
     std::fs::rename(&path, dir.join(FILE)).map_err(failed("renamed"))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("made durable"))?;
     Ok(writer)
 }
 

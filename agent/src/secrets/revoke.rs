@@ -2,11 +2,12 @@
 
 use super::acquire::{about, after};
 use super::leases::{Grant, GrantId};
+use super::server::Server;
 use super::service::{Secrets, now};
 use crate::audit::Action;
 use crate::chain::chain;
 use crate::vault::{Accessor, LeaseId, VaultError};
-use ampoule_spec::{JobId, UnixNanos};
+use ampoule_spec::{JobId, Name, UnixNanos};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use std::time::Duration;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// When a renewal that failed is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
+/// When a renewal comes next at the soonest, whatever life a server grants.
+const RENEW_SOONEST: Duration = Duration::from_secs(1);
 /// What is left of a life when it is renewed has a jitter of so many parts of a hundred, so that not all come at once.
 const JITTER: u64 = 10;
 
@@ -23,14 +26,8 @@ impl Secrets {
         if !self.being_revoked().insert(id) {
             return;
         }
-        let this = self.clone();
-        tokio::spawn(async move {
-            this.until_revoked(id).await;
-            this.being_revoked().remove(&id);
-            this.under_way.over(id);
-            this.count_open();
-            this.closed.notify_waiters();
-        });
+        let being = BeingRevoked(self.clone(), id);
+        tokio::spawn(async move { being.0.until_revoked(id).await });
     }
 
     /// Takes back everything of a job.
@@ -73,13 +70,29 @@ impl Secrets {
         }
     }
 
+    /// Who has given a grant. To anybody else it is unknown, and what is unknown counts as revoked.
+    async fn giver(&self, name: &Name, grant: &Grant) -> Result<Arc<dyn Server>, String> {
+        let mut why = format!(
+            "there is no [server.{name}] in secrets.toml any more; put it back until nothing of it is open"
+        );
+        for server in self.rules().all_of(name) {
+            let Some(cluster) = &grant.cluster else { return Ok(server) };
+            why = match server.cluster().await {
+                Ok(Some(found)) if found == *cluster => return Ok(server),
+                Ok(found) => format!(
+                    "[server.{name}] is cluster {} now, and it was {cluster} that gave it; name that one again until nothing of it is open",
+                    found.as_deref().unwrap_or("without an id")
+                ),
+                Err(error) => format!("server {name}: {}", chain(&error)),
+            };
+        }
+        Err(why)
+    }
+
     /// The token first, so that nothing more can be had with it; then each lease, until its backend has taken it back.
     async fn try_revoke(&self, grant: &Grant) -> Result<(), String> {
         let Some(name) = &grant.server else { return Ok(()) };
-        let server = self.rules().servers.get(name).cloned();
-        let server = server.ok_or_else(|| {
-            format!("there is no [server.{name}] in secrets.toml any more; put it back until nothing of it is open")
-        })?;
+        let server = self.giver(name, grant).await?;
         let failed = |error: VaultError| format!("server {name}: {}", chain(&error));
         if let Some(accessor) = grant.accessor.clone().and_then(Accessor::new) {
             server.revoke(&accessor).await.map_err(failed)?;
@@ -93,9 +106,16 @@ impl Secrets {
     /// Has everything of a grant live until a time; says when to ask for that again, none: not at all.
     pub async fn renew(self: &Arc<Self>, id: GrantId, until: UnixNanos) -> Option<Duration> {
         let grant = self.leases().get(id).filter(Grant::is_open)?;
-        let server = self.rules().servers.get(grant.server.as_ref()?).cloned();
         let need = Duration::from_nanos(until.0.saturating_sub(now().0));
-        let Some(server) = server else { return Some(RENEW_AGAIN) };
+        let server = match self.giver(grant.server.as_ref()?, &grant).await {
+            Ok(server) => server,
+            Err(error) => {
+                self.counts().renew_failures.inc();
+                let (job, step) = (&grant.job, grant.step_name.as_str());
+                tracing::warn!(%job, step, error, "what a step has is not renewed; it is tried again");
+                return Some(RENEW_AGAIN);
+            }
+        };
         let mut least = need;
         let mut again = |renewed: Result<crate::vault::Renewed, VaultError>| match renewed {
             Ok(renewed) if renewed.covers(need) => {}
@@ -120,7 +140,20 @@ impl Secrets {
         for lease in grant.leases.iter().filter_map(|lease| LeaseId::new(lease.clone())) {
             again(server.renew_lease(&lease, need).await);
         }
-        (least < need).then(|| jittered(least * 2 / 3))
+        (least < need).then(|| jittered(least * 2 / 3).max(RENEW_SOONEST))
+    }
+}
+
+/// A grant whose revoke is under way, also if it ends early.
+struct BeingRevoked(Arc<Secrets>, GrantId);
+
+impl Drop for BeingRevoked {
+    fn drop(&mut self) {
+        let Self(secrets, id) = self;
+        secrets.being_revoked().remove(id);
+        secrets.under_way.over(*id);
+        secrets.count_open();
+        secrets.closed.notify_waiters();
     }
 }
 

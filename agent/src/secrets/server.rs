@@ -21,6 +21,14 @@ pub trait Server: Debug + Send + Sync + 'static {
     /// Waits until it serves, for as long as a new step may wait.
     fn ready(&self) -> Answer<'_, ()>;
 
+    /// Which cluster it is, by its own word; none: it does not say.
+    fn cluster(&self) -> Answer<'_, Option<String>>;
+
+    /// The client of Vault's, if it is one.
+    fn vault(&self) -> Option<&Vault> {
+        None
+    }
+
     /// Makes a token for a step, with seconds to live.
     fn mint<'a>(&'a self, step: &'a Step, identity: &'a Identity) -> Answer<'a, Minted>;
 
@@ -49,6 +57,14 @@ pub trait Server: Debug + Send + Sync + 'static {
 impl Server for Vault {
     fn ready(&self) -> Answer<'_, ()> {
         Box::pin(Vault::ready(self))
+    }
+
+    fn cluster(&self) -> Answer<'_, Option<String>> {
+        Box::pin(Vault::cluster(self))
+    }
+
+    fn vault(&self) -> Option<&Vault> {
+        Some(self)
     }
 
     fn mint<'a>(&'a self, step: &'a Step, identity: &'a Identity) -> Answer<'a, Minted> {

@@ -22,6 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
+/// How many clients before are kept.
+const BEFORE_MAX: usize = 64;
+
 /// What is counted.
 #[derive(Debug, Clone, Default)]
 pub struct Counts {
@@ -71,6 +74,16 @@ pub struct Options {
 pub(super) struct Rules {
     pub(super) mapping: Mapping,
     pub(super) servers: BTreeMap<Name, Arc<dyn Server>>,
+    /// Clients before a reload, for what they have given and may know alone.
+    pub(super) before: Vec<(Name, Arc<dyn Server>)>,
+}
+
+impl Rules {
+    /// Who may have given what is under a server's name: first who has it now.
+    pub(super) fn all_of(&self, name: &Name) -> Vec<Arc<dyn Server>> {
+        let before = self.before.iter().rev().filter(|(of, _)| of == name).map(|(_, server)| server);
+        self.servers.get(name).into_iter().chain(before).cloned().collect()
+    }
 }
 
 /// Rules that were read, with the clients of their servers; not in force yet.
@@ -135,32 +148,46 @@ impl Secrets {
         Ok(Arc::new(this))
     }
 
-    /// Makes the clients of what a file names; asks no server. Blocks for a moment.
+    /// Makes the clients of what a file names; asks no server. One whose configuration is as it was stays, with its login. Blocks for a
+    /// moment.
     ///
     /// # Errors
     /// Which server's configuration cannot be used, and why.
     pub fn ready(&self, file: &SecretsFile) -> Result<NewRules, String> {
         let mut servers: BTreeMap<Name, Arc<dyn Server>> = BTreeMap::new();
+        let rules = self.rules();
         for (name, config) in &file.servers {
+            let old = rules.servers.get(name);
+            if let Some(same) = old.filter(|old| old.vault().is_some_and(|vault| vault.is_as(config))) {
+                servers.insert(name.clone(), same.clone());
+                continue;
+            }
             let assertions: Arc<dyn Assertions> = Arc::new(OfAgent(self.identity.clone()));
             let vault = Vault::new(config.clone(), Some(assertions));
-            let vault = vault.map_err(|e| format!("server.{name}: {}", crate::chain::chain(&e)))?;
+            let mut vault = vault.map_err(|e| format!("server.{name}: {}", crate::chain::chain(&e)))?;
+            if let Some(old) = old.and_then(|old| old.vault()) {
+                vault = vault.after(old);
+            }
             servers.insert(name.clone(), Arc::new(vault));
         }
-        Ok(NewRules(Rules { mapping: file.mapping.clone(), servers }))
+        Ok(NewRules(Rules { mapping: file.mapping.clone(), servers, before: Vec::new() }))
     }
 
-    /// Puts rules in force. What steps have stays theirs, and is revoked by the servers that are named now; one that is named no more serves
-    /// for that as long as it has something to revoke.
+    /// Puts rules in force. What steps have stays theirs, and is revoked by who has given it: the clients before serve for that, as long as
+    /// there is something to revoke.
     pub fn take(&self, NewRules(mut new): NewRules) {
         let open: BTreeSet<_> =
             self.leases.open_grants().into_iter().filter_map(|(_, grant)| grant.server).collect();
         let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
-        for (name, server) in &rules.servers {
-            if open.contains(name) {
-                new.servers.entry(name.clone()).or_insert_with(|| server.clone());
+        let before = rules.before.iter().map(|(name, server)| (name, server)).chain(&rules.servers);
+        for (name, server) in before {
+            let stays = new.servers.get(name).is_some_and(|new| Arc::ptr_eq(new, server));
+            if open.contains(name) && !stays {
+                new.before.push((name.clone(), server.clone()));
             }
         }
+        let surplus = new.before.len().saturating_sub(BEFORE_MAX);
+        new.before.drain(..surplus);
         *rules = Arc::new(new);
     }
 
@@ -311,6 +338,11 @@ impl Secrets {
         }
         let told: Vec<_> = grants.iter().map(|(_, grant)| Told::of(grant)).collect();
         serde_json::to_string(&told).ok()
+    }
+
+    /// Whose grants are known, open or not.
+    pub fn jobs(&self) -> BTreeSet<JobId> {
+        self.leases.jobs()
     }
 
     /// The job's record is signed.

@@ -226,3 +226,101 @@ fn whenever_the_agent_dies_the_next_one_takes_everything_back() {
         assert!(deaths >= 8, "{deaths}");
     }
 }
+
+fn of_cluster(id: &str) -> Arc<Bank> {
+    let bank = Bank::new();
+    bank.with(|of| of.cluster = Some(id.to_owned()));
+    bank
+}
+
+fn has_nothing(bank: &Bank) -> bool {
+    bank.with(|of| of.tokens.is_empty() && of.leases.is_empty())
+}
+
+#[tokio::test]
+async fn what_one_cluster_gave_is_never_taken_for_revoked_by_the_word_of_another() {
+    let (dir, first, second) = (tempfile::tempdir().unwrap(), of_cluster("one"), of_cluster("two"));
+    let job = step(&[]).job;
+    let secrets = open(dir.path(), &first, &Arc::default());
+    acquire(&secrets, &["user"]).await.unwrap();
+    drop(secrets);
+    // The next daemon knows another cluster alone by that name.
+    let secrets = open(dir.path(), &second, &Arc::default());
+    secrets.revoke_job(&job);
+    assert!(!secrets.until_closed(&job, Duration::from_millis(300)).await && !has_nothing(&first));
+    assert!(second.with(|of| of.calls.is_empty()), "it hears of no accessor that is not its own");
+    assert!(secrets.renew(secrets.open_grants()[0].0, UnixNanos(u64::MAX)).await.is_some());
+    // The operator names the right one again: the revoke that goes on finds it.
+    secrets.take(rules_of(&first));
+    until_closed(&secrets).await;
+    assert!(has_nothing(&first));
+}
+
+#[tokio::test]
+async fn client_before_a_reload_takes_back_what_it_gave() {
+    let (dir, first, second) = (tempfile::tempdir().unwrap(), of_cluster("one"), of_cluster("two"));
+    let secrets = open(dir.path(), &first, &Arc::default());
+    acquire(&secrets, &["user"]).await.unwrap();
+    for other in [&second, &of_cluster("three")] {
+        secrets.take(rules_of(other));
+    }
+    secrets.revoke_job(&step(&[]).job);
+    until_closed(&secrets).await;
+    assert!(has_nothing(&first));
+    // Nothing is open: nobody who came before is kept.
+    secrets.take(rules_of(&second));
+    assert!(secrets.rules().before.is_empty());
+}
+
+#[tokio::test]
+async fn reload_keeps_the_client_of_a_server_that_is_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = open(dir.path(), &Bank::new(), &Arc::default());
+    let authority = rcgen::generate_simple_self_signed(["vault.corp.example".to_owned()]).unwrap();
+    std::fs::write(dir.path().join("ca.pem"), authority.cert.pem()).unwrap();
+    let load = |budget: &str| {
+        let text = format!(
+            "format = 1\n[server.main]\naddresses = [\"https://vault.corp.example\"]\nca = \"ca.pem\"\nbudget = \"{budget}\"\n\
+             login.approle = {{ role_id = \"r\", secret_id = \"s\", wrapped = \"auth/approle/role/r/secret-id\" }}\n"
+        );
+        secrets.take(secrets.ready(&SecretsFile::parse(&text, dir.path()).unwrap()).unwrap());
+        secrets.rules().servers[&name("main")].clone()
+    };
+    let first = load("30s");
+    assert!(Arc::ptr_eq(&first, &load("30s")));
+    let second = load("31s");
+    assert!(!Arc::ptr_eq(&first, &second), "another configuration");
+    let other = rcgen::generate_simple_self_signed(["vault.corp.example".to_owned()]).unwrap();
+    std::fs::write(dir.path().join("ca.pem"), other.cert.pem()).unwrap();
+    assert!(!Arc::ptr_eq(&second, &load("31s")), "another authority in the same file");
+}
+
+#[tokio::test]
+async fn server_that_grants_no_time_at_all_is_not_asked_without_pause() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    let id = acquire(&secrets, &["npm"]).await.unwrap().grants[0];
+    bank.with(|of| of.token_max = Some(Duration::ZERO));
+    let again = secrets.renew(id, UnixNanos(now().0 + 1_000_000_000_000)).await.unwrap();
+    assert!(again >= Duration::from_secs(1), "{again:?}");
+}
+
+#[tokio::test]
+async fn no_token_is_made_before_every_server_serves() {
+    let (dir, bank, away) = (tempfile::tempdir().unwrap(), Bank::new(), Bank::new());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    let mut rules = Rules { mapping: secrets.rules().mapping.clone(), ..Rules::default() };
+    let mut other = of_bank(KV, "password", None);
+    if let crate::secrets::Source::Vault { server, .. } = &mut other.source {
+        *server = name("remote");
+    }
+    rules.mapping.rules.insert((name("web"), name("far")), other);
+    rules.servers = [("bank", &bank), ("remote", &away)]
+        .map(|(of, bank)| (name(of), bank.clone() as Arc<dyn crate::secrets::Server>))
+        .into();
+    secrets.take(NewRules(rules));
+    away.with(|of| of.fails = Some(("ready", 1)));
+    assert!(acquire(&secrets, &["user", "far"]).await.is_err());
+    assert_eq!(bank.with(|of| of.calls.join(" ")), "ready", "what it gives would age meanwhile");
+    assert_eq!(acquire(&secrets, &["user", "far"]).await.unwrap().values.len(), 2);
+}

@@ -45,6 +45,10 @@ pub(crate) struct Accounts {
     pub(crate) password: String,
     /// How long each call takes.
     pub(crate) slow: Duration,
+    /// A call of this kind is done and not answered.
+    pub(crate) hangs: Option<&'static str>,
+    /// Which one it says it is.
+    pub(crate) cluster: Option<String>,
     /// Whether a token's leases go with it at once. With a backend that is away they do not.
     pub(crate) cascades: bool,
 }
@@ -89,6 +93,9 @@ impl Bank {
             if dies.is_some() { Next::Dead } else { Next::Done(done) }
         });
         tokio::time::sleep(self.with(|of| of.slow)).await;
+        while self.with(|of| of.hangs == Some(what)) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         match next {
             Next::Done(done) => Ok(done),
             Next::Failed => Err(VaultError::Unavailable {
@@ -108,6 +115,10 @@ pub(crate) type Answer<'a, T> = BoxFuture<'a, Result<T, VaultError>>;
 impl Server for Bank {
     fn ready(&self) -> Answer<'_, ()> {
         Box::pin(self.call("ready", |_| ()))
+    }
+
+    fn cluster(&self) -> Answer<'_, Option<String>> {
+        Box::pin(async { Ok(self.with(|of| of.cluster.clone())) })
     }
 
     fn mint<'a>(&'a self, _: &'a Step, _: &'a Identity) -> Answer<'a, Minted> {
@@ -236,8 +247,14 @@ pub(crate) fn open(dir: &Path, bank: &Arc<Bank>, heard: &Arc<Heard>) -> Arc<Secr
     ];
     let rules = rules.into_iter().map(|(secret, rule)| ((name("web"), name(secret)), rule)).collect();
     let servers = BTreeMap::from([(name("bank"), bank.clone() as Arc<dyn Server>)]);
-    secrets.take(NewRules(Rules { mapping: Mapping { rules }, servers }));
+    secrets.take(NewRules(Rules { mapping: Mapping { rules }, servers, before: Vec::new() }));
     secrets
+}
+
+/// Rules under which another server has the name.
+pub(crate) fn rules_of(bank: &Arc<Bank>) -> NewRules {
+    let servers = BTreeMap::from([(name("bank"), bank.clone() as Arc<dyn Server>)]);
+    NewRules(Rules { servers, ..Rules::default() })
 }
 
 pub(crate) fn step(names: &[&str]) -> Step {

@@ -5,9 +5,17 @@ use super::value::{Data, Secret};
 use super::wire::Reply;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::time::Duration;
 
 /// The most bytes of what a server says about an error.
 const DETAIL_BYTES_MAX: usize = 300;
+/// The longest life that is believed: ten years. Sums with it stay far from where the clock's arithmetic ends.
+const TTL_SECONDS_MAX: u64 = 10 * 365 * 86_400;
+
+/// A life as a server states it, in seconds.
+pub(super) fn life(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.min(TTL_SECONDS_MAX))
+}
 
 /// An answer with `data` of some form.
 #[derive(Deserialize)]
@@ -87,11 +95,38 @@ impl Reply {
         let path = path.trim_start_matches('/').to_owned();
         match self.status {
             403 => VaultError::Denied { doing, path },
-            404 => VaultError::Missing { doing, path, deleted: false },
+            404 => {
+                let detail = if detailed { self.detail() } else { String::new() };
+                VaultError::Missing { doing, path, deleted: false, detail }
+            }
             status => {
                 let detail = if detailed { self.detail() } else { String::new() };
                 VaultError::Refused { doing, path, status, detail }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absurd_life_is_cut_to_what_clocks_can_add() {
+        let life = life(u64::MAX);
+        assert_eq!(life.as_secs(), TTL_SECONDS_MAX);
+        assert!(tokio::time::Instant::now().checked_add(life * 2).is_some());
+        assert_eq!(super::life(15), Duration::from_secs(15));
+    }
+
+    #[test]
+    fn missing_is_told_with_what_vault_says_and_a_page_of_somebody_else_with_nothing() {
+        let said = |body: &[u8]| {
+            let reply = Reply { status: 404, location: None, body: zeroize::Zeroizing::new(body.to_vec()) };
+            let VaultError::Missing { detail, .. } = reply.error("d", "p", true) else { panic!() };
+            detail
+        };
+        assert_eq!(said(b"{\"errors\":[\"invalid accessor\"]}"), "invalid accessor");
+        assert_eq!(said(b"<html>invalid accessor</html>"), "");
     }
 }

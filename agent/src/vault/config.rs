@@ -233,6 +233,15 @@ impl Config {
         self
     }
 
+    /// What a client reads when it is made.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let cert = match &self.login {
+            Login::Cert(cert) => Some([&cert.certificate, &cert.key]),
+            _ => None,
+        };
+        self.ca.iter().chain(cert.into_iter().flatten()).map(PathBuf::as_path)
+    }
+
     /// Checks what serde cannot.
     ///
     /// # Errors

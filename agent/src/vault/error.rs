@@ -74,6 +74,8 @@ pub enum VaultError {
         path: String,
         /// Whether there was something (a deleted version of KV v2).
         deleted: bool,
+        /// What the server says about it; empty if it is no answer of Vault's, and where it could hold something of a secret.
+        detail: String,
     },
     /// The server refuses it (400 and other 4xx). Trying again does not help.
     #[error("{doing}: {path} was refused (status {status}){}", shown(.detail))]

@@ -1,7 +1,7 @@
 //! Leases: what Vault takes back by itself when their time is over, and at once when it is asked to.
 
 use super::Vault;
-use super::answer::Answer;
+use super::answer::{Answer, life};
 use super::call::Call;
 use super::config::{ConfigError, check_path};
 use super::error::VaultError;
@@ -125,10 +125,11 @@ impl Vault {
         let reply = self.own(doing, &Call::post("sys/leases/renew".to_owned(), &body)).await?;
         let answer: Answer = reply.parse(doing)?;
         let ttl = answer.lease_duration.ok_or_else(|| without(doing, "lease_duration"))?;
-        Ok(Renewed { ttl: Duration::from_secs(ttl), renewable: answer.renewable.unwrap_or(false) })
+        Ok(Renewed { ttl: life(ttl), renewable: answer.renewable.unwrap_or(false) })
     }
 
-    /// Ends a lease, and comes back when its backend has taken it back. A lease that is none has ended.
+    /// Ends a lease, and comes back when its backend has taken it back. A lease that is none has ended: the server says so by
+    /// success. (A 404 is said by who does not know the call, as a proxy or a namespace that is none.)
     ///
     /// # Errors
     /// [`VaultError`]: the lease stays (its backend is away, for example), and the server tries again for a while; try
@@ -138,7 +139,6 @@ impl Vault {
         let body = Body { sync: Some(true), ..Body::of(id) };
         match self.own(doing, &Call::post("sys/leases/revoke".to_owned(), &body)).await {
             Ok(_) => Ok(Revoked::Now),
-            Err(VaultError::Missing { .. }) => Ok(Revoked::Unknown),
             Err(error) => Err(error),
         }
     }
@@ -160,7 +160,7 @@ impl Vault {
         };
         let data: Data = reply.parse(doing)?.data.ok_or_else(|| without(doing, "data"))?;
         let renewable = data.field("renewable").is_some_and(|flag| flag.expose() == b"true");
-        Ok(Some(LeaseInfo { ttl: Duration::from_secs(data.number("ttl").unwrap_or(0)), renewable }))
+        Ok(Some(LeaseInfo { ttl: life(data.number("ttl").unwrap_or(0)), renewable }))
     }
 
     /// The leases below a prefix such as `database/creds/app`, by the last part of their names. Needs `sudo` on

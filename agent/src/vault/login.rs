@@ -1,6 +1,6 @@
 //! The agent's own login: once for all tasks, again before it ends, and once more when it is refused.
 
-use super::answer::Auth;
+use super::answer::{Auth, life};
 use super::call::Call;
 use super::config::{ApproleLogin, CertLogin, JwtLogin, KubernetesLogin, Login};
 use super::error::VaultError;
@@ -158,7 +158,7 @@ impl Vault {
             Login::Token { file } => return self.session_of_file(file, budget).await,
         };
         let token = Token::new(auth.client_token).ok_or_else(|| without("logging in", "usable token"))?;
-        Ok(Session::new(token, Duration::from_secs(auth.lease_duration)))
+        Ok(Session::new(token, life(auth.lease_duration)))
     }
 
     fn assertion(&self, login: &JwtLogin) -> Result<Secret, VaultError> {
@@ -239,6 +239,6 @@ impl Vault {
                 ttl = reply.parse::<Data>(doing)?.auth.map_or(ttl, |auth| auth.lease_duration);
             }
         }
-        Ok(Session::new(token, Duration::from_secs(ttl)))
+        Ok(Session::new(token, life(ttl)))
     }
 }

@@ -1,7 +1,7 @@
 //! Reading: one call for one path, all fields of one lease together.
 
 use super::Vault;
-use super::answer::Answer;
+use super::answer::{Answer, life};
 use super::call::Call;
 use super::config::{check_name, check_path};
 use super::error::VaultError;
@@ -11,7 +11,6 @@ use super::token::{Token, without};
 use super::value::Data;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// What is read. A TOML table of the operator's, such as `{ kv2 = { path = "ci/npm", version = 3 } }`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -208,7 +207,7 @@ impl Vault {
         if reply.status == 404 && matches!(what, Read::Kv2 { .. }) {
             // A deleted version has metadata.
             let deleted = reply.parse::<Data>(doing).is_ok_and(|answer| answer.data.is_some());
-            return Err(VaultError::Missing { doing, path, deleted });
+            return Err(VaultError::Missing { doing, path, deleted, detail: String::new() });
         }
         if !reply.is_success() {
             // What an engine says about an error may quote what it was about to give.
@@ -233,7 +232,7 @@ fn lease(doing: &'static str, answer: &Answer) -> Result<Option<Lease>, VaultErr
     let id = LeaseId::new(name).ok_or_else(|| without(doing, "usable lease id"))?;
     Ok(Some(Lease {
         id,
-        duration: Duration::from_secs(answer.lease_duration.unwrap_or(0)),
+        duration: life(answer.lease_duration.unwrap_or(0)),
         renewable: answer.renewable.unwrap_or(false),
     }))
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -143,9 +144,15 @@ impl Signer for TransitSigner {
 
 fn serve(runtime: &tokio::runtime::Runtime, vault: &Vault, key: &Transit, queue: &Receiver<Work>) {
     while let Ok(work) = queue.recv() {
-        let signed = runtime.block_on(vault.sign(key, &work.pae));
+        // A defect in one signature is not the end of all.
+        let signed =
+            std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(vault.sign(key, &work.pae))));
+        let signed = match signed {
+            Ok(signed) => signed.map(|signature| signature.der).map_err(|e| e.to_string()),
+            Err(_) => Err("a defect: signing by Transit ended early".to_owned()),
+        };
         // Whoever asked may have given up.
-        let _ = work.answer.send(signed.map(|signature| signature.der).map_err(|e| e.to_string()));
+        let _ = work.answer.send(signed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tokens: one orphan for each step, known afterwards by its accessor alone.
 
-use super::answer::Auth;
+use super::answer::{Auth, life};
 use super::call::Call;
 use super::config::{ConfigError, JwtLogin, StepLogin, check_name};
 use super::error::VaultError;
@@ -161,8 +161,8 @@ impl Vault {
             ..CreateRoleTokenRequest::default()
         };
         let reply = self.own(doing, &request).await?;
-        let auth = reply.parse::<Data>(doing)?.auth;
-        minted(doing, auth)
+        let auth = reply.parse::<Data>(doing)?.auth.ok_or_else(|| without(doing, "auth"))?;
+        self.fit(doing, auth).await
     }
 
     /// A step's own login, with a token that the agent signed for it. `role`: another one than the configured.
@@ -178,7 +178,31 @@ impl Vault {
         let login = JwtLogin { role: role.unwrap_or(&login.role).to_owned(), ..login.clone() };
         check_name("step.jwt.role", &login.role)?;
         let auth = self.login_by_jwt(&login, jwt, self.budget()).await?;
-        minted(doing, Some(auth))
+        self.fit(doing, auth).await
+    }
+
+    /// A token that cannot be a step's is given back at once.
+    async fn fit(&self, doing: &'static str, auth: Auth) -> Result<Minted, VaultError> {
+        let (token, accessor) = (auth.client_token.clone(), auth.accessor.clone());
+        let unfit = match minted(auth) {
+            Ok(minted) => return Ok(minted),
+            Err(reason) => VaultError::Answer { doing, reason },
+        };
+        if let Some(token) = Token::new(token) {
+            let doing = "giving an unfit token back";
+            let call = Call::do_it("auth/token/revoke-self".to_owned());
+            let ask = Ask { doing, token: Some(&token), once: false, budget: self.budget() };
+            match self.fleet.send(ask, &call).await.map(|reply| reply.status) {
+                Ok(200..300) => {}
+                // A batch token cannot be revoked.
+                told => tracing::warn!(
+                    accessor,
+                    ?told,
+                    "a token that cannot be a step's lives until its time is over"
+                ),
+            }
+        }
+        Err(unfit)
     }
 
     /// Prolongs a token to `ttl` from now. Vault may grant less: see [`Renewed::covers`].
@@ -191,7 +215,7 @@ impl Vault {
         let request = RenewTokenAccessorRequest { accessor, increment: Some(seconds(ttl)) };
         let reply = self.own(doing, &request).await?;
         let auth = reply.parse::<Data>(doing)?.auth.ok_or_else(|| without(doing, "auth"))?;
-        Ok(Renewed { ttl: Duration::from_secs(auth.lease_duration), renewable: auth.renewable })
+        Ok(Renewed { ttl: life(auth.lease_duration), renewable: auth.renewable })
     }
 
     /// Ends a token and all its leases. A token that is none any more has ended.
@@ -221,9 +245,9 @@ impl Vault {
             Err(error) => return Err(error),
         };
         let found: Lookup = reply.parse(doing)?.data.ok_or_else(|| without(doing, "data"))?;
-        let bound = Duration::from_secs(found.explicit_max_ttl);
+        let bound = life(found.explicit_max_ttl);
         Ok(Some(TokenInfo {
-            ttl: Duration::from_secs(found.ttl),
+            ttl: life(found.ttl),
             explicit_max_ttl: (!bound.is_zero()).then_some(bound),
             orphan: found.orphan,
             meta: found.meta.unwrap_or_default(),
@@ -269,10 +293,9 @@ impl StepMeta {
     }
 }
 
-/// The token of an answer, if it can be a step's.
-fn minted(doing: &'static str, auth: Option<Auth>) -> Result<Minted, VaultError> {
-    let auth = auth.ok_or_else(|| without(doing, "auth"))?;
-    let unfit = |reason: String| Err(VaultError::Answer { doing, reason });
+/// The token of an answer, if it can be a step's; else why not.
+fn minted(auth: Auth) -> Result<Minted, String> {
+    let unfit = Err::<Minted, String>;
     let policies = auth.policies.unwrap_or_default();
     if auth.token_type != "service" {
         return unfit(format!(
@@ -290,7 +313,7 @@ fn minted(doing: &'static str, auth: Option<Auth>) -> Result<Minted, VaultError>
             "it has the policy root, and may do everything; set allowed_policies on the role".to_owned(),
         );
     }
-    let ttl = Duration::from_secs(auth.lease_duration);
+    let ttl = life(auth.lease_duration);
     if !auth.renewable || ttl.is_zero() {
         return unfit("it cannot be renewed; set renewable = true on the role".to_owned());
     }
@@ -307,11 +330,13 @@ fn minted(doing: &'static str, auth: Option<Auth>) -> Result<Minted, VaultError>
     Ok(Minted { token, accessor, ttl, policies })
 }
 
-/// Whether a server says that it knows no such token. (What is not known for sure has not ended.)
+/// Whether a server says that it knows no such token. (What is not known for sure has not ended: a 404 is also what a proxy says,
+/// and who does not know the namespace.)
 fn is_unknown_accessor(error: &VaultError) -> bool {
     match error {
-        VaultError::Missing { .. } => true,
-        VaultError::Refused { status: 400, detail, .. } => detail.contains("invalid accessor"),
+        VaultError::Missing { detail, .. } | VaultError::Refused { status: 400, detail, .. } => {
+            detail.contains("invalid accessor")
+        }
         _ => false,
     }
 }

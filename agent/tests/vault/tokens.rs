@@ -57,12 +57,26 @@ async fn token_of_a_role_that_is_not_for_steps_is_refused() {
         ("child", json!({"orphan": false}), "orphan = true"),
         ("fixed", json!({"renewable": false}), "renewable = true"),
     ];
+    vault.ready().await.unwrap();
+    let there = rig.ask("LIST", "auth/token/accessors", None).unwrap();
+    let tokens = there.pointer("/data/keys").and_then(serde_json::Value::as_array).map_or(0, Vec::len);
     for (name, change, reason) in cases {
         let mut role = good.clone();
         role.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         rig.ask("POST", &format!("auth/token/roles/ampoule-step-{name}"), Some(&role)).unwrap();
         let error = vault.mint(Some(&format!("ampoule-step-{name}")), &meta()).await.unwrap_err();
         assert!(matches!(error, VaultError::Answer { .. }) && error.to_string().contains(reason), "{error}");
+        // What can be given back was.
+        let entries = rig.audit().unwrap();
+        let given_back = entries.iter().any(|entry| {
+            entry.pointer("/request/path").is_some_and(|path| path == "auth/token/revoke-self")
+                && entry.pointer("/type").is_some_and(|kind| kind == "response")
+                && entry.pointer("/error").is_none()
+        });
+        assert!(given_back || name == "batch", "{name}");
+        let left = rig.ask("LIST", "auth/token/accessors", None).unwrap();
+        let left = left.pointer("/data/keys").and_then(serde_json::Value::as_array).map_or(0, Vec::len);
+        assert_eq!(left, tokens, "{name}");
     }
     // The good case passes beside them.
     vault.mint(Some("ampoule-step-app"), &meta()).await.unwrap();

@@ -103,9 +103,14 @@ impl Tail {
         Ok(Some(Self { reader, file, at }))
     }
 
+    /// How many bytes there are; nothing, if that cannot be said.
+    pub(super) fn bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |meta| meta.len())
+    }
+
     /// Whether there may be more than was read.
     pub(super) fn has_grown(&self) -> bool {
-        self.file.metadata().is_ok_and(|meta| meta.len() > self.at)
+        self.bytes() > self.at
     }
 
     /// What comes next, of about so many bytes and a frame at most; nothing: that was all for now. Blocks.

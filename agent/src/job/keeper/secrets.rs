@@ -3,18 +3,22 @@
 //! What is followed are the job's own events, from their beginning: so whoever begins in the middle of a job, after a restart, knows as
 //! much as who was there all the time. Nothing here holds what the journal of leases does not have.
 
+mod held;
+
 use super::follow::{Tail, What};
 use super::inner::Inner;
 use super::records::HadSecrets;
 use crate::job::state::Life;
-use crate::local::hand_over::{Told, fail, give, rotate};
-use crate::secrets::{AcquireError, Acquired, GrantId, Secrets, Step, is_signed};
-use ampoule_spec::{Event, JobId, JobSpec, Name, UnixNanos};
-use aws_lc_rs::digest::{Digest, SHA256, digest};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::local::hand_over::{Told, fail, give};
+use crate::secrets::{AcquireError, Acquired, Grant, GrantId, Secrets, Step, is_signed};
+use ampoule_spec::{Event, JobId, JobSpec, UnixNanos};
+use aws_lc_rs::digest::{SHA256, digest};
+use held::Held;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,12 +27,10 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// Bytes of events that are read in one go.
 const BATCH_BYTES: u64 = 256 << 10;
-/// What a step has lives longer than it may run by so much.
-const GRACE: Duration = Duration::from_secs(60);
 /// How long a job's record waits for its secrets to be taken back. Then it has no provenance.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
-/// When something that failed for a step that runs is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
+/// What took longer to be taken is renewed when its step runs: its life counts from when it was taken.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// A task that sees to a job's secrets. Dropped, it ends and takes nothing back: the job may go on without this agent.
 #[derive(Debug)]
@@ -57,18 +59,10 @@ impl Inner {
 
     /// Takes back what a job has, and waits for it for a while; whether nothing is left.
     pub(super) async fn take_back(&self, life: &Life, tended: Option<Tended>) -> bool {
-        let Some(secrets) = &self.options.secrets else { return true };
-        let id = &life.job.id;
-        let all = async {
-            if let Some(mut tended) = tended {
-                tended.over.cancel();
-                // What it was about to take is taken back by it.
-                let _ = (&mut tended.task).await;
-            }
-            secrets.revoke_job(id);
-            secrets.until_closed(id, BACK_WITHIN).await
-        };
-        tokio::time::timeout(BACK_WITHIN * 2, all).await.unwrap_or(false)
+        match &self.options.secrets {
+            Some(secrets) => all_back(secrets, &life.job.id, tended, BACK_WITHIN).await,
+            None => true,
+        }
     }
 
     /// What a job's record says of the secrets that it had.
@@ -80,7 +74,7 @@ impl Inner {
         HadSecrets { claim, withheld }
     }
 
-    /// Takes back what no job needs that still runs.
+    /// Takes back what no job needs that still runs, and forgets what was taken back of those that are over. Within a runtime; blocks.
     pub(super) fn take_back_what_is_over(&self) {
         use crate::job::model::State;
         let Some(secrets) = &self.options.secrets else { return };
@@ -89,26 +83,40 @@ impl Inner {
                 secrets.revoke(id);
             }
         }
+        for job in secrets.jobs() {
+            if self.ledger.get(&job).is_none_or(|life| life.job.state == State::Finished) {
+                secrets.forget(&job);
+            }
+        }
     }
 }
 
-/// What a step that runs has.
-#[derive(Default)]
-struct Held {
-    /// When each is to be renewed; none: it lives long enough.
-    grants: BTreeMap<GrantId, Option<Instant>>,
-    /// Those that are taken anew.
-    rotating: Vec<GrantId>,
-    rotates: Option<(Duration, Instant)>,
-    /// Of the values, to know another one by.
-    digests: BTreeMap<Name, Digest>,
+/// Takes back what a job has; whether nothing is left after so long at most. What is not back then is taken back all the same.
+async fn all_back(secrets: &Arc<Secrets>, id: &JobId, tended: Option<Tended>, within: Duration) -> bool {
+    // What it has goes at once, whatever a server holds up.
+    secrets.revoke_job(id);
+    let (tending, of) = (secrets.clone(), id.clone());
+    // In a task of its own: what it was about to take is taken back, also when nobody waits for that any more.
+    let ended = tokio::spawn(async move {
+        if let Some(mut tended) = tended {
+            tended.over.cancel();
+            let _ = (&mut tended.task).await;
+            tending.revoke_job(&of);
+        }
+    });
+    let all = async {
+        let _ = ended.await;
+        secrets.until_closed(id, within).await
+    };
+    tokio::time::timeout(within, all).await.unwrap_or(false)
 }
 
 /// What is being taken, for a step, and whether it is a rotation.
 struct Acquiring {
     step: u32,
     again: bool,
-    task: JoinHandle<Result<Acquired, AcquireError>>,
+    begun: Instant,
+    result: oneshot::Receiver<Result<Acquired, AcquireError>>,
 }
 
 struct Tending {
@@ -148,15 +156,19 @@ impl Tending {
     }
 
     async fn tend(mut self) {
-        let (mut tail, mut looked) = (None, Instant::now());
+        let (mut heard, mut looked) = (Heard::default(), Instant::now());
         while !self.over.is_cancelled() {
-            if self.read(&mut tail) {
+            let more = self.read(&mut heard).await;
+            if more {
                 looked = Instant::now();
+            }
+            if heard.is_settled(more) {
                 self.settle();
             }
             // Nothing is looked for again while something is being taken.
             let due = self.held.due(self.acquiring.is_none());
-            let pause = super::audience::pause(looked.elapsed(), LOOK_EVERY);
+            let pause =
+                if more { Duration::ZERO } else { super::audience::pause(looked.elapsed(), LOOK_EVERY) };
             let over = self.over.clone();
             tokio::select! {
                 () = over.cancelled() => {}
@@ -166,35 +178,43 @@ impl Tending {
             }
         }
         // It ends soon: it looks whether anybody wants it before each thing that it does.
-        if let Some(Acquiring { task, .. }) = self.acquiring.take()
-            && let Ok(Ok(acquired)) = task.await
+        if let Some(Acquiring { result, .. }) = self.acquiring.take()
+            && let Ok(Ok(acquired)) = result.await
         {
             acquired.ids().for_each(|id| self.secrets.revoke(id));
         }
         self.secrets.revoke_job(&self.life.job.id);
     }
 
-    /// Takes in what is new of the events; whether anything was.
-    fn read(&mut self, tail: &mut Option<Tail>) -> bool {
-        if tail.is_none() {
-            *tail = Tail::open(&self.dir, 0).ok().flatten();
+    /// Takes in some of what is new of the events; whether anything was. Reads away from the threads that serve.
+    async fn read(&mut self, heard: &mut Heard) -> bool {
+        let mut tail = heard.tail.take();
+        if tail.as_ref().is_some_and(|tail| !tail.has_grown()) {
+            heard.tail = tail;
+            return false;
         }
-        let Some(opened) = tail.as_mut() else { return false };
-        let mut any = false;
-        while opened.has_grown() {
-            let before = opened.at;
-            let Ok(found) = opened.batch(false, BATCH_BYTES) else { break };
-            for one in found {
-                if let What::Event(event) = one.what {
-                    any = true;
-                    self.hear(&event);
-                }
+        let dir = self.dir.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut there = None;
+            if tail.is_none() {
+                tail = Tail::open(&dir, 0).ok().flatten();
+                there = tail.as_ref().map(Tail::bytes);
             }
-            if opened.at == before {
-                break;
+            let before = tail.as_ref().map_or(0, |tail| tail.at);
+            let found =
+                tail.as_mut().and_then(|tail| tail.batch(false, BATCH_BYTES).ok()).unwrap_or_default();
+            let more = tail.as_ref().is_some_and(|tail| tail.at != before);
+            (tail, there, found, more)
+        });
+        let Ok((tail, there, found, more)) = read.await else { return false };
+        heard.tail = tail;
+        heard.there = there.unwrap_or(heard.there);
+        for one in found {
+            if let What::Event(event) = one.what {
+                self.hear(&event);
             }
         }
-        any
+        more
     }
 
     fn hear(&mut self, event: &Event) {
@@ -217,8 +237,7 @@ impl Tending {
 
     fn open_of(&self, step: u32) -> Vec<GrantId> {
         let open = self.secrets.open_of(&self.life.job.id);
-        let of_step = open.into_iter().filter(|(_, grant)| grant.step == step && grant.revoking_at.is_none());
-        of_step.map(|(id, _)| id).collect()
+        open.into_iter().filter(|(_, grant)| is_of(grant, step)).map(|(id, _)| id).collect()
     }
 
     /// Does what follows from all that was heard.
@@ -230,8 +249,7 @@ impl Tending {
             // An agent before us has handed it over.
             (None, Some((step, _))) if !self.answered.contains(&step) => {
                 self.answered.insert(step);
-                let now = Instant::now();
-                self.held.grants.extend(self.open_of(step).into_iter().map(|id| (id, Some(now))));
+                self.take_over(step);
             }
             _ => {}
         }
@@ -240,11 +258,20 @@ impl Tending {
     fn acquire(&mut self, step: u32, again: bool) {
         let Some(of) = self.step(step) else { return };
         let (secrets, over) = (self.secrets.clone(), self.over.clone());
+        let (tell, result) = oneshot::channel();
         // A task of its own: whoever is dropped in the middle forgets what it has taken.
-        let task = tokio::spawn(async move {
-            if again { secrets.acquire_again(&of, &over).await } else { secrets.acquire(&of, &over).await }
+        tokio::spawn(async move {
+            let taken = if again {
+                secrets.acquire_again(&of, &over).await
+            } else {
+                secrets.acquire(&of, &over).await
+            };
+            // Nobody is there any more who would hand it over.
+            if let Err(Ok(unread)) = tell.send(taken) {
+                unread.ids().for_each(|id| secrets.revoke(id));
+            }
         });
-        self.acquiring = Some(Acquiring { step, again, task });
+        self.acquiring = Some(Acquiring { step, again, begun: Instant::now(), result });
     }
 
     fn step(&self, index: u32) -> Option<Step> {
@@ -265,15 +292,15 @@ impl Tending {
 
     /// What was taken goes to the step that waits for it or runs, and else back.
     async fn take(&mut self, done: Done) {
-        let Done { step, again, result } = done;
+        let Done { step, again, took, result } = done;
         match result {
             Ok(acquired) if again => self.rotate(step, acquired).await,
-            Ok(acquired) => self.hand_over(step, acquired).await,
+            Ok(acquired) => self.hand_over(step, acquired, took).await,
             Err(error) => self.refuse(step, again, error).await,
         }
     }
 
-    async fn hand_over(&mut self, step: u32, acquired: Acquired) {
+    async fn hand_over(&mut self, step: u32, acquired: Acquired, took: Duration) {
         self.answered.insert(step);
         let before: Vec<_> =
             self.open_of(step).into_iter().filter(|id| !acquired.ids().any(|new| new == *id)).collect();
@@ -290,12 +317,9 @@ impl Tending {
                 self.secrets.handed_over(&grants).await;
                 before.into_iter().for_each(|id| self.secrets.revoke(id));
                 let rotates = rotates.map(|every| (every, Instant::now() + every));
-                self.held = Held {
-                    grants: grants.into_iter().map(|id| (id, None)).collect(),
-                    rotating,
-                    rotates,
-                    digests,
-                };
+                let renew = (took > SLOW).then(Instant::now);
+                let grants = grants.into_iter().map(|id| (id, renew)).collect();
+                self.held = Held { grants, rotating, rotates, unsure: 0, digests };
             }
             // It waits no more: over, or an agent before us has given it what it waited for.
             Ok(Told::Refused(why)) => {
@@ -316,7 +340,7 @@ impl Tending {
         if again {
             if !matches!(error, AcquireError::Over) {
                 tracing::warn!(job = %id, step, error = error.reason(), "a step's secrets are not looked for again now");
-                self.held.rotates = self.held.rotates.map(|(every, _)| (every, Instant::now() + AGAIN));
+                self.held.try_again();
                 self.prolong();
             }
             return;
@@ -335,107 +359,23 @@ impl Tending {
             tracing::warn!(job = %id, step, %error, "a step is not told that it gets no secrets; it waits in vain");
         }
     }
-
-    /// Gives a step that runs the values that are others now.
-    async fn rotate(&mut self, step: u32, acquired: Acquired) {
-        self.held.rotates = self.held.rotates.map(|(every, _)| (every, Instant::now() + every));
-        if self.running.is_none_or(|(running, _)| running != step) {
-            acquired.ids().for_each(|id| self.secrets.revoke(id));
-            return;
-        }
-        let of_before = |(name, value): &(Name, crate::vault::Secret)| {
-            let now = digest(&SHA256, value.expose());
-            self.held.digests.get(name).is_some_and(|before| before.as_ref() == now.as_ref())
-        };
-        let new: Vec<GrantId> = acquired.ids().collect();
-        let values: Vec<_> = acquired.values.into_iter().filter(|value| !of_before(value)).collect();
-        if values.is_empty() {
-            new.into_iter().for_each(|id| self.secrets.revoke(id));
-            self.prolong();
-            return;
-        }
-        let digests: Vec<_> =
-            values.iter().map(|(name, value)| (name.clone(), digest(&SHA256, value.expose()))).collect();
-        let dir = self.dir.clone();
-        let told = tokio::task::spawn_blocking(move || {
-            values.iter().try_for_each(|(name, value)| match rotate(&dir, step, name, value)? {
-                Told::Took => Ok(()),
-                Told::Refused(why) => Err(std::io::Error::other(why)),
-            })
-        });
-        let told = told.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-        let before = std::mem::take(&mut self.held.rotating);
-        self.held.grants.extend(new.iter().map(|id| (*id, None)));
-        match told {
-            Ok(()) => {
-                self.secrets.handed_over(&new).await;
-                self.held.digests.extend(digests);
-                for id in before {
-                    self.held.grants.remove(&id);
-                    self.secrets.revoke(id);
-                }
-                self.held.rotating = new;
-            }
-            Err(error) => {
-                // It may have some of both.
-                tracing::warn!(job = %self.life.job.id, step, %error, "a step did not take another value");
-                self.held.rotating = before.into_iter().chain(new).collect();
-                self.prolong();
-            }
-        }
-    }
-
-    /// What stays for now is renewed.
-    fn prolong(&mut self) {
-        let now = Instant::now();
-        for id in &self.held.rotating {
-            self.held.grants.insert(*id, Some(now));
-        }
-    }
-
-    /// Renews what is due, and looks for other values when it is time.
-    async fn keep_alive(&mut self) {
-        let Some((step, since)) = self.running else {
-            // It is about to run: nothing that it has ends so soon.
-            self.held.put_off();
-            return;
-        };
-        let limit = self.step(step).map_or(GRACE, |step| step.limit.saturating_add(GRACE));
-        let until = UnixNanos(since.0.saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)));
-        let now = Instant::now();
-        let due: Vec<_> = self
-            .held
-            .grants
-            .iter()
-            .filter(|(_, at)| at.is_some_and(|at| at <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            let again = self.secrets.renew(id, until).await;
-            self.held.grants.insert(id, again.map(|again| Instant::now() + again));
-        }
-        if let Some((every, at)) = self.held.rotates
-            && at <= now
-            && self.acquiring.is_none()
-        {
-            self.held.rotates = Some((every, now + every));
-            self.acquire(step, true);
-        }
-    }
 }
 
-impl Held {
-    fn due(&self, with_rotation: bool) -> Option<Instant> {
-        let rotates = self.rotates.map(|(_, at)| at).filter(|_| with_rotation);
-        self.grants.values().copied().flatten().chain(rotates).min()
-    }
+/// Whether a step has something that is not to be taken back.
+fn is_of(grant: &Grant, step: u32) -> bool {
+    grant.step == step && grant.revoking_at.is_none()
+}
 
-    fn put_off(&mut self) {
-        let later = Instant::now() + AGAIN;
-        self.grants.values_mut().flatten().for_each(|at| *at = later.max(*at));
-        if let Some((_, at)) = &mut self.rotates {
-            *at = later.max(*at);
-        }
+/// The events, and how far they went when they were opened: what follows from a part of the past is not done.
+#[derive(Default)]
+struct Heard {
+    tail: Option<Tail>,
+    there: u64,
+}
+
+impl Heard {
+    fn is_settled(&self, more: bool) -> bool {
+        self.tail.as_ref().is_some_and(|tail| !more || tail.at >= self.there)
     }
 }
 
@@ -443,16 +383,19 @@ impl Held {
 struct Done {
     step: u32,
     again: bool,
+    took: Duration,
     result: Result<Acquired, AcquireError>,
 }
 
 /// Waits for what is being taken; for ever if nothing is.
 async fn finished(acquiring: &mut Option<Acquiring>) -> Done {
-    let Some(Acquiring { step, again, task }) = acquiring else { return std::future::pending().await };
-    let result = task.await.unwrap_or_else(|_| Err(AcquireError::defect()));
-    let (step, again) = (*step, *again);
+    let Some(Acquiring { step, again, begun, result }) = acquiring else {
+        return std::future::pending().await;
+    };
+    let result = result.await.unwrap_or_else(|_| Err(AcquireError::defect()));
+    let (step, again, took) = (*step, *again, begun.elapsed());
     *acquiring = None;
-    Done { step, again, result }
+    Done { step, again, took, result }
 }
 
 async fn at(due: Option<Instant>) {

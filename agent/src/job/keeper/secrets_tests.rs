@@ -3,7 +3,7 @@ use crate::job::keeper::testing::submission;
 use crate::secrets::testing::{Bank, Heard, open};
 use ampoule_journal::Writer;
 use ampoule_spec::wire::CONTROL_SOCKET;
-use ampoule_spec::{FRAME_EVENT, Outcome};
+use ampoule_spec::{FRAME_EVENT, Name, Outcome};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv,
     send, socket_with,
@@ -115,8 +115,7 @@ async fn step_that_waits_is_given_its_values_and_they_are_taken_back_when_it_has
     assert!(!nothing_left(&bank));
     let finished = finished_step();
     job.tell(serde_json::json!({"event": "step_finished", "at": 9, "step": 0, "report": finished}));
-    until("revoked with the step", || nothing_left(&bank)).await;
-    assert!(secrets.open_grants().is_empty());
+    until("revoked with the step", || nothing_left(&bank) && secrets.open_grants().is_empty()).await;
     drop(tended);
 }
 
@@ -190,4 +189,102 @@ fn finished_step() -> serde_json::Value {
         "name": "s", "end": {"end": "exited", "code": 0}, "started": 1, "finished": 2, "survivors_killed": 0, "logs": [],
         "usage": {"cpu_micros": 0, "memory_peak_bytes": 0},
     })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_hangs_keeps_nothing_from_being_taken_back_when_the_job_is_over() {
+    for (hangs, renews) in [("renew", true), ("read", false), ("mint", false)] {
+        let (home, mut job) = (tempfile::tempdir().unwrap(), Job::new());
+        let (bank, secrets) = prepared(home.path());
+        let mut tended = job.tend(&secrets);
+        if renews {
+            // Another agent goes on with what the step has, and renews it first.
+            job.ready();
+            job.answers(TOOK).await;
+            job.started();
+            until("handed over", || secrets.open_grants().iter().any(|(_, grant)| grant.given_at.is_some()))
+                .await;
+            drop(tended);
+            bank.with(|of| (of.hangs, of.calls) = (Some(hangs), Vec::new()));
+            tended = job.tend(&secrets);
+        } else {
+            bank.with(|of| of.hangs = Some(hangs));
+            job.ready();
+        }
+        until("it hangs", || bank.with(|of| of.calls.iter().any(|call| call == hangs))).await;
+        let id = tended_job();
+        let is_back = all_back(&secrets, &id, Some(tended), Duration::from_secs(3)).await;
+        // Of a token that nobody has heard of yet nothing can be taken back yet; then it is, though nobody waits for that any more.
+        assert_eq!(is_back, hangs != "mint", "{hangs}");
+        bank.with(|of| of.hangs = None);
+        until("taken back", || nothing_left(&bank) && secrets.open_grants().is_empty()).await;
+    }
+}
+
+fn tended_job() -> JobId {
+    Life::submitted(&submission(), UnixNanos(1)).unwrap().0.job.id.clone()
+}
+
+/// A step that runs and has something that rotates.
+async fn turning(job: &Job, secrets: &Arc<Secrets>) -> Tending {
+    let mut of = submission();
+    of.project = Name::parse("web").unwrap();
+    of.spec.secrets =
+        serde_json::from_value(serde_json::json!([{"name": "turning", "file": "/run/secrets/turning"}]))
+            .unwrap();
+    of.spec.steps[0].secrets = vec![Name::parse("turning").unwrap()];
+    of.spec.steps[0].timeout_ms = 600_000;
+    let (life, _) = Life::submitted(&of, UnixNanos(1)).unwrap();
+    let mut tending = Tending::of(secrets.clone(), job.dir.path().to_owned(), life, of.spec);
+    let step = tending.step(0).unwrap();
+    let acquired = secrets.acquire(&step, &CancellationToken::new()).await.unwrap();
+    let (_, ()) = tokio::join!(job.answers(TOOK), tending.hand_over(0, acquired, Duration::ZERO));
+    tending.running = Some((0, UnixNanos(1)));
+    assert_eq!((tending.held.rotating.len(), secrets.open_grants().len()), (1, 1));
+    tending
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotation_that_is_refused_leaves_one_credential_and_is_the_last() {
+    let (home, job) = (tempfile::tempdir().unwrap(), Job::new());
+    let (bank, secrets) = prepared(home.path());
+    let mut tending = turning(&job, &secrets).await;
+    bank.with(|of| of.password = "hunter2-second".to_owned());
+    let again = |tending: &Tending| {
+        let step = tending.step(0).unwrap();
+        let secrets = secrets.clone();
+        async move { secrets.acquire_again(&step, &CancellationToken::new()).await.unwrap() }
+    };
+    let acquired = again(&tending).await;
+    let (_, ()) = tokio::join!(job.answers(r#"{"refused":"no room"}"#), tending.rotate(0, acquired));
+    until("the new one goes", || bank.with(|of| of.tokens.len() == 1)).await;
+    assert!(tending.held.rotates.is_none() && tending.held.rotating.len() == 1);
+    // One that is taken takes the place of the one before.
+    let acquired = again(&tending).await;
+    let (_, ()) = tokio::join!(job.answers(TOOK), tending.rotate(0, acquired));
+    until("the old one goes", || bank.with(|of| of.tokens.len() == 1)).await;
+    assert_eq!(tending.held.rotating.len(), 1);
+    // Of some nobody knows; they are not many.
+    tending.held.rotates = Some((Duration::from_secs(30), Instant::now()));
+    for _ in 0..held::UNSURE_MAX {
+        assert!(tending.held.rotates.is_some());
+        bank.with(|of| of.password.push('x'));
+        let acquired = again(&tending).await;
+        let (_, ()) = tokio::join!(job.answers("what?"), tending.rotate(0, acquired));
+    }
+    assert!(tending.held.rotates.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_that_comes_after_another_goes_on_rotating() {
+    let (home, job) = (tempfile::tempdir().unwrap(), Job::new());
+    let (_bank, secrets) = prepared(home.path());
+    let before = turning(&job, &secrets).await;
+    let mut after =
+        Tending::of(secrets.clone(), before.dir.clone(), before.life.clone(), before.spec.clone());
+    drop(before);
+    after.running = Some((0, UnixNanos(1)));
+    after.settle();
+    assert_eq!(after.held.rotates.map(|(every, _)| every), Some(Duration::from_secs(30)));
+    assert_eq!(after.held.rotating.len(), 1);
 }
