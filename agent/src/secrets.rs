@@ -13,6 +13,7 @@ mod judge;
 pub mod leases;
 mod local;
 mod mapping;
+mod plan;
 mod revoke;
 mod server;
 mod service;

@@ -2,13 +2,14 @@
 
 use super::leases::{Given, Grant, GrantId, Leases, LeasesError};
 use super::local::{read_credential, read_file};
-use super::mapping::{Source, Wanted};
+use super::mapping::Source;
+use super::plan::{Field, Plan, Reads};
 use super::server::Server;
 use super::service::{Secrets, now};
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::chain::chain;
 use crate::job::Caller;
-use crate::vault::{Lease, Minted, Read, Secret, VaultError};
+use crate::vault::{Lease, Minted, Secret, VaultError};
 use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, STEP_SECRET_BYTES_MAX, UnixNanos};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -113,31 +114,6 @@ impl From<LeasesError> for AcquireError {
     }
 }
 
-/// One field of one read, and which of the step's secrets it is.
-#[derive(Debug, Clone)]
-struct Field {
-    at: usize,
-    name: Name,
-    field: Option<String>,
-}
-
-/// What one token of one server gives.
-type Reads = BTreeMap<Read, Vec<Field>>;
-
-/// What is to be taken, by where: fields of one path are one read, so that a user and its password belong together.
-#[derive(Debug, Default)]
-struct Plan {
-    /// By server, and by how often it is looked for again.
-    servers: BTreeMap<(Name, Option<Duration>), Reads>,
-    host: Vec<(usize, Name, Source)>,
-}
-
-impl Plan {
-    fn rotates(&self) -> Option<Duration> {
-        self.servers.keys().filter_map(|(_, rotate)| *rotate).min()
-    }
-}
-
 #[derive(Debug, Default)]
 struct Taken {
     values: BTreeMap<usize, Secret>,
@@ -170,11 +146,6 @@ impl Secrets {
         self.take_for(step, over, |rotate| rotate.is_some()).await
     }
 
-    /// How often some of a step's values are looked for again; none: never.
-    pub fn rotates(&self, step: &Step) -> Option<Duration> {
-        self.plan(step).ok().and_then(|plan| plan.rotates())
-    }
-
     async fn take_for(
         self: &Arc<Self>,
         step: &Step,
@@ -201,33 +172,6 @@ impl Secrets {
         let rotates = plan.rotates();
         let (grants, rotating) = (taken.grants, taken.rotating);
         Ok(Acquired { values: values.collect(), grants, rotating, rotates })
-    }
-
-    fn plan(&self, step: &Step) -> Result<Plan, AcquireError> {
-        let rules = self.rules();
-        let mut plan = Plan::default();
-        for (at, secret) in step.secrets.iter().enumerate() {
-            let wanted = Wanted {
-                project: &step.project,
-                name: &secret.name,
-                caller: &step.caller,
-                profile: &step.profile,
-                is_signed: step.is_signed,
-                delivery: &secret.delivery,
-            };
-            let rule = rules.mapping.decide(&wanted).map_err(|denied| AcquireError::Denied(denied.0))?;
-            match &rule.source {
-                Source::Vault { server, read, field, rotate } => {
-                    // Only a file can have another value while its step runs.
-                    let is_file = matches!(secret.delivery, ampoule_spec::Delivery::File(_));
-                    let reads = plan.servers.entry((server.clone(), rotate.filter(|_| is_file))).or_default();
-                    let field = Field { at, name: secret.name.clone(), field: field.clone() };
-                    reads.entry(read.clone()).or_default().push(field);
-                }
-                source => plan.host.push((at, secret.name.clone(), source.clone())),
-            }
-        }
-        Ok(plan)
     }
 
     async fn take_all(
