@@ -45,7 +45,8 @@ impl Places {
     pub(super) fn take(self: &Arc<Self>, holder: &str) -> Place {
         let mut taken = self.taken();
         while let Some(oldest) = taken.in_the_way(holder, self) {
-            if let Some((_, given_up)) = taken.places.remove(&oldest) {
+            if let Some((of, given_up)) = taken.places.remove(&oldest) {
+                tracing::debug!(%of, "a connection that has proven nothing yet is ended for another one");
                 given_up.cancel();
             }
         }

@@ -268,7 +268,7 @@ fn options(
     rules: Rules,
     shown: Arc<OfProjects>,
     (witness, secrets): (Recorder, Arc<Secrets>),
-    accept_loss: Option<u64>,
+    (accept_loss, drifted): (Option<u64>, Option<bool>),
 ) -> Result<Options, Trouble> {
     let retention = ledger::Retention {
         count: usize::try_from(of.retention.count).unwrap_or(usize::MAX),
@@ -293,7 +293,7 @@ fn options(
         intakes: Intakes { places: IMPORTS, ..Intakes::default() },
         lookups,
         readers: READERS,
-        drifted: None,
+        drifted,
         secrets: Some(secrets),
     })
 }
@@ -327,8 +327,8 @@ impl Services {
         let of_projects = Arc::new(OfProjects { contents: contents.clone(), host: host.clone() });
         let secrets = open_secrets(of, vitals, &recorder)?;
         let with = (recorder.clone(), secrets.clone());
-        let of_all = options(of, rules.clone(), of_projects.clone(), with, accept_loss)?;
-        let keeper = Arc::new(Keeper::open(Options { drifted, ..of_all })?);
+        let of_all = options(of, rules.clone(), of_projects.clone(), with, (accept_loss, drifted))?;
+        let keeper = Arc::new(Keeper::open(of_all)?);
         let health = HealthReporter::new();
         let gate = CountedGate { gate: api::ContentGate(desk.clone()), vitals: vitals.clone() };
         let defect = |e: api::ApiError| Trouble::Defect(e.to_string());

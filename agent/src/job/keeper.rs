@@ -13,10 +13,10 @@ mod follow;
 mod holds;
 mod inner;
 mod intake;
+mod intake_places;
 mod launcher;
 mod line;
 mod options;
-mod pace;
 mod proof;
 mod records;
 mod secrets;
@@ -43,8 +43,8 @@ use audience::{Audience, Reader};
 use futures_util::Stream;
 use holds::Holds;
 use inner::{Inner, Trouble, now, whole};
+use intake_places::IntakePlaces;
 use launcher::Launcher;
-use pace::Places;
 use records::Records;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, RwLock};
@@ -115,7 +115,7 @@ impl Keeper {
             ledger,
             launcher,
             records,
-            places: Places::new(options.intakes),
+            places: IntakePlaces::new(options.intakes),
             holds,
             ended: CancellationToken::new(),
             turn: Notify::new(),

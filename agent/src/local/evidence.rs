@@ -100,26 +100,25 @@ impl Signing {
         provenance_sha256: Option<Sha256>,
     ) -> Result<Sealed, LocalError> {
         let refused = |code, reason: String| LocalError::Evidence { code, reason };
-        let sealed = |agent_claims: &AgentClaims| {
+        let statement = |agent_claims: &AgentClaims| {
             let (record, issuer) = (&evidence.record, &self.issuer);
             let request = RunRequest { record, issuer, provenance_sha256, agent_claims };
-            let statement = run_attestation(&request).map_err(|e| refused(e.code(), e.to_string()))?;
-            match seal(&statement, self.signer()) {
-                Err(SealError::TooLarge { bytes }) => Ok(Err(bytes)),
-                other => other.map(Ok).map_err(|e| refused(e.code(), e.to_string())),
-            }
+            run_attestation(&request).map_err(|e| refused(e.code(), e.to_string()))
         };
-        let too_large = match sealed(&evidence.claims)? {
-            Ok(sealed) => return Ok(sealed),
-            Err(bytes) => bytes,
+        let too_large = match seal(&statement(&evidence.claims)?, self.signer()) {
+            Err(SealError::TooLarge { bytes }) => bytes,
+            other => return other.map_err(|e| refused(e.code(), e.to_string())),
         };
         let names: Vec<_> = evidence.claims.keys().map(|name| name.as_str()).collect();
         let left_out = format!("{}: with it the statement would have {too_large} bytes", names.join(", "));
         let left_out = Name::parse(LEFT_OUT).map(|name| AgentClaims::from([(name, left_out)]));
-        let sealed = sealed(&left_out.unwrap_or_default())?;
-        sealed.map_err(|bytes| {
-            let reason = format!("the run attestation has {bytes} bytes without any claim of the agent's");
-            refused(Code::Internal, reason)
+        seal(&statement(&left_out.unwrap_or_default())?, self.signer()).map_err(|e| match e {
+            SealError::TooLarge { bytes } => {
+                let reason =
+                    format!("the run attestation has {bytes} bytes without any claim of the agent's");
+                refused(Code::Internal, reason)
+            }
+            other => refused(other.code(), other.to_string()),
         })
     }
 }

@@ -4,9 +4,9 @@
 
 use super::inner::Inner;
 use super::intake::{NotReady, Preparation, Prepared};
+use super::intake_places::Had;
 use super::launcher::Answer;
 use super::line::Ending;
-use super::pace::Had;
 use super::secrets::Tended;
 use crate::fair::Seat;
 use crate::job::ledger::LedgerError;

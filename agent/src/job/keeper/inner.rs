@@ -3,9 +3,9 @@
 use super::audience::Audience;
 use super::driver::{Driver, Reins};
 use super::holds::Holds;
+use super::intake_places::IntakePlaces;
 use super::launcher::Launcher;
 use super::options::{Options, Sources};
-use super::pace::Places;
 use super::records::Records;
 use crate::job::ledger::{Ledger, LedgerError};
 use crate::job::model::{CancelWish, State};
@@ -34,7 +34,7 @@ pub(super) struct Inner {
     pub(super) ledger: Ledger,
     pub(super) launcher: Arc<Launcher>,
     pub(super) records: Records,
-    pub(super) places: Places,
+    pub(super) places: IntakePlaces,
     /// Why jobs are not taken or not started.
     pub(super) holds: Holds,
     /// Ends every task; jobs go on without us.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// The places of jobs that fetch.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct IntakePlaces {
     seats: Arc<Seats>,
     limits: Intakes,
     /// One gives way at a time, and the next only if somebody waits still.
@@ -47,7 +47,7 @@ pub(super) struct GivesWay<'a> {
     _alone: Option<MutexGuard<'a, ()>>,
 }
 
-impl Places {
+impl IntakePlaces {
     pub(super) fn new(limits: Intakes) -> Self {
         // Whoever has half keeps nobody out who comes alone.
         let seats = Seats::new(limits.places, limits.places / 2);
@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_give_way_than_are_waited_for() {
         let patience = Duration::from_millis(80);
-        let places = Places::new(Intakes { places: 2, patience, ..Intakes::default() });
+        let places = IntakePlaces::new(Intakes { places: 2, patience, ..Intakes::default() });
         let mut seats = vec![places.take("a").await, places.take("b").await];
         let had = [Had::default(), Had::default()];
         let both = || ["a", "b"].iter().zip(&had).map(|(of, had)| places.until_over(of, had).boxed());
