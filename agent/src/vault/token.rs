@@ -181,28 +181,21 @@ impl Vault {
         self.fit(doing, auth).await
     }
 
-    /// A token that cannot be a step's is given back at once.
+    /// A token that cannot be a step's is taken back at once: by the agent, since its own policies need not let it do that.
     async fn fit(&self, doing: &'static str, auth: Auth) -> Result<Minted, VaultError> {
-        let (token, accessor) = (auth.client_token.clone(), auth.accessor.clone());
-        let unfit = match minted(auth) {
+        let accessor = auth.accessor.clone();
+        let reason = match minted(auth) {
             Ok(minted) => return Ok(minted),
-            Err(reason) => VaultError::Answer { doing, reason },
+            Err(reason) => reason,
         };
-        if let Some(token) = Token::new(token) {
-            let doing = "giving an unfit token back";
-            let call = Call::do_it("auth/token/revoke-self".to_owned());
-            let ask = Ask { doing, token: Some(&token), once: false, budget: self.budget() };
-            match self.fleet.send(ask, &call).await.map(|reply| reply.status) {
-                Ok(200..300) => {}
-                // A batch token cannot be revoked.
-                told => tracing::warn!(
-                    accessor,
-                    ?told,
-                    "a token that cannot be a step's lives until its time is over"
-                ),
-            }
+        // A batch token has no accessor, and nobody can revoke it.
+        if let Some(accessor) = Accessor::new(accessor)
+            && let Err(error) = self.revoke_accessor(&accessor).await
+        {
+            let error = crate::chain::chain(&error);
+            tracing::warn!(error, "a token that cannot be a step's lives until its time is over");
         }
-        Err(unfit)
+        Err(VaultError::Answer { doing, reason })
     }
 
     /// Prolongs a token to `ttl` from now. Vault may grant less: see [`Renewed::covers`].

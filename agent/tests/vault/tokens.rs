@@ -69,7 +69,7 @@ async fn token_of_a_role_that_is_not_for_steps_is_refused() {
         // What can be given back was.
         let entries = rig.audit().unwrap();
         let given_back = entries.iter().any(|entry| {
-            entry.pointer("/request/path").is_some_and(|path| path == "auth/token/revoke-self")
+            entry.pointer("/request/path").is_some_and(|path| path == "auth/token/revoke-accessor")
                 && entry.pointer("/type").is_some_and(|kind| kind == "response")
                 && entry.pointer("/error").is_none()
         });
