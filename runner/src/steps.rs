@@ -16,7 +16,6 @@ use ampoule_sandbox::{Sandbox, StageError};
 use ampoule_spec::{Code, Event, Failure, LogChunk, LogOverflow, PUMP_ID, Step, StepEnd, StepReport, Usage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -53,8 +52,8 @@ impl StepProcess {
     /// Makes it. What it measured, if it did, is with the sandbox.
     pub(crate) fn prepare(sandbox: &mut Sandbox, plan: PreparePlan) -> Result<Self, StageError> {
         let authority = sandbox.authority;
-        let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC).stage("step: pipe")?;
-        let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC).stage("step: pipe")?;
+        let (out_read, out_write) = Pump::stream().stage("step: pipe")?;
+        let (err_read, err_write) = Pump::stream().stage("step: pipe")?;
         let (mine, theirs) = Channel::pair().stage("step: channel")?;
         for stream in [&out_write, &err_write] {
             // So that /dev/stdout and /dev/stderr can be opened by name.
