@@ -209,6 +209,26 @@ impl<'l> Ampouled<'l> {
         self.answers()
     }
 
+    /// The last lines of its log.
+    pub(crate) fn said_last(&self) -> String {
+        let said = self.said();
+        let lines: Vec<&str> = said.lines().collect();
+        lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Starts another one after somebody has killed it.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        ensure!(!status.success(), "the daemon ended by itself");
+        self.child = Self::spawn(self.lab)?;
+        self.answers()
+    }
+
     /// Ends both. What jobs have left stays for its retention.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.lab.leaves_jobs();

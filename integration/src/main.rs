@@ -6,6 +6,7 @@
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed: what they lack is null")]
 
 mod ampouled;
+mod audit_log;
 mod certificates;
 mod check;
 mod faulty;
@@ -17,6 +18,7 @@ mod keeper;
 mod lab;
 mod launcher;
 mod listener;
+mod middleman;
 mod postgres;
 mod procs;
 mod registry;
@@ -30,7 +32,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: ampoule-integration [SUITE[/TEST]...] [--list]\n\
     environment: AMPOULE_BIN_DIR (ampoule and ampoule-runner), AMPOULE_REPOSITORY, AMPOULE_PYTHON, AMPOULE_CLIENTS_PYTHON,\n\
-    AMPOULE_PATIENCE (a factor, where the processor is emulated), CI=true (a skip is a failure)";
+    AMPOULE_PATIENCE (a factor, where the processor is emulated), AMPOULE_LEASED_KILLS (how often the daemon is killed at each point; 1),\n    CI=true (a skip is a failure)";
 
 fn main() -> ExitCode {
     let mut wanted = Vec::new();

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -126,7 +126,8 @@ impl Rig {
             "api_addr = \"https://127.0.0.1:{port}\"\n{storage}default_lease_ttl = \"10m\"\nmax_lease_ttl = \"4h\"\n\
              listener \"tcp\" {{\n address = \"127.0.0.1:{port}\"\n tls_cert_file = \"{at}/server.pem\"\n \
              tls_key_file = \"{at}/server.key\"\n}}\n\
-             audit \"file\" \"main\" {{\n options {{\n file_path = \"{at}/audit\"\n }}\n}}\n"
+             audit \"file\" \"main\" {{\n options {{\n file_path = \"{at}/audit\"\n }}\n}}\n\
+             audit \"file\" \"plain\" {{\n options {{\n file_path = \"{at}/audit-plain\"\n hmac_accessor = \"false\"\n }}\n}}\n"
         );
         Ok(fs::write(self.path("server.hcl"), text)?)
     }
@@ -289,8 +290,24 @@ impl Rig {
 
     /// The entries of the audit file.
     pub fn audit(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(self.path("audit"))?;
-        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        self.audit_of("audit", &mut 0)
+    }
+
+    /// The same in a file in which accessors of tokens are not hashed (but where they are a request's), from a byte on, which is moved to
+    /// the end.
+    pub fn audit_with_accessors(&self, from: &mut u64) -> Result<Vec<Value>> {
+        self.audit_of("audit-plain", from)
+    }
+
+    fn audit_of(&self, file: &str, from: &mut u64) -> Result<Vec<Value>> {
+        let mut file = File::open(self.path(file))?;
+        file.seek(SeekFrom::Start(*from))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        // What the server is writing is read the next time.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        *from += whole.len() as u64;
+        whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
     /// The leases below a prefix, by the last parts of their names.

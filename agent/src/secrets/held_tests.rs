@@ -1,5 +1,8 @@
 use super::*;
+use crate::audit::{Action, AuditError, AuditEvent};
+use crate::audit_sink::{AuditSink, Refused};
 use crate::secrets::testing::*;
+use futures_util::future::BoxFuture;
 
 fn all() -> Wanted {
     Wanted { limit: 100, ..Wanted::default() }
@@ -64,4 +67,47 @@ fn error_of_a_server_is_shown_without_what_names_the_token_or_its_leases() {
     let text = shown(&grant, "no acc-1 and no database/creds/app/x1 here");
     assert_eq!(text, "no *** and no *** here");
     assert_eq!(shown(&grant, &"x".repeat(9999)).len(), ERROR_CHARS_MAX);
+}
+
+/// An audit log that an agent dies at when a revoke is told.
+#[derive(Default)]
+struct Deadly(tokio::sync::Notify);
+
+impl AuditSink for Deadly {
+    fn record(&self, _: &Refused<'_>) {}
+
+    fn write<'a>(&'a self, event: &'a AuditEvent) -> BoxFuture<'a, Result<(), AuditError>> {
+        if event.action != Action::SecretRevoked {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        self.0.notify_one();
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn agent_that_dies_when_a_revoke_is_told_leaves_it_to_be_told_by_the_next_one() {
+    let (dir, bank, heard) = (tempfile::tempdir().unwrap(), Bank::new(), Arc::new(Heard::default()));
+    let deadly = Arc::new(Deadly::default());
+    // The one before has no journal left when it is dead, and whoever comes has another.
+    let before = std::thread::spawn({
+        let (dir, bank, deadly) = (dir.path().to_owned(), bank.clone(), deadly.clone());
+        move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            runtime.unwrap().block_on(async {
+                let secrets = open_telling(&dir, &bank, deadly.clone());
+                acquire(&secrets, &["user"]).await.unwrap();
+                secrets.revoke_job(&step(&[]).job);
+                deadly.0.notified().await;
+            });
+        }
+    });
+    before.join().unwrap();
+    assert!(bank.with(|of| of.tokens.is_empty()), "the server has taken it back");
+    let secrets = open(dir.path(), &bank, &heard);
+    assert_eq!(secrets.open_grants().len(), 1, "closed, and told to nobody");
+    secrets.revoke_job(&step(&[]).job);
+    assert!(secrets.until_closed(&step(&[]).job, Duration::from_secs(5)).await);
+    let heard = heard.0.lock().unwrap().join("\n");
+    assert_eq!(heard.matches("secret.revoked").count(), 1, "{heard}");
 }

@@ -40,22 +40,18 @@ impl Secrets {
         if let Err(error) = self.journal(move |leases| leases.revoking(id, at)).await {
             tracing::warn!(error = chain(&error), "that a lease is to be revoked is not written down");
         }
-        let mut pause = PAUSE.0;
+        let (mut pause, mut is_told) = (PAUSE.0, false);
         loop {
             let Some(grant) = self.leases().get(id).filter(Grant::is_open) else { return };
             let failed = match self.try_revoke(&grant).await {
                 Ok(()) => {
-                    let closed = self.journal(move |leases| leases.closed(id, now())).await;
-                    match closed {
-                        Ok(()) => {
-                            if grant.server.is_some()
-                                && let Err(error) =
-                                    self.audit().write(&about(Action::SecretRevoked, &grant)).await
-                            {
-                                tracing::warn!(error = chain(&error), "a revoke is not in the audit log");
-                            }
-                            return;
-                        }
+                    // Before it is closed: whoever dies in between revokes and tells it once more, and never not at all.
+                    if !is_told {
+                        is_told = true;
+                        self.tell_revoked(&grant).await;
+                    }
+                    match self.journal(move |leases| leases.closed(id, now())).await {
+                        Ok(()) => return,
                         Err(error) => chain(&error),
                     }
                 }
@@ -87,6 +83,14 @@ impl Secrets {
             };
         }
         Err(why)
+    }
+
+    async fn tell_revoked(&self, grant: &Grant) {
+        if grant.server.is_some()
+            && let Err(error) = self.audit().write(&about(Action::SecretRevoked, grant)).await
+        {
+            tracing::warn!(error = chain(&error), "a revoke is not in the audit log");
+        }
     }
 
     /// The token first, so that nothing more can be had with it; then each lease, until its backend has taken it back.

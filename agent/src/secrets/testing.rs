@@ -225,6 +225,10 @@ pub(crate) const DATABASE: &str = "{ database = { role = \"ro\" } }";
 pub(crate) const KV: &str = "{ kv2 = { path = \"web/npm\" } }";
 
 pub(crate) fn open(dir: &Path, bank: &Arc<Bank>, heard: &Arc<Heard>) -> Arc<Secrets> {
+    open_telling(dir, bank, heard.clone())
+}
+
+pub(crate) fn open_telling(dir: &Path, bank: &Arc<Bank>, audit: Arc<dyn AuditSink>) -> Arc<Secrets> {
     let file = dir.join("value");
     std::fs::write(&file, "of this host alone").unwrap();
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
@@ -232,7 +236,7 @@ pub(crate) fn open(dir: &Path, bank: &Arc<Bank>, heard: &Arc<Heard>) -> Arc<Secr
         dir: dir.join("secrets"),
         issuer: "https://builds.corp.example".to_owned(),
         credentials: None,
-        audit: heard.clone(),
+        audit,
         counts: Counts::default(),
     });
     let secrets = secrets.unwrap();

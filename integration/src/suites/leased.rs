@@ -1,5 +1,9 @@
 //! Secrets with everything real: a daemon, its launcher, a server of the Vault API and a database.
 
+mod agree;
+mod kills;
+mod ways;
+
 use super::sh;
 use crate::ampouled::Ampouled;
 use crate::check::{Ending, Ran, equal};
@@ -16,7 +20,10 @@ use std::time::Duration;
 pub(super) const TESTS: &[Test] = &[
     Test::root("step_has_what_a_server_leases_and_nothing_is_left", leased),
     Test::root("agent_killed_under_a_step_takes_back_when_it_is_there_again", killed),
+    Test::root("daemon_killed_at_each_step_leaves_nothing_and_logs_agree", kills::killed),
     Test::root("pending_revoke_is_seen_and_withholds_provenance_not_the_slot", pending),
+    Test::root("step_logs_in_by_itself_and_the_roles_claims_decide", ways::by_jwt),
+    Test::root("rules_that_change_under_the_daemon_hold_from_then_on", ways::reloaded),
     Test::root("secret_without_a_rule_is_denied_with_one_text", denied),
 ];
 

@@ -1,5 +1,6 @@
 //! The whole daemon: `ampouled` without privilege beside a launcher that listens, and `ampoule submit` against it.
 
+use crate::audit_log;
 use crate::check::{Ran, equal, sha256};
 use crate::harness::Test;
 use crate::lab::{Lab, Live};
@@ -11,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub(super) const TESTS: &[Test] = &[
@@ -176,25 +177,6 @@ impl Drop for Small {
     }
 }
 
-/// Every entry of a log that verifies. It has less than 256.
-fn entries(lab: &Lab, dir: &Path) -> Result<Vec<Value>> {
-    eventually(SOON, "what is pending is in the log's tiles", || {
-        fs::metadata(dir.join("pending")).is_ok_and(|pending| pending.len() == 0)
-    })?;
-    let verify = lab.ampoule().args(["audit", "verify"]).arg(dir).arg("--key").arg(dir.join("key.pub"));
-    verify.end()?.exits(0)?;
-    let tile = fs::read_dir(dir.join("tile/entries/000.p"))?.next().context("no entries")??;
-    let bytes = fs::read(tile.path())?;
-    let (mut entries, mut rest) = (Vec::new(), bytes.as_slice());
-    while let Some((length, after)) = rest.split_first_chunk() {
-        let (entry, after) =
-            after.split_at_checked(u16::from_be_bytes(*length).into()).context("an entry is cut")?;
-        entries.push(serde_json::from_slice(entry)?);
-        rest = after;
-    }
-    Ok(entries)
-}
-
 fn audited(lab: &Lab) -> Result<()> {
     lab.leaves_jobs();
     prepare(lab)?;
@@ -237,7 +219,7 @@ fn audited(lab: &Lab) -> Result<()> {
     daemon.live.until_says("was read again")?;
     daemon.stop()?;
     launcher.stop()?;
-    let entries = entries(lab, &disk.0)?;
+    let entries = audit_log::entries(lab, &disk.0)?;
     let at = |action: &str, id: &str| {
         let is_it = |e: &Value| e["action"] == action && (id.is_empty() || e["job"] == id);
         entries.iter().position(is_it).with_context(|| format!("no {action} of {id}: {entries:#?}"))
@@ -327,7 +309,7 @@ fn reloads(lab: &Lab) -> Result<()> {
     runs.end()?.exits(3)?;
     daemon.stop()?;
     launcher.stop()?;
-    let entries = entries(lab, &lab.path("agent/audit"))?;
+    let entries = audit_log::entries(lab, &lab.path("agent/audit"))?;
     let reloads: Vec<_> = entries.iter().filter(|e| e["action"] == "reload.config").collect();
     equal("reloads", &reloads.len(), &5)?;
     let digests: std::collections::BTreeSet<_> =
@@ -367,7 +349,7 @@ fn drifts(lab: &Lab) -> Result<()> {
     daemon.live.until_says("program.ampoule-runner")?;
     daemon.stop()?;
     launcher.stop()?;
-    let entries = entries(lab, &lab.path("agent/audit"))?;
+    let entries = audit_log::entries(lab, &lab.path("agent/audit"))?;
     let drifts = entries.iter().filter(|e| e["action"] == "host.drifted");
     let told: Vec<_> =
         drifts.map(|e| (e["detail"]["facts"].as_str(), e["detail"]["first"].as_str())).collect();
@@ -404,7 +386,7 @@ fn drained(lab: &Lab) -> Result<()> {
     stranger.end()?.exits(77)?.says(&["is not for this user", "group"])?;
     daemon.stop()?;
     launcher.stop()?;
-    let entries = entries(lab, &lab.path("agent/audit"))?;
+    let entries = audit_log::entries(lab, &lab.path("agent/audit"))?;
     let drains: Vec<_> = entries.iter().filter(|e| e["action"] == "daemon.drained").collect();
     equal("drains in the audit log", &drains.len(), &2)
 }
