@@ -23,6 +23,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("daemon_killed_at_each_step_leaves_nothing_and_logs_agree", kills::killed),
     Test::root("pending_revoke_is_seen_and_withholds_provenance_not_the_slot", pending),
     Test::root("step_logs_in_by_itself_and_the_roles_claims_decide", ways::by_jwt),
+    Test::root("secret_of_a_step_that_outlives_the_daemon_rotates", ways::rotated),
     Test::root("rules_that_change_under_the_daemon_hold_from_then_on", ways::reloaded),
     Test::root("secret_without_a_rule_is_denied_with_one_text", denied),
 ];

@@ -82,7 +82,7 @@ pub(super) fn killed(lab: &Lab) -> Result<()> {
 }
 
 /// How long a token lives; none: there is none.
-fn ttl(servers: &Servers, accessor: &str) -> Result<Option<Duration>> {
+pub(super) fn ttl(servers: &Servers, accessor: &str) -> Result<Option<Duration>> {
     let rig = &servers.rig;
     let body = json!({"accessor": accessor});
     let (status, found) =

@@ -1,6 +1,8 @@
 //! Steps that log in by themselves, and rules that change under the daemon.
 
-use super::{ALL, SUCCEEDED, job, submit};
+use super::agree::told;
+use super::kills::ttl;
+use super::{ALL, SUCCEEDED, job, leases, submit};
 use crate::ampouled::Ampouled;
 use crate::check::equal;
 use crate::lab::Lab;
@@ -124,5 +126,34 @@ pub(super) fn reloaded(lab: &Lab) -> Result<()> {
     denied("no rules")?;
     daemon.ended(live)?.ended(&SUCCEEDED)?;
     servers.nothing_is_left()?;
+    daemon.stop()
+}
+
+pub(super) fn rotated(lab: &Lab) -> Result<()> {
+    let servers = Servers::start(lab, Storage::Memory)?;
+    let table = servers.table(lab)?;
+    let file = std::fs::read_to_string(lab.path("secrets.toml"))?;
+    let turning = file.replace("name = \"npm\"\n", "name = \"npm\"\nrotate = \"10s\"\n");
+    ensure!(turning != file, "the file has no npm: {file}");
+    Servers::write(lab, &turning)?;
+    let mut daemon = Ampouled::start_with(lab, &table)?;
+    // It ends when the value is another one, and fails if that does not come.
+    let script = "first=$(cat /run/secrets/npm); n=0\n\
+                  while test \"$(cat /run/secrets/npm)\" = \"$first\"; do n=$((n+1)); test $n -lt 600 || exit 9; sleep 0.1; done";
+    let live = daemon.submit(&job(lab, &["npm"], script)?, "turns").args(["--project", "app"]).start()?;
+    let given =
+        || leases(&daemon, &[]).is_ok_and(|all| all.iter().any(|of| of["handed_over_at"].is_string()));
+    procs::eventually(SOON, "the step has its secret", given)?;
+    daemon.kill_and_start(Duration::from_secs(1))?;
+    let value = json!({"data": {"token": "canary-of-another-token-Xq2"}});
+    servers.rig.ask("POST", "secret/data/app/npm", Some(&value))?;
+    daemon.ended(live)?.ended(&SUCCEEDED)?;
+    let closed = || leases(&daemon, &[]).is_ok_and(|all| all.is_empty());
+    procs::eventually(SOON, "nothing is open", closed)?;
+    let made = told(&servers, &mut 0)?.order;
+    ensure!(made.len() >= 2, "each turn has a token of its own: {}", made.len());
+    for accessor in made {
+        ensure!(ttl(&servers, &accessor)?.is_none(), "a token of a turn lives");
+    }
     daemon.stop()
 }
