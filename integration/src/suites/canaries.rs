@@ -165,18 +165,20 @@ struct Shown {
 }
 
 impl Shown {
-    fn look(&mut self, needles: &Needles) {
+    /// Looks for a canary that is in no environment, and one that its own step has there.
+    fn look(&mut self, never: &Needles, told: &Needles) {
         self.looks += 1;
         let ours = |process: &procs::Process| process.is_of_a_job() || process.comm.starts_with("ampoule");
         for process in procs::all().into_iter().filter(ours) {
-            let shows = |what: &str| {
-                let bytes = fs::read(format!("/proc/{}/{what}", process.pid)).unwrap_or_default();
-                needles.are_in(&bytes)
-            };
-            if shows("cmdline") {
+            let read = |what: &str| fs::read(format!("/proc/{}/{what}", process.pid)).unwrap_or_default();
+            let (args, variables) = (read("cmdline"), read("environ"));
+            if never.are_in(&args) || told.are_in(&args) {
                 self.leaks.push(format!("the arguments of {process:?}"));
             }
-            if shows("environ") {
+            if never.are_in(&variables) {
+                self.leaks.push(format!("the environment of {process:?}, which has it as a file"));
+            }
+            if told.are_in(&variables) {
                 // Asked afterwards: a step's process has its environment and its name from when it becomes the program.
                 let name = fs::read_to_string(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
                 match process.is_of_a_job() && !name.starts_with("ampoule") {
@@ -261,13 +263,13 @@ fn printed(lab: &Lab) -> Result<()> {
     let (mut all, mut shown, mut masks) = (Needles::default(), Shown::default(), Vec::new());
     for number in 0..jobs() {
         let values = place.renew()?;
-        let needles = Needles::of(&[&values[0], &values[1]]);
+        let [file, variable] = values.each_ref().map(|value| Needles::of(&[value]));
         values.iter().for_each(|value| all.add(value));
         let is_over = AtomicBool::new(false);
         let ran = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(Ordering::SeqCst) {
-                    shown.look(&needles);
+                    shown.look(&file, &variable);
                 }
             });
             let ran = place.submit(&printing(number), &format!("canary-{number}"));

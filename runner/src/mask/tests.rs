@@ -161,6 +161,68 @@ fn short_values_are_refused_whatever_blanks_follow() {
     assert!(try_matcher(&[b"12345678\n\n"]).is_ok());
 }
 
+/// What should come out: every place of every form in the whole text, found one by one.
+fn by_the_book(matcher: &Matcher, text: &[u8]) -> Vec<u8> {
+    let mut spans = Vec::new();
+    for form in &matcher.forms {
+        let (mut bytes, mut place) = (Vec::new(), 0);
+        while bytes.len() < form.bytes as usize {
+            let (part, next) = matcher.part(*form, place);
+            bytes.extend_from_slice(part.bytes());
+            place = next;
+        }
+        let places = text.windows(bytes.len()).enumerate().filter(|(_, there)| *there == bytes);
+        spans.extend(places.map(|(at, _)| (at, at + bytes.len())));
+    }
+    spans.sort_unstable();
+    let (mut out, mut to) = (Vec::new(), 0);
+    for (start, end) in spans {
+        if start >= to {
+            out.extend_from_slice(&text[to..start]);
+            out.extend_from_slice(MASK);
+        }
+        to = to.max(end);
+    }
+    out.extend_from_slice(&text[to..]);
+    out
+}
+
+#[test]
+fn pieces_of_any_length_give_what_the_whole_text_gives() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % below
+    };
+    let mut masks = 0;
+    for round in 0..150 {
+        // Few different bytes: values begin within each other and within themselves.
+        let letters = 2 + round % 3;
+        let mut word = |bytes: usize| -> Vec<u8> { (0..bytes).map(|_| b"ab\nc"[random(letters)]).collect() };
+        let mut values: Vec<Vec<u8>> = (0..3).map(|at| word(8 + at * 5)).collect();
+        values.retain(|value| value.trim_ascii_end().len() >= SECRET_BYTES_MIN);
+        let mut text = word(150);
+        for value in values.clone() {
+            text.extend(value);
+            text.extend(word(round % 7));
+        }
+        let matcher = matcher(&values.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let (mut stream, mut out, mut rest) = (Stream::default(), Vec::new(), text.as_slice());
+        while !rest.is_empty() {
+            let (piece, left) = rest.split_at(rest.len().min(1 + random(1 + round % 40)));
+            stream.feed(&matcher, piece, &mut out);
+            rest = left;
+        }
+        stream.finish(&mut out);
+        let expected = by_the_book(&matcher, &text);
+        assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&expected), "round {round}");
+        masks += stream.masked;
+    }
+    assert!(masks > 300, "{masks}");
+}
+
 #[test]
 fn value_that_repeats_itself_comes_out_in_no_part_and_what_is_held_is_bounded() {
     // More beginnings than are followed: at each byte one, or one every 64.
