@@ -325,11 +325,14 @@ impl Secrets {
         }
         let mut secrets = Vec::new();
         for (at, name, source) in wanted {
-            let value = match source {
-                Source::File(path) => read_file(path),
-                Source::Credential(credential) => read_credential(self.credentials(), credential),
-                Source::Vault { .. } => continue,
+            let (of, this) = (source.clone(), self.clone());
+            let read = move || match &of {
+                Source::File(path) => Some(read_file(path)),
+                Source::Credential(credential) => Some(read_credential(this.credentials(), credential)),
+                Source::Vault { .. } => None,
             };
+            let read = tokio::task::spawn_blocking(read).await.map_err(|_| AcquireError::defect())?;
+            let Some(value) = read else { continue };
             let value =
                 value.map_err(|e| AcquireError::unavailable(format!("secret {name}: {}", chain(&e))))?;
             taken.values.insert(*at, fitting(name, value)?);
