@@ -67,6 +67,8 @@ pub struct Vault {
     unwrapped: Arc<tokio::sync::Mutex<Option<(Secret, Secret)>>>,
     /// Of the files that were read.
     files: Digest,
+    /// When a new login was refused the same as the one before.
+    vain: std::sync::Mutex<Option<tokio::time::Instant>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -90,8 +92,8 @@ impl Vault {
         // Read before what is used: a file that changes in between makes the next client another one.
         let files = digest_of(config.files());
         let fleet = Fleet::new(&config)?;
-        let (session, unwrapped) = Default::default();
-        Ok(Self { config, fleet, assertions, session, unwrapped, files })
+        let (session, unwrapped, vain) = Default::default();
+        Ok(Self { config, fleet, assertions, session, unwrapped, files, vain })
     }
 
     /// Takes over what the client before it has unwrapped.

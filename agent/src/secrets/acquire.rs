@@ -9,7 +9,7 @@ use super::service::{Secrets, now};
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::chain::chain;
 use crate::job::Caller;
-use crate::vault::{Lease, Minted, Secret, VaultError};
+use crate::vault::{Accessor, Lease, Secret, VaultError};
 use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, STEP_SECRET_BYTES_MAX, UnixNanos};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -229,8 +229,17 @@ impl Secrets {
         let (server, need) = (of.server, of.need);
         let failed =
             |error: VaultError| AcquireError::unavailable(format!("server {}: {}", of.name, chain(&error)));
-        let minted = server.mint(of.step, &self.identity).await.map_err(failed)?;
-        let id = self.journal_minted(of, &minted).await?;
+        let minted = match server.mint(of.step, &self.identity).await {
+            Ok(minted) => minted,
+            Err(VaultError::Unfit { accessor, ttl, reason, doing }) => {
+                // It could not be taken back at once.
+                let id = self.journal_minted(of, &accessor, ttl).await?;
+                self.revoke(id);
+                return Err(failed(VaultError::Answer { doing, reason }));
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let id = self.journal_minted(of, &minted.accessor, minted.ttl).await?;
         if of.rotates {
             taken.rotating.push(id)
         } else {
@@ -267,25 +276,30 @@ impl Secrets {
         Ok(())
     }
 
-    async fn journal_minted(self: &Arc<Self>, of: &Of<'_>, minted: &Minted) -> Result<GrantId, AcquireError> {
+    async fn journal_minted(
+        self: &Arc<Self>,
+        of: &Of<'_>,
+        minted: &Accessor,
+        ttl: Duration,
+    ) -> Result<GrantId, AcquireError> {
         let provider = format!("vault:{}", of.name);
         let names = of.reads.values().flatten().map(|field| field.name.to_string());
         let secrets = names.map(|name| Given { name, provider: provider.clone() }).collect();
         let at = now();
-        let accessor = Some(minted.accessor.as_str().to_owned());
+        let accessor = Some(minted.as_str().to_owned());
         let grant = Grant {
             server: Some(of.name.clone()),
             cluster: of.cluster.clone(),
             rotates: of.rotates,
             accessor,
-            until: after(at, minted.ttl),
+            until: after(at, ttl),
             ..grant(of.step, secrets, at)
         };
         match self.journal(move |leases| leases.minted(grant)).await {
             Ok(id) => Ok(id),
             Err(error) => {
                 // It has seconds to live; nobody else knows of it.
-                let _ = of.server.revoke(&minted.accessor).await;
+                let _ = of.server.revoke(minted).await;
                 Err(error.into())
             }
         }
@@ -357,9 +371,12 @@ impl Secrets {
         work: impl FnOnce(&Leases) -> Result<T, LeasesError> + Send + 'static,
     ) -> Result<T, LeasesError> {
         let this = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(this.leases())).await;
-        self.count_open();
-        done.unwrap_or_else(|e| Err(LeasesError::Write(std::io::Error::other(e))))
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(this.leases());
+            this.count_open();
+            done
+        });
+        done.await.unwrap_or_else(|e| Err(LeasesError::Write(std::io::Error::other(e))))
     }
 }
 

@@ -149,7 +149,7 @@ impl UnderWay {
 }
 
 /// What a server says of a failure may name what it could not take back: neither accessor nor lease goes further.
-fn shown(grant: &Grant, error: &str) -> String {
+pub(super) fn shown(grant: &Grant, error: &str) -> String {
     let named = grant.accessor.iter().chain(&grant.leases).filter(|name| !name.is_empty());
     let text = named.fold(error.to_owned(), |text, name| text.replace(name.as_str(), "***"));
     text.chars().take(ERROR_CHARS_MAX).collect()

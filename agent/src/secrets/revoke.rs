@@ -1,6 +1,7 @@
 //! Taking back: whatever came of a step, and as long as it takes. And having it live until then.
 
 use super::acquire::{about, after};
+use super::held::shown;
 use super::leases::{Grant, GrantId};
 use super::server::Server;
 use super::service::{Secrets, now};
@@ -59,6 +60,7 @@ impl Secrets {
             };
             self.counts().revoke_failures.inc();
             let (job, step) = (&grant.job, grant.step_name.as_str());
+            let failed = shown(&grant, &failed);
             tracing::warn!(%job, step, error = failed, "what a step had is not revoked yet; it is tried again");
             self.under_way.failed(id, &grant, &failed);
             self.under_way.pause(id, jittered(pause)).await;
@@ -109,7 +111,8 @@ impl Secrets {
 
     /// Has everything of a grant live until a time; says when to ask for that again, none: not at all.
     pub async fn renew(self: &Arc<Self>, id: GrantId, until: UnixNanos) -> Option<Duration> {
-        let grant = self.leases().get(id).filter(Grant::is_open)?;
+        // What is to go is not prolonged.
+        let grant = self.leases().get(id).filter(|grant| grant.is_open() && grant.revoking_at.is_none())?;
         let need = Duration::from_nanos(until.0.saturating_sub(now().0));
         let server = match self.giver(grant.server.as_ref()?, &grant).await {
             Ok(server) => server,

@@ -246,10 +246,10 @@ async fn what_one_cluster_gave_is_never_taken_for_revoked_by_the_word_of_another
     drop(secrets);
     // The next daemon knows another cluster alone by that name.
     let secrets = open(dir.path(), &second, &Arc::default());
+    assert!(secrets.renew(secrets.open_grants()[0].0, UnixNanos(u64::MAX)).await.is_some());
     secrets.revoke_job(&job);
     assert!(!secrets.until_closed(&job, Duration::from_millis(300)).await && !has_nothing(&first));
     assert!(second.with(|of| of.calls.is_empty()), "it hears of no accessor that is not its own");
-    assert!(secrets.renew(secrets.open_grants()[0].0, UnixNanos(u64::MAX)).await.is_some());
     // The operator names the right one again: the revoke that goes on finds it.
     secrets.take(rules_of(&first));
     until_closed(&secrets).await;
@@ -267,8 +267,9 @@ async fn client_before_a_reload_takes_back_what_it_gave() {
     secrets.revoke_job(&step(&[]).job);
     until_closed(&secrets).await;
     assert!(has_nothing(&first));
-    // Nothing is open: nobody who came before is kept.
-    secrets.take(rules_of(&second));
+    // Nothing is open, and nobody takes anything: nobody who came before is kept.
+    drop((first, second));
+    secrets.take(rules_of(&Bank::new()));
     assert!(secrets.rules().before.is_empty());
 }
 
@@ -323,4 +324,48 @@ async fn no_token_is_made_before_every_server_serves() {
     assert!(acquire(&secrets, &["user", "far"]).await.is_err());
     assert_eq!(bank.with(|of| of.calls.join(" ")), "ready", "what it gives would age meanwhile");
     assert_eq!(acquire(&secrets, &["user", "far"]).await.unwrap().values.len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_to_be_revoked_is_not_renewed() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    let id = acquire(&secrets, &["user"]).await.unwrap().grants[0];
+    secrets.begin_revoking(id);
+    bank.with(|of| of.calls.clear());
+    assert_eq!(secrets.renew(id, UnixNanos(now().0 + 1_000_000_000_000)).await, None);
+    assert!(bank.with(|of| of.calls.is_empty()));
+}
+
+#[tokio::test]
+async fn client_that_a_reload_replaces_while_something_is_taken_from_it_takes_it_back() {
+    let (dir, first, second) = (tempfile::tempdir().unwrap(), of_cluster("one"), of_cluster("two"));
+    let secrets = open(dir.path(), &first, &Arc::default());
+    first.with(|of| of.hangs = Some("mint"));
+    let taking = tokio::spawn({
+        let secrets = secrets.clone();
+        async move { acquire(&secrets, &["user"]).await }
+    });
+    while first.with(|of| !of.calls.iter().any(|call| call == "mint")) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    secrets.take(rules_of(&second));
+    first.with(|of| of.hangs = None);
+    assert!(taking.await.unwrap().is_ok());
+    secrets.revoke_job(&step(&[]).job);
+    until_closed(&secrets).await;
+    assert!(has_nothing(&first));
+}
+
+#[tokio::test]
+async fn token_that_cannot_be_a_steps_is_taken_back_for_as_long_as_it_takes() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    bank.with(|of| (of.unfit, of.fails) = (true, Some(("revoke", 2))));
+    let error = acquire(&secrets, &["user"]).await.unwrap_err();
+    assert!(error.reason().contains("no orphan"), "{error:?}");
+    until_closed(&secrets).await;
+    assert!(
+        has_nothing(&bank) && bank.with(|of| of.calls.iter().filter(|call| *call == "revoke").count() == 3)
+    );
 }

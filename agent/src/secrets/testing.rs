@@ -45,6 +45,8 @@ pub(crate) struct Accounts {
     pub(crate) password: String,
     /// How long each call takes.
     pub(crate) slow: Duration,
+    /// Its tokens cannot be a step's, and are not taken back.
+    pub(crate) unfit: bool,
     /// A call of this kind is done and not answered.
     pub(crate) hangs: Option<&'static str>,
     /// Which one it says it is.
@@ -122,12 +124,19 @@ impl Server for Bank {
     }
 
     fn mint<'a>(&'a self, _: &'a Step, _: &'a Identity) -> Answer<'a, Minted> {
-        Box::pin(self.call("mint", |of| {
+        let minted = self.call("mint", |of| {
             let accessor = format!("accessor-{}", of.calls.len());
             of.tokens.insert(accessor.clone(), (SHORT, Vec::new()));
             let token = Token::new(Secret::new(accessor.clone().into_bytes())).unwrap();
             Minted { token, accessor: Accessor::new(accessor).unwrap(), ttl: SHORT, policies: Vec::new() }
-        }))
+        });
+        Box::pin(async {
+            let Minted { accessor, ttl, .. } = match minted.await {
+                Ok(minted) if !self.with(|of| of.unfit) => return Ok(minted),
+                other => other?,
+            };
+            Err(VaultError::Unfit { doing: "mint", reason: "no orphan".to_owned(), accessor, ttl })
+        })
     }
 
     fn renew<'a>(&'a self, accessor: &'a Accessor, ttl: Duration) -> Answer<'a, Renewed> {

@@ -97,6 +97,18 @@ pub enum VaultError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// A token cannot be a step's, and could not be taken back: it lives.
+    #[error("{doing}: the answer cannot be used: {reason}")]
+    Unfit {
+        /// What was asked.
+        doing: &'static str,
+        /// What is wrong with it, and what to do.
+        reason: String,
+        /// By what it is revoked.
+        accessor: super::Accessor,
+        /// How long it lives.
+        ttl: std::time::Duration,
+    },
     /// Somebody else may have what was meant for us: a security event. Never tried again.
     #[error("{doing}: {reason}; possibly intercepted: revoke what it gives, and find out who had it")]
     Intercepted {
@@ -163,7 +175,7 @@ impl VaultError {
             Self::Denied { .. } => Kind::Denied,
             Self::Missing { .. } => Kind::Missing,
             Self::Refused { .. } => Kind::Refused,
-            Self::Answer { .. } => Kind::Answer,
+            Self::Answer { .. } | Self::Unfit { .. } => Kind::Answer,
             Self::Intercepted { .. } => Kind::Intercepted,
         }
     }

@@ -13,13 +13,15 @@ use super::{Token, Vault};
 use rustify::Endpoint;
 use serde::Serialize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
 
 /// A token without an end is looked at again after so long.
 const ENDLESS: Duration = Duration::from_secs(3600);
+/// For how long no other login is tried after one that was refused the same as the one before.
+const VAIN: Duration = Duration::from_secs(60);
 
 /// A login.
 pub(super) struct Session {
@@ -78,11 +80,25 @@ impl Vault {
             if reply.is_success() {
                 return Ok(reply);
             }
-            if reply.status != 403 || refused.is_some() {
+            let helps = refused.is_none() && !self.login_helps_not();
+            if reply.status != 403 || !helps {
+                if reply.status == 403 && refused.is_some() {
+                    self.note_that_login_helps_not();
+                }
                 return Err(reply.error(doing, &endpoint.path(), true));
             }
             refused = Some(session);
         }
+    }
+
+    /// Whether a new login was refused the same lately: its policy is what is wrong, and each more would leave a token.
+    fn login_helps_not(&self) -> bool {
+        let vain = self.vain.lock().unwrap_or_else(PoisonError::into_inner);
+        vain.is_some_and(|at| at.elapsed() < VAIN)
+    }
+
+    fn note_that_login_helps_not(&self) {
+        *self.vain.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// The login, made if there is none, if it nears its end, or if it is the one that was refused.
@@ -111,6 +127,12 @@ impl Vault {
             Ok(session) => {
                 let session = Arc::new(session);
                 *held = Some(Arc::clone(&session));
+                // One that is refused something may live all the same.
+                if let Some(refused) = refused
+                    && !matches!(self.config.login, Login::Token { .. })
+                {
+                    let _ = tokio::time::timeout(self.config.timeout, self.end_own(&refused.token)).await;
+                }
                 Ok(session)
             }
             // A revocation must not fail because a login does, while there is a token that can do it.

@@ -115,7 +115,7 @@ impl Vault {
         Ok(all)
     }
 
-    async fn end_own(&self, token: &Token) -> Result<(), VaultError> {
+    pub(super) async fn end_own(&self, token: &Token) -> Result<(), VaultError> {
         let (doing, path) = ("ending a login", "auth/token/revoke-self");
         let ask = Ask { doing, token: Some(token), once: false, budget: self.budget() };
         let reply = self.fleet.send(ask, &Call::do_it(path.to_owned())).await?;

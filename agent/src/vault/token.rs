@@ -183,7 +183,7 @@ impl Vault {
 
     /// A token that cannot be a step's is taken back at once: by the agent, since its own policies need not let it do that.
     async fn fit(&self, doing: &'static str, auth: Auth) -> Result<Minted, VaultError> {
-        let accessor = auth.accessor.clone();
+        let (accessor, ttl) = (auth.accessor.clone(), life(auth.lease_duration));
         let reason = match minted(auth) {
             Ok(minted) => return Ok(minted),
             Err(reason) => reason,
@@ -193,7 +193,8 @@ impl Vault {
             && let Err(error) = self.revoke_accessor(&accessor).await
         {
             let error = crate::chain::chain(&error);
-            tracing::warn!(error, "a token that cannot be a step's lives until its time is over");
+            tracing::warn!(error, "a token that cannot be a step's is not taken back yet");
+            return Err(VaultError::Unfit { doing, reason, accessor, ttl });
         }
         Err(VaultError::Answer { doing, reason })
     }

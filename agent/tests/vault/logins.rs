@@ -101,6 +101,23 @@ async fn approle_login_is_renewed_by_another_when_its_token_is_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn call_that_the_policy_denies_makes_one_more_login_and_no_pile_of_them() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let vault = client(&rig);
+    vault.ready().await.unwrap();
+    let tokens = || {
+        let keys = rig.ask("LIST", "auth/token/accessors", None).unwrap();
+        keys.pointer("/data/keys").and_then(serde_json::Value::as_array).map_or(0, Vec::len)
+    };
+    let before = tokens();
+    for _ in 0..5 {
+        assert_eq!(vault.mint(Some("other"), &meta()).await.unwrap_err().kind(), Kind::Denied);
+    }
+    assert_eq!(tokens(), before, "the login before was ended, and no other made");
+    vault.mint(None, &meta()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn token_is_used_to_its_end_when_no_other_can_be_had() {
     let Some(rig) = rig(Storage::Memory) else { return };
     rig.ask("POST", "auth/approle/role/ampoule", Some(&json!({"token_ttl": "12s"}))).unwrap();

@@ -13,7 +13,7 @@ use crate::local::hand_over::{Told, fail, give};
 use crate::secrets::{AcquireError, Acquired, Grant, GrantId, Secrets, Step, is_signed};
 use ampoule_spec::{Event, JobId, JobSpec, UnixNanos};
 use aws_lc_rs::digest::{SHA256, digest};
-use held::Held;
+use held::{Held, answered};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,7 +79,9 @@ impl Inner {
         use crate::job::model::State;
         let Some(secrets) = &self.options.secrets else { return };
         for (id, grant) in secrets.open_grants() {
-            if self.ledger.get(&grant.job).is_none_or(|life| life.job.state != State::Running) {
+            let is_over = || self.ledger.get(&grant.job).is_none_or(|life| life.job.state != State::Running);
+            // One that an agent before us was about to take back too, whatever its job does.
+            if grant.revoking_at.is_some() || is_over() {
                 secrets.revoke(id);
             }
         }
@@ -125,6 +127,8 @@ struct Tending {
     life: Life,
     spec: JobSpec,
     over: CancellationToken,
+    /// The same for the step.
+    step_over: CancellationToken,
     acquiring: Option<Acquiring>,
     /// The step that waits for its secrets.
     waiting: Option<u32>,
@@ -137,12 +141,14 @@ struct Tending {
 
 impl Tending {
     fn of(secrets: Arc<Secrets>, dir: PathBuf, life: Life, spec: JobSpec) -> Self {
+        let over = CancellationToken::new();
         Self {
             secrets,
             dir,
             life,
             spec,
-            over: CancellationToken::new(),
+            step_over: over.child_token(),
+            over,
             acquiring: None,
             waiting: None,
             running: None,
@@ -173,7 +179,8 @@ impl Tending {
             tokio::select! {
                 () = over.cancelled() => {}
                 done = finished(&mut self.acquiring) => self.take(done).await,
-                () = at(due) => self.keep_alive().await,
+                renewed = answered(&mut self.held.renewing) => self.held.note(renewed),
+                () = at(due) => self.keep_alive(),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -226,8 +233,11 @@ impl Tending {
             }
             Event::StepFinished { step, .. } => {
                 (self.waiting, self.running) = (None, None);
-                let of_step = self.open_of(*step);
-                of_step.into_iter().for_each(|id| self.secrets.revoke(id));
+                let open = self.secrets.open_of(&self.life.job.id).into_iter();
+                open.filter(|(_, grant)| grant.step == *step).for_each(|(id, _)| self.secrets.revoke(id));
+                // What is under way for it ends, and holds no step up that comes after it.
+                self.step_over.cancel();
+                self.step_over = self.over.child_token();
                 self.held = Held::default();
             }
             Event::Failed { .. } | Event::Closed { .. } => self.waiting = None,
@@ -257,7 +267,7 @@ impl Tending {
 
     fn acquire(&mut self, step: u32, again: bool) {
         let Some(of) = self.step(step) else { return };
-        let (secrets, over) = (self.secrets.clone(), self.over.clone());
+        let (secrets, over) = (self.secrets.clone(), self.step_over.clone());
         let (tell, result) = oneshot::channel();
         // A task of its own: whoever is dropped in the middle forgets what it has taken.
         tokio::spawn(async move {
@@ -319,7 +329,7 @@ impl Tending {
                 let rotates = rotates.map(|every| (every, Instant::now() + every));
                 let renew = (took > SLOW).then(Instant::now);
                 let grants = grants.into_iter().map(|id| (id, renew)).collect();
-                self.held = Held { grants, rotating, rotates, unsure: 0, digests };
+                self.held = Held { grants, rotating, rotates, digests, ..Held::default() };
             }
             // It waits no more: over, or an agent before us has given it what it waited for.
             Ok(Told::Refused(why)) => {
@@ -349,14 +359,19 @@ impl Tending {
         if matches!(error, AcquireError::Over) {
             return;
         }
-        if let Some(of) = self.step(step) {
-            self.secrets.tell_refused(&of, &error).await;
-        }
         let (code, message) = error.told();
         let (dir, message) = (self.dir.clone(), message.to_owned());
         let told = tokio::task::spawn_blocking(move || fail(&dir, step, code, &message)).await;
-        if let Err(error) = told.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
-            tracing::warn!(job = %id, step, %error, "a step is not told that it gets no secrets; it waits in vain");
+        match told.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+            Ok(Told::Took) => {}
+            // An agent before us has given it what it waited for, or it is over: it is refused nothing.
+            Ok(Told::Refused(_)) => return self.take_over(step),
+            Err(error) => {
+                tracing::warn!(job = %id, step, %error, "a step is not told that it gets no secrets; it waits in vain");
+            }
+        }
+        if let Some(of) = self.step(step) {
+            self.secrets.tell_refused(&of, &error).await;
         }
     }
 }

@@ -9,15 +9,21 @@ use aws_lc_rs::digest::{Digest, SHA256, digest};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// What a step has lives longer than it may run by so much.
 const GRACE: Duration = Duration::from_secs(60);
 /// When something that failed for a step that runs is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// After so many rotations in a row of which nobody knows whether the step took them there are no more: each leaves something that
-/// lives as long as the step.
-pub(super) const UNSURE_MAX: u32 = 3;
+/// After so many rotations in a row that the step did not take, or may not have taken, there are no more: of the latter each leaves
+/// something that lives as long as the step.
+pub(super) const FAILED_MAX: u32 = 3;
+/// When a renewal is looked at again of which nothing is heard.
+const LOST: Duration = Duration::from_secs(120);
+
+/// When each is to be renewed next; none: it lives long enough.
+pub(super) type Renewed = Vec<(GrantId, Option<Duration>)>;
 
 /// What a step that runs has.
 #[derive(Default)]
@@ -27,8 +33,10 @@ pub(super) struct Held {
     /// Those that are taken anew.
     pub(super) rotating: Vec<GrantId>,
     pub(super) rotates: Option<(Duration, Instant)>,
-    /// Rotations in a row of which nobody knows whether the step took them.
-    pub(super) unsure: u32,
+    /// Rotations in a row that the step did not take, as far as anybody knows.
+    pub(super) failed: u32,
+    /// What is being renewed.
+    pub(super) renewing: Option<oneshot::Receiver<Renewed>>,
     /// Of the values, to know another one by.
     pub(super) digests: BTreeMap<Name, Digest>,
 }
@@ -41,7 +49,24 @@ impl Held {
 
     pub(super) fn due(&self, with_rotation: bool) -> Option<Instant> {
         let rotates = self.rotates.map(|(_, at)| at).filter(|_| with_rotation);
-        self.grants.values().copied().flatten().chain(rotates).min()
+        let renews = self.grants.values().copied().flatten().filter(|_| self.renewing.is_none());
+        renews.chain(rotates).min()
+    }
+
+    /// Takes in what came of a renewal.
+    pub(super) fn note(&mut self, renewed: Renewed) {
+        for (id, again) in renewed {
+            if let Some(at) = self.grants.get_mut(&id) {
+                *at = again.map(|again| Instant::now() + again);
+            }
+        }
+    }
+
+    fn has_failed(&mut self) {
+        self.failed = self.failed.saturating_add(1);
+        if self.failed >= FAILED_MAX {
+            self.rotates = None;
+        }
     }
 
     fn put_off(&mut self) {
@@ -96,28 +121,24 @@ impl Tending {
             Rotated::All => {
                 self.secrets.handed_over(&new).await;
                 self.held.digests.extend(digests);
-                self.held.unsure = 0;
+                self.held.failed = 0;
                 for id in std::mem::replace(&mut self.held.rotating, new.clone()) {
                     self.held.grants.remove(&id);
                     self.secrets.revoke(id);
                 }
                 self.held.grants.extend(new.into_iter().map(|id| (id, None)));
             }
-            // What refuses once refuses always: the room for values of one step is used up.
             Rotated::None(why) => {
-                tracing::warn!(job = %self.life.job.id, step, why, "a step does not take other values; those that it has stay to its end");
+                tracing::warn!(job = %self.life.job.id, step, why, "a step does not take other values; those that it has stay for now");
                 new.into_iter().for_each(|id| self.secrets.revoke(id));
-                self.held.rotates = None;
+                self.held.has_failed();
                 self.prolong();
             }
             Rotated::Unsure(why) => {
                 // It may have some of both.
                 tracing::warn!(job = %self.life.job.id, step, why, "whether a step took other values is not known; both stay to its end");
                 self.held.rotating.extend(new);
-                self.held.unsure = self.held.unsure.saturating_add(1);
-                if self.held.unsure >= UNSURE_MAX {
-                    self.held.rotates = None;
-                }
+                self.held.has_failed();
                 self.prolong();
             }
         }
@@ -131,8 +152,28 @@ impl Tending {
         }
     }
 
+    /// Renews in a task of its own: a server that hangs holds up no other's, and nothing else of the job.
+    fn renew(&mut self, due: Vec<GrantId>, until: UnixNanos) {
+        for id in &due {
+            self.held.grants.insert(*id, Some(Instant::now() + LOST));
+        }
+        let (secrets, over) = (self.secrets.clone(), self.step_over.clone());
+        let (tell, answer) = oneshot::channel();
+        self.held.renewing = Some(answer);
+        tokio::spawn(async move {
+            let each = due.into_iter().map(|id| {
+                let secrets = secrets.clone();
+                async move { (id, secrets.renew(id, until).await) }
+            });
+            tokio::select! {
+                renewed = futures_util::future::join_all(each) => drop(tell.send(renewed)),
+                () = over.cancelled() => {}
+            }
+        });
+    }
+
     /// Renews what is due, and looks for other values when it is time.
-    pub(super) async fn keep_alive(&mut self) {
+    pub(super) fn keep_alive(&mut self) {
         let Some((step, since)) = self.running else {
             // It is about to run: nothing that it has ends so soon.
             self.held.put_off();
@@ -148,12 +189,8 @@ impl Tending {
             .filter(|(_, at)| at.is_some_and(|at| at <= now))
             .map(|(id, _)| *id)
             .collect();
-        for id in due {
-            let again = tokio::select! {
-                again = self.secrets.renew(id, until) => again,
-                () = self.over.cancelled() => return,
-            };
-            self.held.grants.insert(id, again.map(|again| Instant::now() + again));
+        if self.held.renewing.is_none() && !due.is_empty() {
+            self.renew(due, until);
         }
         if let Some((every, at)) = self.held.rotates
             && at <= now
@@ -163,6 +200,14 @@ impl Tending {
             self.acquire(step, true);
         }
     }
+}
+
+/// Waits for what is being renewed; for ever if nothing is.
+pub(super) async fn answered(renewing: &mut Option<oneshot::Receiver<Renewed>>) -> Renewed {
+    let Some(answer) = renewing else { return std::future::pending().await };
+    let renewed = answer.await.unwrap_or_default();
+    *renewing = None;
+    renewed
 }
 
 /// What became of other values.
