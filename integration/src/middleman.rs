@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// How long either side may say nothing.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long nobody is let in after a connection that could not be taken.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
 /// The largest request or answer.
 const BYTES_MAX: usize = 1 << 20;
 
@@ -81,10 +83,15 @@ impl Middleman {
         });
         let of_all = shared.clone();
         std::thread::spawn(move || {
-            for daemon in listener.incoming().map_while(Result::ok) {
+            for daemon in listener.incoming() {
                 if of_all.over.load(Ordering::SeqCst) {
                     break;
                 }
+                // Whoever was killed before anybody took the connection is an error of accept(2), and not the last one to come.
+                let Ok(daemon) = daemon else {
+                    std::thread::sleep(ERROR_PAUSE);
+                    continue;
+                };
                 let shared = of_all.clone();
                 // Whoever was killed breaks off; that is no failure.
                 std::thread::spawn(move || drop(shared.pass(daemon)));
