@@ -21,7 +21,7 @@ pub(crate) use values::Values;
 /// What stands where a secret stood.
 const MASK: &[u8] = b"***";
 /// The most beginnings that are followed at a time. Only values that repeat themselves have more; of those that come then
-/// it is not asked whether they become a form: all is masked up to where they would end.
+/// it is not asked whether they become a form: all is masked up to where they would end, and an output is refused.
 const CANDIDATES_MAX: usize = 1024;
 /// The most bytes of a text of which base64 of base64 is looked for.
 const DOUBLED_BYTES_MAX: usize = 2 << 10;
@@ -283,6 +283,8 @@ pub(crate) struct Stream {
     pub(crate) masked: u64,
     /// Of which value the first one was.
     pub(crate) first: Option<u32>,
+    /// Whether more began at a time than are followed.
+    pub(crate) is_over: bool,
 }
 
 impl Stream {
@@ -326,7 +328,12 @@ impl Stream {
         let start = self.base + at as u64;
         let mut candidate = Candidate { start, form, made: Made::default() };
         if self.candidates.len() >= CANDIDATES_MAX {
-            return self.span(matcher, &candidate);
+            self.is_over = true;
+            // What nobody has proven is masked, and is no find.
+            if matcher.purpose == Purpose::Log {
+                self.span(matcher, &candidate);
+            }
+            return;
         }
         if matcher.continues(form, &mut candidate.made, there) {
             match candidate.made.bytes >= form.bytes as usize {

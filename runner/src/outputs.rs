@@ -110,10 +110,10 @@ pub(crate) fn collect(
     stop: &mut dyn FnMut() -> Option<Failure>,
 ) -> (Taken, Option<Failure>) {
     let mut taken = Taken::default();
-    let mut stop = Stop::new(stop, into.length);
+    let stop = Stop::new(stop, into.length);
     let store = into.store;
     for output in job.outputs.iter().filter(|o| succeeded || o.when == OutputWhen::Always) {
-        match take(output, root, store, &mut budget, packing, &mut stop) {
+        match take(output, root, store, &mut budget, packing, &stop) {
             Ok((report, object)) => {
                 taken.reports.push(report);
                 taken.objects.push((output.name.clone(), object));
@@ -155,14 +155,14 @@ fn take(
     store: &Store,
     budget: &mut Budget,
     packing: Packing<'_>,
-    stop: &mut Stop<'_>,
+    stop: &Stop<'_>,
 ) -> Result<(OutputReport, SealedOutput), Refused> {
     let (source, stat) = open(root, output, budget)?;
     fault::point("outputs: begin").map_err(|e| internal(std::io::Error::other(e)))?;
     let leaving = store.begin_output().map_err(|e| of_store(&e))?;
     let copied = copy(output, source, &stat, &leaving, budget, packing, stop);
     let sealed = copied.and_then(|(content, copied)| {
-        searched(packing)?;
+        searched(packing, stop)?;
         fault::point("outputs: seal").map_err(|e| internal(std::io::Error::other(e)))?;
         Ok((content, copied))
     });
@@ -191,9 +191,13 @@ fn take(
 }
 
 /// Refuses what has a secret in it. What it is or where is not said: that would be told to everybody who reads the report.
-fn searched(packing: Packing<'_>) -> Result<(), Refused> {
+fn searched(packing: Packing<'_>, stop: &Stop<'_>) -> Result<(), Refused> {
     let Some(search) = packing.search else { return Ok(()) };
-    match search.found().map_err(internal)? {
+    let found = search.found(&|| stop.check(0)).map_err(|error| match stop.take() {
+        Some(failure) => Refused { stopped: Some(failure), ..refused("stopped") },
+        None => internal(error),
+    });
+    match found? {
         Found::Nothing => Ok(()),
         Found::Secret(name) => Err(Refused {
             code: Code::SecretInOutput,
@@ -206,6 +210,10 @@ fn searched(packing: Packing<'_>) -> Result<(), Refused> {
         Found::Unknown => {
             Err(refused("the job's steps had more secrets than outputs can be searched for; name fewer"))
         }
+        Found::Unfollowed => Err(refused(
+            "more beginnings of secrets are in it than can be followed at once, as of values that repeat themselves; have the \
+             operator replace such a value",
+        )),
     }
 }
 
@@ -226,7 +234,7 @@ fn copy(
     leaving: &Leaving,
     budget: &mut Budget,
     packing: Packing<'_>,
-    stop: &mut Stop<'_>,
+    stop: &Stop<'_>,
 ) -> Result<(Content, Copied), Refused> {
     let epoch = packing.epoch;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -325,7 +333,7 @@ fn copy_hashed(
     into: File,
     budget: &Budget,
     packing: Packing<'_>,
-    stop: &mut Stop<'_>,
+    stop: &Stop<'_>,
 ) -> Result<Sunk, Refused> {
     let copied = {
         let mut sink = Sink::new(into, budget.bytes, stop);
@@ -337,12 +345,12 @@ fn copy_hashed(
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => break Err(error),
             };
-            if let Err(error) = packing.show(Seen::Bytes(part)).and_then(|()| sink.write_all(part)) {
+            if let Err(error) = packing.show(Seen::Bytes(part), stop).and_then(|()| sink.write_all(part)) {
                 break Err(error);
             }
         }
     };
-    copied.map_err(|error| match stop.said.take() {
+    copied.map_err(|error| match stop.take() {
         Some(failure) => Refused { stopped: Some(failure), ..refused("stopped") },
         None if error.kind() == ErrorKind::FileTooLarge => refused("it grew while it was copied"),
         None => internal(error),

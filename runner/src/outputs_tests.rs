@@ -53,8 +53,8 @@ impl Place {
         let mut budget = Budget { bytes: bytes_max, entries: 100 };
         let packing = Packing { epoch: 1_700_000_000, compress_as: None, search: None };
         let mut stop = || None;
-        let mut stop = Stop::new(&mut stop, None);
-        let taken = take(&output, root.as_fd(), &self.store, &mut budget, packing, &mut stop);
+        let stop = Stop::new(&mut stop, None);
+        let taken = take(&output, root.as_fd(), &self.store, &mut budget, packing, &stop);
         let (report, object) = match taken {
             Ok(taken) => taken,
             Err(refused) => {
@@ -81,11 +81,11 @@ impl Place {
             form: None,
         };
         let mut ask = || None;
-        let mut stop = Stop::new(&mut ask, None);
+        let stop = Stop::new(&mut ask, None);
         let packing = Packing { epoch: 1_700_000_000, compress_as: None, search: None };
         let mut budget = Budget { bytes: 1 << 20, entries: 100 };
         let root = open_dir(self.root.path());
-        let taken = take(&output, root.as_fd(), &self.store, &mut budget, packing, &mut stop).unwrap();
+        let taken = take(&output, root.as_fd(), &self.store, &mut budget, packing, &stop).unwrap();
         Taken { reports: vec![taken.0], objects: vec![(output.name, taken.1)] }
     }
 
@@ -140,16 +140,16 @@ fn holes_stay_holes_and_a_stop_ends_the_copy() {
     let sink = leaving.file().unwrap();
     let failure = Failure { code: Code::JobCancelled, message: String::new(), step: None, teardown: None };
     let mut ask = || Some(failure.clone());
-    let mut stop = Stop::new(&mut ask, None);
+    let stop = Stop::new(&mut ask, None);
     let budget = Budget { bytes: 1 << 30, entries: 1 };
     let packing = Packing { epoch: 0, compress_as: None, search: None };
-    let stopped = copy_hashed(source, sink, &budget, packing, &mut stop).map(drop);
+    let stopped = copy_hashed(source, sink, &budget, packing, &stop).map(drop);
     assert_eq!(stopped.unwrap_err().stopped, Some(failure.clone()));
     // A directory is no other.
-    let mut stop = Stop::new(&mut ask, None);
+    let stop = Stop::new(&mut ask, None);
     let root = open_dir(place.root.path());
     let leaving = place.store.begin_output().unwrap();
-    let stopped = tree::copy(root.as_fd(), &leaving, packing, &budget, &mut stop).map(drop);
+    let stopped = tree::copy(root.as_fd(), &leaving, packing, &budget, &stop).map(drop);
     assert_eq!(stopped.unwrap_err().stopped, Some(failure));
 }
 
@@ -161,10 +161,10 @@ fn length_of_a_file_says_how_far_it_is() {
     let source = std::fs::File::open(place.path("big")).unwrap();
     let leaving = place.store.begin_output().unwrap();
     let mut ask = || None;
-    let mut stop = Stop::new(&mut ask, Some(&length));
+    let stop = Stop::new(&mut ask, Some(&length));
     let budget = Budget { bytes: 1 << 30, entries: 1 };
     let packing = Packing { epoch: 0, compress_as: None, search: None };
-    let sunk = copy_hashed(source, leaving.file().unwrap(), &budget, packing, &mut stop).unwrap();
+    let sunk = copy_hashed(source, leaving.file().unwrap(), &budget, packing, &stop).unwrap();
     assert_eq!((sunk.bytes, length.metadata().unwrap().len()), (3 << 20, 3 << 20));
 }
 

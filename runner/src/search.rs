@@ -11,6 +11,9 @@ use ampoule_sandbox::{confine, fault};
 use ampoule_spec::Name;
 use ampoule_store::pack::Seen;
 use ampoule_sys::process::{Child, Keep, Namespaces, Which, spawn, wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,6 +32,12 @@ const ASK: u8 = 5;
 /// What is answered besides the number of a value, counted from 1 in the order in which they came.
 const NOTHING: u32 = 0;
 const TOO_MUCH: u32 = u32::MAX;
+const UNFOLLOWED: u32 = u32::MAX - 1;
+/// How often whoever waits for the process is asked whether it still wants to.
+const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+
+/// An error once nobody wants to wait any more.
+pub(crate) type Wanted<'a> = &'a dyn Fn() -> io::Result<()>;
 
 /// What was found in an output.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +48,8 @@ pub(crate) enum Found<'n> {
     Secret(&'n Name),
     /// Nobody knows: the values are more than are searched for.
     Unknown,
+    /// Nobody knows: more forms began at a time than are followed.
+    Unfollowed,
 }
 
 /// Whether a job's outputs are searched.
@@ -95,7 +106,7 @@ pub(crate) struct Search {
 impl Search {
     /// Starts one.
     pub(crate) fn start(run_as: Option<u32>) -> io::Result<Self> {
-        let (mine, theirs) = Channel::pair().map_err(io::Error::other)?;
+        let (mine, theirs) = pair()?;
         let namespaces = Namespaces { net: run_as.is_some(), ipc: run_as.is_some(), ..Namespaces::default() };
         let child = spawn(namespaces, None, Keep::Only(&[theirs.as_fd()]), || {
             fault::role("search");
@@ -114,17 +125,15 @@ impl Search {
     ) -> io::Result<()> {
         let (names, values): (Vec<&Name>, Vec<BorrowedFd<'_>>) = values.unzip();
         for group in values.chunks(DESCRIPTORS_MAX) {
-            self.channel.send_bytes(&[VALUES], group).map_err(io::Error::other)?;
+            self.send(&[VALUES], group, &|| Ok(()))?;
         }
         self.names.extend(names.into_iter().cloned());
         Ok(())
     }
 
-    /// Shows it what is copied.
-    pub(crate) fn see(&self, seen: Seen<'_>) -> io::Result<()> {
-        let send = |kind: u8, bytes: &[u8]| {
-            self.channel.send_bytes(&[&[kind][..], bytes].concat(), &[]).map_err(io::Error::other)
-        };
+    /// Shows it what is copied. It may be slow: what a tenant made decides.
+    pub(crate) fn see(&self, seen: Seen<'_>, wanted: Wanted<'_>) -> io::Result<()> {
+        let send = |kind: u8, bytes: &[u8]| self.send(&[&[kind][..], bytes].concat(), &[], wanted);
         match seen {
             Seen::Name(name) => name.chunks(CHUNK_BYTES).try_for_each(|part| send(NAME, part)),
             Seen::Bytes(part) => part.chunks(CHUNK_BYTES).try_for_each(|part| send(BYTES, part)),
@@ -133,19 +142,51 @@ impl Search {
     }
 
     /// Asks what was in everything that it was shown since it was asked last.
-    pub(crate) fn found(&self) -> io::Result<Found<'_>> {
-        self.channel.send_bytes(&[ASK], &[]).map_err(io::Error::other)?;
-        let (answer, _) = self.channel.receive_bytes().map_err(io::Error::other)?;
+    pub(crate) fn found(&self, wanted: Wanted<'_>) -> io::Result<Found<'_>> {
+        self.send(&[ASK], &[], wanted)?;
+        let (answer, _) = self.once(PollFlags::IN, wanted, || self.channel.receive_bytes())?;
         let number = answer.first_chunk().map(|number| u32::from_le_bytes(*number));
         match number {
             Some(NOTHING) => Ok(Found::Nothing),
             Some(TOO_MUCH) => Ok(Found::Unknown),
+            Some(UNFOLLOWED) => Ok(Found::Unfollowed),
             number => {
                 let name = number.and_then(|number| self.names.get(number as usize - 1));
                 name.map(Found::Secret).ok_or_else(|| io::Error::other("the search answers with no secret"))
             }
         }
     }
+
+    fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>], wanted: Wanted<'_>) -> io::Result<()> {
+        self.once(PollFlags::OUT, wanted, || self.channel.send_bytes(bytes, descriptors))
+    }
+
+    /// Does something with the channel once that need not wait.
+    fn once<T>(
+        &self,
+        ready: PollFlags,
+        wanted: Wanted<'_>,
+        act: impl Fn() -> Result<T, IpcError>,
+    ) -> io::Result<T> {
+        loop {
+            match act() {
+                Err(IpcError::Kernel(Errno::AGAIN)) => {}
+                acted => return acted.map_err(io::Error::other),
+            }
+            wanted()?;
+            match poll(&mut [PollFd::new(&self.channel, ready)], Some(&LOOK_EVERY)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// A channel on whose first end nothing waits.
+fn pair() -> io::Result<(Channel, Channel)> {
+    let (mine, theirs) = Channel::pair().map_err(io::Error::other)?;
+    fcntl_setfl(&mine, fcntl_getfl(&mine)? | OFlags::NONBLOCK)?;
+    Ok((mine, theirs))
 }
 
 impl Drop for Search {
@@ -169,6 +210,7 @@ struct Searching {
     /// What streams let go: nobody wants it.
     out: Vec<u8>,
     found: Option<u32>,
+    is_unfollowed: bool,
 }
 
 fn serve(channel: &Channel, bytes_max: usize) -> Result<(), IpcError> {
@@ -204,6 +246,7 @@ impl Searching {
             stream: Stream::default(),
             out: Vec::new(),
             found: None,
+            is_unfollowed: false,
         })
     }
 
@@ -224,8 +267,10 @@ impl Searching {
         }
     }
 
+    /// What follows a find, or what ended the search, is not looked at.
     fn feed(&mut self, bytes: &[u8]) {
-        if self.found.is_none() {
+        let is_decided = self.found.is_some() || self.is_unfollowed;
+        if !is_decided && self.stream.first.is_none() && !self.stream.is_over {
             self.stream.feed(&self.matcher, bytes, &mut self.out);
             self.out.clear();
         }
@@ -235,13 +280,16 @@ impl Searching {
         let stream = std::mem::take(&mut self.stream);
         let number = stream.first.and_then(|first| self.numbers.get(first as usize).copied());
         self.found = self.found.or(number);
+        self.is_unfollowed |= stream.is_over;
     }
 
     fn answer(&mut self) -> u32 {
         self.end();
-        match self.found.take() {
+        match (self.found.take(), std::mem::take(&mut self.is_unfollowed)) {
             _ if self.is_too_much => TOO_MUCH,
-            found => found.unwrap_or(NOTHING),
+            (Some(found), _) => found,
+            (None, true) => UNFOLLOWED,
+            (None, false) => NOTHING,
         }
     }
 }
@@ -260,8 +308,12 @@ mod tests {
 
     /// A search whose other end is a thread.
     fn search(values: &[(&str, &[u8])]) -> Search {
-        let (mine, theirs) = Channel::pair().unwrap();
-        std::thread::spawn(move || serve(&theirs, 1000).unwrap());
+        search_of(values, 1000)
+    }
+
+    fn search_of(values: &[(&str, &[u8])], bytes_max: usize) -> Search {
+        let (mine, theirs) = pair().unwrap();
+        std::thread::spawn(move || serve(&theirs, bytes_max).unwrap());
         let mut search = Search { child: None, channel: mine, names: Vec::new() };
         for (name, value) in values {
             let (name, file) = (Name::parse(name).unwrap(), file(value));
@@ -271,14 +323,16 @@ mod tests {
     }
 
     fn found(search: &Search, seen: &[Seen<'_>]) -> Option<String> {
-        seen.iter().for_each(|seen| search.see(*seen).unwrap());
-        match search.found().unwrap() {
+        seen.iter().for_each(|seen| search.see(*seen, GO_ON).unwrap());
+        match search.found(GO_ON).unwrap() {
             Found::Secret(name) => Some(name.to_string()),
             Found::Nothing => None,
             Found::Unknown => Some("?".to_owned()),
+            Found::Unfollowed => Some("over".to_owned()),
         }
     }
 
+    const GO_ON: Wanted<'static> = &|| Ok(());
     const A: &[u8] = b"first-secret-Kq8z";
     const B: &[u8] = b"second-secret-Mw3v";
 
@@ -319,11 +373,11 @@ mod tests {
 
     #[test]
     fn search_that_died_is_an_error() {
-        let (mine, theirs) = Channel::pair().unwrap();
+        let (mine, theirs) = pair().unwrap();
         drop(theirs);
         let search = Search { child: None, channel: mine, names: Vec::new() };
-        assert!(search.see(Seen::Bytes(A)).is_err());
-        assert!(search.found().is_err());
+        assert!(search.see(Seen::Bytes(A), GO_ON).is_err());
+        assert!(search.found(GO_ON).is_err());
         // Nor is anything taken out without it from then on.
         let (name, value) = (Name::parse("a").unwrap(), file(A));
         let mut searched = Searched::By(search);
@@ -331,5 +385,58 @@ mod tests {
             assert!(searched.add([(&name, value.as_fd())].into_iter(), None).is_err());
             assert!(searched.is_lost() && searched.search().is_none());
         }
+    }
+
+    #[test]
+    fn more_beginnings_than_are_followed_are_no_find_and_are_said_to_be_too_many() {
+        let repeating = [b'y'; 2000];
+        let search = search_of(&[("a", A), ("many", &repeating)], 5000);
+        // Such a form begins at each byte, and none becomes whole.
+        let ys = |count: usize| [Seen::Bytes(&repeating[..count]), Seen::Bytes(b" "), Seen::End];
+        assert_eq!(found(&search, &ys(1000)), None);
+        assert_eq!(found(&search, &ys(1900)).as_deref(), Some("over"));
+        assert_eq!(found(&search, &[&ys(1900)[..], &[Seen::Bytes(A)]].concat()).as_deref(), Some("over"));
+        let both = [&[Seen::Bytes(A), Seen::End], &ys(1900)[..]].concat();
+        assert_eq!(found(&search, &both).as_deref(), Some("a"), "a find is one");
+        assert_eq!(found(&search, &ys(1000)), None, "each output by itself");
+        assert_eq!(found(&search, &[Seen::Bytes(&repeating), Seen::End]).as_deref(), Some("many"));
+    }
+
+    #[test]
+    fn what_follows_a_find_is_not_searched() {
+        let matcher = Values::new(vec![A.to_vec()]);
+        let mut searching = Searching::new(1000).unwrap();
+        searching.add(&matcher);
+        searching.feed(A);
+        let before = (searching.stream.first, searching.stream.masked);
+        searching.feed(&[A, A].concat());
+        assert_eq!((searching.stream.first, searching.stream.masked), before);
+        assert_eq!(before.0, Some(0));
+        // Nor in the next file, until it is asked.
+        searching.end();
+        searching.feed(A);
+        assert_eq!(searching.stream.first, None);
+        assert_eq!(searching.answer(), 1);
+        searching.feed(A);
+        assert_eq!(searching.answer(), 1);
+    }
+
+    #[test]
+    fn search_that_is_slow_is_given_up_when_nobody_wants_it() {
+        let (mine, theirs) = pair().unwrap();
+        let search = Search { child: None, channel: mine, names: Vec::new() };
+        let asked = std::cell::Cell::new(0);
+        let wanted = || {
+            asked.set(asked.get() + 1);
+            if asked.get() > 2 { Err(io::Error::other("cancelled")) } else { Ok(()) }
+        };
+        // Nobody reads at the other end, and nobody answers.
+        let ended = (0..1000).try_for_each(|_| search.see(Seen::Bytes(&[b'x'; 4096]), &wanted));
+        assert_eq!(ended.unwrap_err().to_string(), "cancelled");
+        drop((search, theirs));
+        let (mine, _theirs) = pair().unwrap();
+        let search = Search { child: None, channel: mine, names: Vec::new() };
+        asked.set(0);
+        assert_eq!(search.found(&wanted).unwrap_err().to_string(), "cancelled");
     }
 }

@@ -27,6 +27,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::root("rotation_is_seen_masked_and_signalled", rotated),
     Test::root("output_with_a_secret_in_it_is_not_taken_out", in_output),
     Test::root("output_with_a_value_that_came_later_is_not_taken_out", later_in_output),
+    Test::root("refusal_of_an_output_has_no_value_in_it", refused_output),
 ];
 
 const SOON: Duration = Duration::from_secs(20);
@@ -438,6 +439,46 @@ fn later_in_output(lab: &Lab) -> Result<()> {
     let code = &report["failure"]["code"];
     equal("code", code, &Value::from("secret.in_output")).with_context(|| report.to_string())?;
     client.forget(&id)?;
+    drop(client);
+    listener.stop()
+}
+
+/// Why an output is refused is kept in many places: what a step called something in it stands in none of them.
+fn refused_output(lab: &Lab) -> Result<()> {
+    let listener = Listener::start(lab, &[])?;
+    let client = listener.client()?;
+    // What a step makes, and what of it is said.
+    let cases = [
+        ("ln -s \"/x/$C\" out/l", "tree", "a link in it is absolute"),
+        ("ln -s \"/x/$C\" out/l", "tar.zst", "a link in it is absolute"),
+        ("ln -s \"../$C\" \"out/$C\"", "tree", "a link in it leads out of the directory"),
+        ("mkfifo \"out/$C\"", "tree", "something in it is a FIFO"),
+        (
+            "d=\"out/$C\"; for i in $(seq 70); do d=\"$d/d\"; done; mkdir -p \"$d\"",
+            "tar.zst",
+            "64 components",
+        ),
+    ];
+    for (script, form, said) in &cases {
+        let steps = json!([step("has", &format!("mkdir /build/out; cd /build; {script}"), &["c"])]);
+        let outputs = json!([{"name": "bad", "path": "/build/out", "form": form, "when": "always"}]);
+        let secrets = three().as_array().cloned().unwrap_or_default();
+        let secrets: Vec<_> = secrets.into_iter().filter(|secret| secret["name"] == "c").collect();
+        let id = start(&client, json!({"secrets": secrets, "steps": steps, "outputs": outputs}))?;
+        until_ready(lab, &id, 0)?;
+        equal("given", &give(lab, &id, 0, &[("c", ENV)])?, &took())?;
+        client.finished(&id)?;
+        let report = report(lab, &id)?;
+        let failure = &report["failure"];
+        let context = || format!("{script}: {report}");
+        equal("code", &failure["code"], &Value::from("output.refused")).with_context(context)?;
+        let message = failure["message"].as_str().unwrap_or_default();
+        ensure!(message.starts_with("output bad at /build/out: ") && message.contains(said), "{message}");
+        let mut found = Vec::new();
+        holders(&lab.state(), ENV, &mut found)?;
+        equal("files of the state directory with a value", &found, &Vec::new()).with_context(context)?;
+        client.forget(&id)?;
+    }
     drop(client);
     listener.stop()
 }

@@ -3,41 +3,49 @@
 use ampoule_spec::{Failure, Sha256};
 use ampoule_store::Holey;
 use sha2::{Digest, Sha256 as Hasher};
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Write};
 
 /// So many bytes more are told at a time.
 const TOLD_EVERY: u64 = 1 << 20;
 
-/// Asks whether the job has to stop, and remembers why; and says how far it is.
+/// Asks whether the job has to stop, and remembers why; and says how far it is. What copies and what searches ask the same.
 pub(super) struct Stop<'a> {
-    ask: &'a mut dyn FnMut() -> Option<Failure>,
+    /// Lent while it is asked, and never by itself.
+    ask: RefCell<&'a mut dyn FnMut() -> Option<Failure>>,
     /// The reason, once there is one.
-    pub(super) said: Option<Failure>,
+    said: RefCell<Option<Failure>>,
     /// A file whose length is how many bytes have passed.
     length: Option<&'a File>,
-    passed: u64,
-    told: u64,
+    passed: Cell<u64>,
+    told: Cell<u64>,
 }
 
 impl<'a> Stop<'a> {
     pub(super) fn new(ask: &'a mut dyn FnMut() -> Option<Failure>, length: Option<&'a File>) -> Self {
-        Self { ask, said: None, length, passed: 0, told: 0 }
+        let (ask, said) = (RefCell::new(ask), RefCell::default());
+        Self { ask, said, length, passed: Cell::new(0), told: Cell::new(0) }
+    }
+
+    /// The reason to stop, once.
+    pub(super) fn take(&self) -> Option<Failure> {
+        self.said.take()
     }
 
     /// An error if the job has to stop; else so many bytes more have passed.
-    pub(super) fn check(&mut self, bytes: u64) -> io::Result<()> {
-        if self.said.is_none() {
-            self.said = (self.ask)();
-        }
-        if self.said.is_some() {
+    pub(super) fn check(&self, bytes: u64) -> io::Result<()> {
+        let said = self.said.take().or_else(|| (self.ask.borrow_mut())());
+        let is_over = said.is_some();
+        self.said.replace(said);
+        if is_over {
             return Err(io::Error::other("stopped"));
         }
-        self.passed = self.passed.saturating_add(bytes);
-        if self.passed.saturating_sub(self.told) >= TOLD_EVERY {
-            self.told = self.passed;
+        self.passed.set(self.passed.get().saturating_add(bytes));
+        if self.passed.get().saturating_sub(self.told.get()) >= TOLD_EVERY {
+            self.told.set(self.passed.get());
             if let Some(length) = self.length {
-                length.set_len(self.passed)?;
+                length.set_len(self.passed.get())?;
             }
         }
         Ok(())
@@ -47,7 +55,7 @@ impl<'a> Stop<'a> {
 /// A file that is written once, from its beginning to its end.
 pub(super) struct Sink<'a, 's> {
     file: Holey,
-    stop: &'a mut Stop<'s>,
+    stop: &'a Stop<'s>,
     sha256: Hasher,
     bytes_max: u64,
 }
@@ -60,7 +68,7 @@ pub(super) struct Sunk {
 
 impl<'a, 's> Sink<'a, 's> {
     /// Takes at most `bytes_max` bytes.
-    pub(super) fn new(file: File, bytes_max: u64, stop: &'a mut Stop<'s>) -> Self {
+    pub(super) fn new(file: File, bytes_max: u64, stop: &'a Stop<'s>) -> Self {
         Self { file: Holey::new(file), stop, sha256: Hasher::new(), bytes_max }
     }
 
