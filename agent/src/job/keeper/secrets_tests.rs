@@ -294,16 +294,20 @@ async fn agent_that_comes_after_another_goes_on_rotating() {
     assert_eq!(after.held.rotating.len(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn revoke_that_an_agent_had_begun_goes_on_when_its_step_is_over_for_the_next() {
-    let (home, mut job) = (tempfile::tempdir().unwrap(), Job::new());
-    let (bank, secrets) = prepared(home.path());
-    let tended = job.tend(&secrets);
+/// A step runs with its values, and the agent that gave them is gone.
+async fn served(job: &mut Job, secrets: &Arc<Secrets>) {
+    let _tended = job.tend(secrets);
     job.ready();
     job.answers(TOOK).await;
     job.started();
     until("handed over", || secrets.open_grants().iter().any(|(_, grant)| grant.given_at.is_some())).await;
-    drop(tended);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoke_that_an_agent_had_begun_goes_on_when_its_step_is_over_for_the_next() {
+    let (home, mut job) = (tempfile::tempdir().unwrap(), Job::new());
+    let (bank, secrets) = prepared(home.path());
+    served(&mut job, &secrets).await;
     // The agent dies behind the entry that says what it is about to do.
     let (id, grant) = secrets.open_grants().pop().unwrap();
     secrets.begin_revoking(id);
@@ -319,12 +323,7 @@ async fn revoke_that_an_agent_had_begun_goes_on_when_its_step_is_over_for_the_ne
 async fn server_that_hangs_for_one_step_holds_no_other_up() {
     let (home, mut job) = (tempfile::tempdir().unwrap(), Job::new());
     let (bank, secrets) = prepared(home.path());
-    let tended = job.tend(&secrets);
-    job.ready();
-    job.answers(TOOK).await;
-    job.started();
-    until("handed over", || secrets.open_grants().iter().any(|(_, grant)| grant.given_at.is_some())).await;
-    drop(tended);
+    served(&mut job, &secrets).await;
     bank.with(|of| (of.hangs, of.calls) = (Some("renew"), Vec::new()));
     // What the next agent finds is renewed at once, and hangs; the step ends meanwhile.
     let _tended = job.tend(&secrets);
