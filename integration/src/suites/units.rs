@@ -10,6 +10,7 @@ use std::path::PathBuf;
 pub(super) const TESTS: &[Test] = &[
     Test::both("files_are_what_systemd_knows", verified),
     Test::both("exposure_is_bounded", exposure),
+    Test::both("nothing_of_a_service_is_swapped", unswapped),
     Test::root("users_and_directories_are_made", made),
 ];
 
@@ -80,6 +81,16 @@ fn exposure(lab: &Lab) -> Result<()> {
         let files = units(lab, line.split('=').next().unwrap_or(line), without)?;
         let found = exposed(lab, &files, "ampouled.service")?;
         ensure!(found > whole, "without {line} the exposure is {found}");
+    }
+    Ok(())
+}
+
+/// Values of secrets are in the memory of both. (What the kernel makes of it, the virtual machine shows.)
+fn unswapped(lab: &Lab) -> Result<()> {
+    let files = units(lab, "as-they-are", |_, text| text)?;
+    for file in files.iter().filter(|file| file.extension().is_some_and(|suffix| suffix == "service")) {
+        let text = fs::read_to_string(file)?;
+        ensure!(text.lines().any(|line| line == "MemorySwapMax=0"), "{} may be swapped", file.display());
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ INSTALL="
     units_start_and_say_so
     sockets_start_what_they_are_for
     exposure_of_the_units_is_bounded
+    nothing_of_the_units_is_swapped
 "
 
 older_version_installs_and_starts_nothing() {
@@ -133,4 +134,12 @@ exposure_of_the_units_is_bounded() {
     exposure ampouled.service 2.0
     # Root, and without a filter of system calls: steps would inherit it (systemd/README.md).
     exposure ampoule-runner.service 8.4
+}
+
+nothing_of_the_units_is_swapped() {
+    for unit in ampouled.service ampoule-runner.service; do
+        group=$(systemctl show --property=ControlGroup --value "$unit")
+        [ -n "$group" ] || fail "$unit has no group"
+        equal "$unit" "$(cat "/sys/fs/cgroup$group/memory.swap.max")" 0
+    done
 }
