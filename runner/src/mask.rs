@@ -11,8 +11,9 @@ mod texts;
 mod values;
 
 use ampoule_spec::SECRET_BYTES_MIN;
-use anchors::{ANCHOR, Anchors};
+use anchors::{ANCHOR, Anchors, Compared, Entry};
 use forms::Kind;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
 use texts::{Role, Text, Texts};
@@ -135,8 +136,18 @@ impl Matcher {
                 })?;
             }
         }
-        self.anchors.arrange();
+        self.arrange();
         Ok(())
+    }
+
+    fn arrange(&mut self) {
+        let mut anchors = std::mem::take(&mut self.anchors);
+        let begins_with = |form, shorter| {
+            let mut bytes = self.bytes(form);
+            self.bytes(shorter).all(|byte| bytes.next() == Some(byte))
+        };
+        anchors.arrange(|a, b| self.bytes(a).cmp(self.bytes(b)), begins_with, |form| self.form(form).bytes);
+        self.anchors = anchors;
     }
 
     fn is_wanted(&self, text: Text, bytes: &[u8]) -> bool {
@@ -210,6 +221,40 @@ impl Matcher {
                 return false;
             }
             place = next;
+        }
+    }
+
+    fn form(&self, number: u32) -> Form {
+        let none = Form { text: u32::MAX, bytes: 0, kind: Kind::Raw };
+        self.forms.get(number as usize).copied().unwrap_or(none)
+    }
+
+    /// All bytes of a form.
+    fn bytes(&self, number: u32) -> impl Iterator<Item = u8> {
+        let form = self.form(number);
+        let parts =
+            std::iter::successors(Some(self.part(form, 0)), move |(_, next)| Some(self.part(form, *next)));
+        let parts = parts.map(|(part, _)| part).take_while(|part| !part.bytes().is_empty());
+        parts.flat_map(|part| (0..part.bytes().len()).filter_map(move |at| part.bytes().get(at).copied()))
+    }
+
+    fn compare(&self, number: u32, there: &[u8]) -> Compared {
+        let form = self.form(number);
+        let (mut common, mut place) = (0, 0);
+        loop {
+            let (part, next) = self.part(form, place);
+            let rest = there.get(common..).unwrap_or_default();
+            let count = match rest.starts_with(part.bytes()) {
+                true => part.bytes().len(),
+                false => part.bytes().iter().zip(rest).take_while(|(a, b)| a == b).count(),
+            };
+            common += count;
+            match (part.bytes().get(count), rest.get(count)) {
+                (None, _) if count == 0 => return (Ordering::Less, common),
+                (None, _) => place = next,
+                (Some(_), None) => return (Ordering::Greater, common),
+                (Some(form), Some(there)) => return (form.cmp(there), common),
+            }
         }
     }
 
@@ -291,17 +336,13 @@ impl Stream {
     /// Takes bytes, and gives those that may go.
     pub(crate) fn feed(&mut self, matcher: &Matcher, bytes: &[u8], out: &mut Vec<u8>) {
         self.held.extend_from_slice(bytes);
-        let mut before = std::mem::take(&mut self.candidates);
-        before.retain_mut(|candidate| self.goes_on(matcher, candidate));
-        self.candidates = before;
         let held = std::mem::take(&mut self.held);
+        let mut before = std::mem::take(&mut self.candidates);
+        before.retain_mut(|candidate| self.goes_on(matcher, candidate, &held));
+        self.candidates = before;
         let from = usize::try_from(self.next.saturating_sub(self.base)).unwrap_or(usize::MAX);
-        matcher.anchors.find(&held, from, |at, forms| {
-            for (_, form) in forms {
-                if let Some(form) = matcher.forms.get(*form as usize) {
-                    self.begin(matcher, *form, at, held.get(at..).unwrap_or_default());
-                }
-            }
+        matcher.anchors.find(&held, from, |at, alike| {
+            self.begin(matcher, alike, at, held.get(at..).unwrap_or_default());
         });
         self.held = held;
         let end = self.base + self.held.len() as u64;
@@ -323,45 +364,59 @@ impl Stream {
         self.next = end.saturating_sub(ANCHOR as u64 - 1).max(self.base);
     }
 
-    /// An anchor of a form is at this place of what is held.
-    fn begin(&mut self, matcher: &Matcher, form: Form, at: usize, there: &[u8]) {
+    /// An anchor of these forms is at this place of what is held.
+    fn begin(&mut self, matcher: &Matcher, alike: &[Entry], at: usize, there: &[u8]) {
         let start = self.base + at as u64;
-        let mut candidate = Candidate { start, form, made: Made::default() };
-        if self.candidates.len() >= CANDIDATES_MAX {
-            self.is_over = true;
-            // What nobody has proven is masked, and is no find.
-            if matcher.purpose == Purpose::Log {
-                self.span(matcher, &candidate);
-            }
+        if self.candidates.len() < CANDIDATES_MAX {
+            let candidate = self.stands(matcher, alike, start, there);
+            self.candidates.extend(candidate);
             return;
         }
-        if matcher.continues(form, &mut candidate.made, there) {
-            match candidate.made.bytes >= form.bytes as usize {
-                true => self.span(matcher, &candidate),
-                false => self.candidates.push(candidate),
-            }
+        self.is_over = true;
+        // What nobody has proven is masked, and is no find.
+        if let (Purpose::Log, Some(first)) = (matcher.purpose, alike.first()) {
+            let form = matcher.form(first.form);
+            self.span(matcher, start, form, matcher.anchors.longest(alike).unwrap_or(form.bytes));
         }
     }
 
-    /// Reads a form on. Whether it may still become whole; if it is, its place is to be masked.
-    fn goes_on(&mut self, matcher: &Matcher, candidate: &mut Candidate) -> bool {
+    /// Masks the longest of these forms that is whole at a place; the first that goes on behind what is there.
+    fn stands(&mut self, matcher: &Matcher, alike: &[Entry], start: u64, there: &[u8]) -> Option<Candidate> {
+        let len = |form| matcher.form(form).bytes as usize;
+        let standing = anchors::standing(alike, there.len(), len, |form| matcher.compare(form, there));
+        if let Some(whole) = standing.whole.map(|whole| matcher.form(whole)) {
+            self.span(matcher, start, whole, whole.bytes);
+        }
+        let form = matcher.form(standing.begun?);
+        let mut made = Made::default();
+        matcher.continues(form, &mut made, there);
+        Some(Candidate { start, form, made })
+    }
+
+    /// Reads a form on. Whether it, or another that begins like it, may still become whole; what is, is masked.
+    fn goes_on(&mut self, matcher: &Matcher, candidate: &mut Candidate, held: &[u8]) -> bool {
         let at = usize::try_from(candidate.start.saturating_sub(self.base)).unwrap_or(usize::MAX);
-        let there = self.held.get(at.saturating_add(candidate.made.bytes)..).unwrap_or_default();
-        if !matcher.continues(candidate.form, &mut candidate.made, there) {
-            return false;
+        let all = held.get(at..).unwrap_or_default();
+        let there = all.get(candidate.made.bytes..).unwrap_or_default();
+        let goes = matcher.continues(candidate.form, &mut candidate.made, there);
+        if goes && candidate.made.bytes < candidate.form.bytes as usize {
+            return true;
         }
-        let is_whole = candidate.made.bytes >= candidate.form.bytes as usize;
-        if is_whole {
-            self.span(matcher, candidate);
+        let alike = anchors::anchor_of(all).map_or(&[][..], |anchor| matcher.anchors.alike(anchor));
+        match self.stands(matcher, alike, candidate.start, all) {
+            Some(other) => {
+                *candidate = other;
+                true
+            }
+            None => false,
         }
-        !is_whole
     }
 
-    /// A form's place is to be masked.
-    fn span(&mut self, matcher: &Matcher, candidate: &Candidate) {
-        let text = matcher.texts.all().get(candidate.form.text as usize);
+    /// So many bytes are to be masked, for a form that stands there or may.
+    fn span(&mut self, matcher: &Matcher, start: u64, form: Form, bytes: u32) {
+        let text = matcher.texts.all().get(form.text as usize);
         self.first = self.first.or(text.map(|text| text.of));
-        let span = candidate.start..candidate.start + u64::from(candidate.form.bytes);
+        let span = start..start + u64::from(bytes);
         match self.spans.last_mut() {
             Some(last) if span.start < last.end && last.start < span.end => {
                 *last = last.start.min(span.start)..last.end.max(span.end);

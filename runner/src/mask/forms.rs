@@ -15,14 +15,29 @@ const UPPER: &[u8; 16] = b"0123456789ABCDEF";
 const LEFT: [&[u8]; 7] = [b"-_.~", b"-_.~/", b"-_.", b"-_./", b"-_.!~*'()", b"-_.*", b"-_.!~*'();/?:@&=+$,#"];
 /// How shells' words are quoted: see [`shell_quoted`].
 const SHELLS: u8 = 6;
-/// What JSON's libraries write as an escape though they need not: slashes, what is not ASCII, what HTML reads.
-const ESCAPED: [(bool, bool, bool); 5] = [
-    (false, false, false),
-    (false, true, false),
-    (true, true, false),
-    (true, false, false),
-    (false, false, true),
+/// What JSON's libraries write as an escape.
+const ESCAPED: [Escaped; 6] = [
+    Escaped { slash: false, ascii: false, more: b"" },
+    Escaped { slash: false, ascii: true, more: b"" },
+    // PHP's.
+    Escaped { slash: true, ascii: true, more: b"" },
+    Escaped { slash: true, ascii: false, more: b"" },
+    // Go's: what HTML reads.
+    Escaped { slash: false, ascii: false, more: b"<>&" },
+    // System.Text.Json of .NET, which writes a quotation mark by its number too.
+    Escaped { slash: false, ascii: true, more: b"<>&\"'+`\x7f" },
 ];
+
+/// What one of them writes so though it need not, or not in that way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Escaped {
+    /// `/` as `\/`.
+    slash: bool,
+    /// What is not ASCII as numbers.
+    ascii: bool,
+    /// These as numbers; where there are any, the ends of lines and paragraphs of Unicode too.
+    more: &'static [u8],
+}
 
 /// One encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,7 +235,7 @@ fn percent(byte: u8, upper: bool, part: &mut Part) {
 
 /// Inside the quotation marks of a JSON string, as the usual libraries write it: one character of a text.
 fn json_escaped(text: &[u8], place: usize, which: u8, upper: bool, part: &mut Part) -> usize {
-    let (slash, ascii, html) = ESCAPED.get(usize::from(which)).copied().unwrap_or_default();
+    let escaped = ESCAPED.get(usize::from(which)).copied().unwrap_or_default();
     let rest = text.get(place..).unwrap_or_default();
     let bytes = match rest.first() {
         Some(0xf0..) => 4,
@@ -233,7 +248,12 @@ fn json_escaped(text: &[u8], place: usize, which: u8, upper: bool, part: &mut Pa
         part.extend(rest.get(..1).unwrap_or_default());
         return 1;
     };
+    let by_number = match u8::try_from(c) {
+        Ok(byte) if byte.is_ascii() => escaped.more.contains(&byte),
+        _ => escaped.ascii || !escaped.more.is_empty() && matches!(c, '\u{2028}' | '\u{2029}'),
+    };
     match c {
+        _ if by_number => numbers(c, upper, part),
         '"' => part.extend(b"\\\""),
         '\\' => part.extend(b"\\\\"),
         '\n' => part.extend(b"\\n"),
@@ -241,19 +261,19 @@ fn json_escaped(text: &[u8], place: usize, which: u8, upper: bool, part: &mut Pa
         '\t' => part.extend(b"\\t"),
         '\u{8}' => part.extend(b"\\b"),
         '\u{c}' => part.extend(b"\\f"),
-        '/' if slash => part.extend(b"\\/"),
-        c if u32::from(c) < 0x20
-            || (html && matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}'))
-            || (ascii && !c.is_ascii()) =>
-        {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                part.extend(b"\\u");
-                unit.to_be_bytes().iter().for_each(|byte| part.extend(&hex(*byte, upper)));
-            }
-        }
+        '/' if escaped.slash => part.extend(b"\\/"),
+        c if u32::from(c) < 0x20 => numbers(c, upper, part),
         _ => part.extend(rest.get(..bytes).unwrap_or_default()),
     }
     bytes
+}
+
+/// As JSON's `\uXXXX`, by UTF-16.
+fn numbers(c: char, upper: bool, part: &mut Part) {
+    for unit in c.encode_utf16(&mut [0; 2]) {
+        part.extend(b"\\u");
+        unit.to_be_bytes().iter().for_each(|byte| part.extend(&hex(*byte, upper)));
+    }
 }
 
 /// As in a word of a shell's, without the marks around it.

@@ -16,7 +16,7 @@ const PEM_END: &[u8] = b"-----END ";
 /// What a text is of its value. The order is that in which forms are made where not all can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
-    /// The value, with and without the blanks at its end.
+    /// The value, with and without the blanks at its end, and without those at its beginning.
     Whole,
     /// Its lines, joined by something else.
     Joined,
@@ -82,6 +82,7 @@ impl Texts {
     fn derive(&mut self, at: Range<usize>, role: Role, depth: usize) {
         let whole = self.bytes(at.clone());
         let trimmed = at.start..at.start + whole.trim_ascii_end().len();
+        let inner = trimmed.end - whole.trim_ascii().len()..trimmed.end;
         if trimmed.len() < SECRET_BYTES_MIN {
             return;
         }
@@ -90,6 +91,10 @@ impl Texts {
             self.push(at, role);
         }
         self.push(trimmed.clone(), role);
+        if inner != trimmed {
+            // As a shell's `$(…)` has them, unless in quotation marks.
+            self.push(inner, role);
+        }
         self.lines(trimmed.clone(), if role == Role::Whole { Role::Joined } else { Role::JoinedLeaf });
         if depth < NESTED_MAX {
             for leaf in leaves(self.bytes(trimmed.clone())) {
