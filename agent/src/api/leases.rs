@@ -27,7 +27,7 @@ const CHECK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Knows what steps have.
 pub trait Leases: Send + Sync + 'static {
-    /// What is open, by number. Blocks.
+    /// What is open, by number.
     fn held(&self, wanted: &WantedLeases) -> Held;
     /// Of which project and job something open is.
     fn whose(&self, which: &Which) -> Option<(Name, JobId)>;

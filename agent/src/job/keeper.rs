@@ -129,10 +129,11 @@ impl Keeper {
         });
         inner.take_up()?;
         inner.take_back_what_is_over();
-        let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 4] = [
+        let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 5] = [
             Box::pin(inner.clone().keep_turns()),
             Box::pin(inner.launcher.clone().look_after()),
             Box::pin(inner.clone().patrol()),
+            Box::pin(inner.clone().keep_forgetting()),
             Box::pin(inner.clone().keep_sweeping()),
         ];
         for task in tasks {

@@ -1,6 +1,6 @@
 //! From a step that waits to its values: each thing that a server gives is in the journal before anything comes of it.
 
-use super::leases::{Given, Grant, GrantId, Leases, LeasesError};
+use super::leases::{Given, Grant, GrantId, LeasesError};
 use super::local::{read_credential, read_file};
 use super::mapping::Source;
 use super::plan::{Field, Plan, Reads};
@@ -247,7 +247,7 @@ impl Secrets {
         }
         let renewed = unless(over, server.renew(&minted.accessor, need)).await?.map_err(failed)?;
         let until = after(now(), renewed.ttl);
-        self.journal(move |leases| leases.renewed(id, until)).await?;
+        self.journal(self.leases().renewed(id, until)).await?;
         if !renewed.covers(need) {
             return Err(AcquireError::unavailable(format!(
                 "server {}: the step's token may live for {:?}, and the step for {need:?} with its grace; raise token_max_ttl of its role, or \
@@ -259,7 +259,7 @@ impl Secrets {
             let found = unless(over, server.read(&minted.token, read)).await?.map_err(failed)?;
             if let Some(lease) = found.lease {
                 let leases = vec![lease.id.to_string()];
-                self.journal(move |journal| journal.leased(id, leases)).await?;
+                self.journal(self.leases().leased(id, leases)).await?;
                 unless(over, self.outlast(of, &lease)).await??;
             }
             for Field { at, name, field } in fields {
@@ -295,7 +295,7 @@ impl Secrets {
             until: after(at, ttl),
             ..grant(of.step, secrets, at)
         };
-        match self.journal(move |leases| leases.minted(grant)).await {
+        match self.journal(self.leases().minted(grant)).await {
             Ok(id) => Ok(id),
             Err(error) => {
                 // It has seconds to live; nobody else knows of it.
@@ -353,7 +353,7 @@ impl Secrets {
             secrets.push(Given { name: name.to_string(), provider: source.provider() });
         }
         let grant = grant(step, secrets, now());
-        taken.grants.push(self.journal(move |leases| leases.minted(grant)).await?);
+        taken.grants.push(self.journal(self.leases().minted(grant)).await?);
         Ok(())
     }
 
@@ -365,18 +365,14 @@ impl Secrets {
         written.map_err(|e| AcquireError::unavailable(format!("the audit log: {}", chain(&e))))
     }
 
-    /// Does something with the journal, away from the threads that serve.
-    pub(super) async fn journal<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Leases) -> Result<T, LeasesError> + Send + 'static,
+    /// Has something written down, and waits until it is durable.
+    pub(super) async fn journal<T>(
+        &self,
+        written: impl Future<Output = Result<T, LeasesError>>,
     ) -> Result<T, LeasesError> {
-        let this = self.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work(this.leases());
-            this.count_open();
-            done
-        });
-        done.await.unwrap_or_else(|e| Err(LeasesError::Write(std::io::Error::other(e))))
+        let done = written.await;
+        self.count_open();
+        done
     }
 }
 

@@ -156,7 +156,7 @@ pub(super) fn shown(grant: &Grant, error: &str) -> String {
 }
 
 impl Secrets {
-    /// What is open, by number. Blocks for as long as a disk takes.
+    /// What is open, by number.
     pub fn held(&self, wanted: &Wanted) -> Held {
         let mut open = self.open_grants().into_iter().filter(|(id, grant)| wanted.has(*id, grant));
         let grants = open.by_ref().take(wanted.limit).map(|(id, grant)| self.show(id, grant)).collect();

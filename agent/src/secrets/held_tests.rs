@@ -111,3 +111,27 @@ async fn agent_that_dies_when_a_revoke_is_told_leaves_it_to_be_told_by_the_next_
     let heard = heard.0.lock().unwrap().join("\n");
     assert_eq!(heard.matches("secret.revoked").count(), 1, "{heard}");
 }
+
+#[tokio::test]
+async fn while_a_disk_hangs_it_is_shown_what_is_open_and_what_is_to_go_is_not_prolonged() {
+    let (dir, bank, disk) = (tempfile::tempdir().unwrap(), Bank::new(), Arc::new(Disk::default()));
+    let leases = disk.leases(&dir.path().join("secrets"));
+    let secrets = open_on(dir.path(), &bank, Arc::new(Heard::default()), leases);
+    let job = step(&[]).job;
+    let id = acquire(&secrets, &["user"]).await.unwrap().grants[0];
+    bank.with(|of| of.calls.clear());
+    disk.hang(true);
+    secrets.revoke_job(&job);
+    disk.until_hung().await;
+    let begun = std::time::Instant::now();
+    assert_eq!(secrets.held(&all()).grants.len(), 1);
+    assert_eq!(secrets.whose(&Which::Grant(id)), Some((name("web"), job.clone())));
+    assert!(secrets.claims(&job).unwrap().contains("\"revokePending\":true"));
+    assert!(!secrets.until_closed(&job, Duration::from_millis(20)).await);
+    // That it is to go is not durable yet, and known all the same.
+    assert_eq!(secrets.renew(id, UnixNanos(u64::MAX)).await, None);
+    assert!(bank.with(|of| of.calls.is_empty()));
+    assert!(begun.elapsed() < HANGS / 2, "{:?}", begun.elapsed());
+    disk.hang(false);
+    assert!(secrets.until_closed(&job, Duration::from_secs(5)).await);
+}

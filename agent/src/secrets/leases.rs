@@ -1,27 +1,30 @@
 //! The journal of what was taken from a server for a step: written before it is handed over, so that whatever dies, it is revoked.
 //!
-//! One append-only file of frames (`ampoule-journal`; docs/formats.md, "Leases"), each synced before the call returns that adds it. There is no
-//! value in it and nothing that reads one: accessors and lease ids can renew and revoke. So a cut of power can tear the last frame alone.
+//! One append-only file of frames (`ampoule-journal`; docs/formats.md, "Leases"), written by a thread of its own: callers wait for their entry, and
+//! what waits together shares a frame and a sync. A cut of power can tear the last frame alone, and of that nobody was told. There is no value in it
+//! and nothing that reads one: accessors and lease ids can renew and revoke.
+//!
+//! Guarantees: who reads never waits for a disk, and sees what is durable and nothing else; who waits for an entry holds no thread. After a failed
+//! sync nothing more is written, until the next start.
 
-use ampoule_journal::{MAGIC, Medium, Next, ReadError, Reader, WriteError, Writer};
+mod file;
+mod writer;
+
+use ampoule_journal::{Medium, WriteError};
 use ampoule_spec::{JobId, Name, UnixNanos};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fsync, open};
+use file::{Entry, Grants};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+use writer::{Ask, Scribe};
 
-/// The file, and the one that takes its place.
-const FILE: &str = "leases";
-const NEXT: &str = "leases.next";
-/// The one kind of frame.
-const ENTRY: u8 = 1;
-/// The file is written anew when it has grown by so much.
-const GROWTH_BYTES: u64 = 1 << 20;
+/// How many entries may wait to be written down; more wait to wait.
+const ASKS_MAX: usize = 1024;
 
 /// A secret of a grant, and what kind of place gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,25 +83,6 @@ impl Grant {
 /// The number of a grant, for as long as the journal has it.
 pub type GrantId = u64;
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "entry", rename_all = "snake_case", deny_unknown_fields)]
-enum Entry {
-    /// A token was made; also a grant as it is when the file is written anew.
-    Minted { id: GrantId, grant: Box<Grant> },
-    /// Paths were read that have leases.
-    Leased { id: GrantId, leases: Vec<String> },
-    /// The token lives longer.
-    Renewed { id: GrantId, until: UnixNanos },
-    /// The step has the values.
-    HandedOver { id: GrantId, at: UnixNanos },
-    /// It is to be revoked.
-    Revoking { id: GrantId, at: UnixNanos },
-    /// The server has said that there is nothing left of it.
-    Closed { id: GrantId, at: UnixNanos },
-    /// The job's record is signed.
-    Forgotten { job: JobId },
-}
-
 /// Why there is no journal of leases, or something was not written down. What was not is not to be done.
 #[derive(Debug, thiserror::Error)]
 pub enum LeasesError {
@@ -144,30 +128,16 @@ impl From<WriteError> for LeasesError {
     }
 }
 
-type Wrap<M> = Box<dyn FnMut(File) -> M + Send>;
-type Apply = Box<dyn FnOnce(&mut Grant)>;
-
-/// What is behind the lock.
-struct Book<M> {
-    writer: Writer<M>,
-    wrap: Wrap<M>,
-    grants: BTreeMap<GrantId, Grant>,
-    next: GrantId,
-    /// At how many bytes the file is written anew.
-    due: u64,
-    /// Whether nobody can say which file the directory has after a cut of power: nothing more is written until the next start.
-    is_unsure: bool,
-}
-
-/// The journal of a directory, and all grants that are not forgotten. Its calls block for as long as a disk takes.
-pub struct Leases<M = File> {
+/// The journal of a directory, and all grants that are not forgotten. Dropping it waits for what is asked, ends its thread and frees the directory.
+pub struct Leases {
     dir: PathBuf,
-    book: Mutex<Book<M>>,
-    /// The directory, locked.
-    lock: OwnedFd,
+    asks: Option<mpsc::Sender<Ask>>,
+    thread: Option<JoinHandle<()>>,
+    /// What is durable.
+    grants: Arc<RwLock<Grants>>,
 }
 
-impl<M> std::fmt::Debug for Leases<M> {
+impl std::fmt::Debug for Leases {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Leases({})", self.dir.display())
     }
@@ -181,114 +151,97 @@ impl Leases {
     pub fn open(dir: &Path) -> Result<Self, LeasesError> {
         Self::open_on(dir, |file| file)
     }
-}
 
-impl<M: Medium> Leases<M> {
     /// The same with something between the journal and its file, as a test's.
     ///
     /// # Errors
     /// [`LeasesError`].
-    pub fn open_on(dir: &Path, wrap: impl FnMut(File) -> M + Send + 'static) -> Result<Self, LeasesError> {
-        let failed = |source| LeasesError::File { path: dir.to_owned(), doing: "opened", source };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let lock = open(dir, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LeasesError::Locked(dir.to_owned())),
-            other => other.map_err(|e| failed(e.into()))?,
-        }
-        let (grants, next) = load(&dir.join(FILE))?;
-        let mut wrap: Wrap<M> = Box::new(wrap);
-        let writer = write_anew(dir, &grants, &mut wrap)?;
-        fsync(&lock).map_err(|e| failed(e.into()))?;
-        let due = writer.offset().saturating_mul(2).saturating_add(GROWTH_BYTES);
-        let book = Mutex::new(Book { writer, wrap, grants, next, due, is_unsure: false });
-        Ok(Self { dir: dir.to_owned(), book, lock })
+    pub fn open_on<M: Medium + Send + 'static>(
+        dir: &Path,
+        wrap: impl FnMut(File) -> M + Send + 'static,
+    ) -> Result<Self, LeasesError> {
+        Self::begin(dir, Scribe::open(dir, Box::new(wrap))?)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book<M>> {
-        // What panicked has not changed what is in memory without having written it down.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn begin<M: Medium + Send + 'static>(dir: &Path, scribe: Scribe<M>) -> Result<Self, LeasesError> {
+        let (grants, (asks, waiting)) = (scribe.shared(), mpsc::channel(ASKS_MAX));
+        let thread = std::thread::Builder::new().name("leases".to_owned()).spawn(move || scribe.run(waiting));
+        let failed =
+            |source| LeasesError::File { path: dir.to_owned(), doing: "written by a thread", source };
+        Ok(Self { dir: dir.to_owned(), asks: Some(asks), thread: Some(thread.map_err(failed)?), grants })
     }
 
     /// A token was made, or values of this host were read. Durable when this returns.
     ///
     /// # Errors
     /// [`LeasesError::Write`]: it is to be revoked by who has it.
-    pub fn minted(&self, grant: Grant) -> Result<GrantId, LeasesError> {
-        let mut book = self.book();
-        let id = book.next;
-        book.append(&Entry::Minted { id, grant: Box::new(grant.clone()) })?;
-        book.next = id.saturating_add(1);
-        book.grants.insert(id, grant);
-        self.compact_if_due(&mut book);
-        Ok(id)
+    pub async fn minted(&self, grant: Grant) -> Result<GrantId, LeasesError> {
+        match self.write(Entry::Minted { id: 0, grant: Box::new(grant) }).await? {
+            Entry::Minted { id, .. } => Ok(id),
+            _ => Err(ended()),
+        }
     }
 
     /// Paths were read that have leases. Durable when this returns.
     ///
     /// # Errors
     /// [`LeasesError`]: what was read must not be handed over.
-    pub fn leased(&self, id: GrantId, leases: Vec<String>) -> Result<(), LeasesError> {
+    pub async fn leased(&self, id: GrantId, leases: Vec<String>) -> Result<(), LeasesError> {
         if leases.is_empty() {
             return Ok(());
         }
-        self.change(id, Entry::Leased { id, leases: leases.clone() }, |grant| grant.leases.extend(leases))
+        self.write(Entry::Leased { id, leases }).await.map(drop)
     }
 
     /// The token lives longer.
     ///
     /// # Errors
     /// [`LeasesError`].
-    pub fn renewed(&self, id: GrantId, until: UnixNanos) -> Result<(), LeasesError> {
-        self.change(id, Entry::Renewed { id, until }, |grant| grant.until = until)
+    pub async fn renewed(&self, id: GrantId, until: UnixNanos) -> Result<(), LeasesError> {
+        self.write(Entry::Renewed { id, until }).await.map(drop)
     }
 
     /// The step has the values.
     ///
     /// # Errors
     /// [`LeasesError`].
-    pub fn handed_over(&self, id: GrantId, at: UnixNanos) -> Result<(), LeasesError> {
-        self.change(id, Entry::HandedOver { id, at }, |grant| grant.given_at = Some(at))
+    pub async fn handed_over(&self, id: GrantId, at: UnixNanos) -> Result<(), LeasesError> {
+        self.write(Entry::HandedOver { id, at }).await.map(drop)
     }
 
     /// It is to be revoked, whatever comes. The first time counts.
     ///
     /// # Errors
     /// [`LeasesError`].
-    pub fn revoking(&self, id: GrantId, at: UnixNanos) -> Result<(), LeasesError> {
+    pub async fn revoking(&self, id: GrantId, at: UnixNanos) -> Result<(), LeasesError> {
         if self.get(id).is_some_and(|grant| grant.revoking_at.is_some()) {
             return Ok(());
         }
-        self.change(id, Entry::Revoking { id, at }, |grant| grant.revoking_at = Some(at))
+        self.write(Entry::Revoking { id, at }).await.map(drop)
     }
 
     /// The server has said that there is nothing left of it.
     ///
     /// # Errors
     /// [`LeasesError`].
-    pub fn closed(&self, id: GrantId, at: UnixNanos) -> Result<(), LeasesError> {
-        self.change(id, Entry::Closed { id, at }, |grant| grant.closed_at = Some(at))
+    pub async fn closed(&self, id: GrantId, at: UnixNanos) -> Result<(), LeasesError> {
+        self.write(Entry::Closed { id, at }).await.map(drop)
     }
 
     /// A job's record is signed: its closed grants need not be told of any more. What is open stays.
     ///
     /// # Errors
     /// [`LeasesError`].
-    pub fn forget(&self, job: &JobId) -> Result<(), LeasesError> {
-        let mut book = self.book();
-        if !book.grants.values().any(|grant| grant.job == *job && !grant.is_open()) {
+    pub async fn forget(&self, job: &JobId) -> Result<(), LeasesError> {
+        if !self.grants().values().any(|grant| grant.job == *job && !grant.is_open()) {
             return Ok(());
         }
-        book.append(&Entry::Forgotten { job: job.clone() })?;
-        forget(&mut book.grants, job);
-        self.compact_if_due(&mut book);
-        Ok(())
+        self.write(Entry::Forgotten { job: job.clone() }).await.map(drop)
     }
 
     /// A grant.
     pub fn get(&self, id: GrantId) -> Option<Grant> {
-        self.book().grants.get(&id).cloned()
+        self.grants().get(&id).cloned()
     }
 
     /// Everything of a job.
@@ -298,7 +251,7 @@ impl<M: Medium> Leases<M> {
 
     /// Whose grants there are, open or not.
     pub fn jobs(&self) -> BTreeSet<JobId> {
-        self.book().grants.values().map(|grant| grant.job.clone()).collect()
+        self.grants().values().map(|grant| grant.job.clone()).collect()
     }
 
     /// Everything that a server may still have.
@@ -306,144 +259,44 @@ impl<M: Medium> Leases<M> {
         self.select(Grant::is_open)
     }
 
+    /// How many a server may still have, and how many of them are to be revoked.
+    pub fn count(&self) -> (usize, usize) {
+        let grants = self.grants();
+        let open = || grants.values().filter(|grant| grant.is_open());
+        (open().count(), open().filter(|grant| grant.revoking_at.is_some()).count())
+    }
+
     fn select(&self, wanted: impl Fn(&Grant) -> bool) -> Vec<(GrantId, Grant)> {
-        let book = self.book();
-        let found = book.grants.iter().filter(|(_, grant)| wanted(grant));
+        let grants = self.grants();
+        let found = grants.iter().filter(|(_, grant)| wanted(grant));
         found.map(|(id, grant)| (*id, grant.clone())).collect()
     }
 
-    fn change(&self, id: GrantId, entry: Entry, apply: impl FnOnce(&mut Grant)) -> Result<(), LeasesError> {
-        let mut book = self.book();
-        if !book.grants.contains_key(&id) {
-            return Err(LeasesError::Unknown(id));
-        }
-        book.append(&entry)?;
-        if let Some(grant) = book.grants.get_mut(&id) {
-            apply(grant);
-        }
-        self.compact_if_due(&mut book);
-        Ok(())
+    /// Held for as long as it takes to copy something, and by the writer for as long as it takes to change something: never while a disk works.
+    fn grants(&self) -> RwLockReadGuard<'_, Grants> {
+        self.grants.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the file anew when it is due. What cannot be done now is done later: the file that is there is whole.
-    fn compact_if_due(&self, book: &mut Book<M>) {
-        if book.writer.offset() < book.due {
-            return;
-        }
-        match write_anew(&self.dir, &book.grants, &mut book.wrap) {
-            Ok(writer) => {
-                // The old file has no name any more, whatever comes of the sync.
-                book.writer = writer;
-                if let Err(error) = fsync(&self.lock) {
-                    book.is_unsure = true;
-                    tracing::error!(%error, "the journal of leases: its directory is not durable; no step gets secrets until the agent starts again");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(
-                    error = crate::chain::chain(&error),
-                    "the journal of leases is not written anew"
-                );
-            }
-        }
-        book.due = book.writer.offset().saturating_mul(2).saturating_add(GROWTH_BYTES);
+    /// Has an entry written down, and gives it back as it was, when it is durable. What was asked is written also when nobody waits for it any more.
+    async fn write(&self, entry: Entry) -> Result<Entry, LeasesError> {
+        let (reply, answer) = oneshot::channel();
+        let asks = self.asks.as_ref().ok_or_else(ended)?;
+        asks.send(Ask { entry, reply }).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
     }
 }
 
-impl<M: Medium> Book<M> {
-    fn append(&mut self, entry: &Entry) -> Result<(), LeasesError> {
-        if self.is_unsure {
-            return Err(LeasesError::Write(io::Error::other("its directory could not be synced")));
+impl Drop for Leases {
+    fn drop(&mut self) {
+        self.asks = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-        let bytes = serde_json::to_vec(entry).map_err(|e| LeasesError::Write(e.into()))?;
-        self.writer.append(ENTRY, &bytes)?;
-        Ok(self.writer.sync()?)
     }
 }
 
-fn forget(grants: &mut BTreeMap<GrantId, Grant>, job: &JobId) {
-    grants.retain(|_, grant| grant.job != *job || grant.is_open());
-}
-
-/// Reads a journal. A last frame that was cut short was told to nobody.
-fn load(path: &Path) -> Result<(BTreeMap<GrantId, Grant>, GrantId), LeasesError> {
-    let failed = |source| LeasesError::File { path: path.to_owned(), doing: "read", source };
-    let (mut grants, mut next) = (BTreeMap::new(), 0);
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((grants, next)),
-        other => other.map_err(failed)?,
-    };
-    let mut reader = Reader::new(io::BufReader::new(file));
-    loop {
-        let damaged = |offset| LeasesError::Damaged { path: path.to_owned(), offset };
-        let frame = match reader.next_frame() {
-            Ok(Next::Frame(frame)) => frame,
-            Ok(Next::End { .. } | Next::TornTail { .. }) => return Ok((grants, next)),
-            Err(ReadError::Damaged { offset }) if is_last(path, offset).map_err(failed)? => {
-                return Ok((grants, next));
-            }
-            Err(ReadError::Damaged { offset }) => return Err(damaged(offset)),
-            Err(ReadError::Io(error)) => return Err(failed(error)),
-            Err(error) => return Err(failed(io::Error::other(error))),
-        };
-        let entry = serde_json::from_slice(&frame.payload).ok().filter(|_| frame.kind == ENTRY);
-        let entry = entry.ok_or_else(|| damaged(frame.offset))?;
-        let (id, apply): (GrantId, Apply) = match entry {
-            Entry::Minted { id, grant } => {
-                next = next.max(id.saturating_add(1));
-                grants.insert(id, *grant);
-                continue;
-            }
-            Entry::Forgotten { job } => {
-                forget(&mut grants, &job);
-                continue;
-            }
-            Entry::Leased { id, leases } => (id, Box::new(move |grant| grant.leases.extend(leases))),
-            Entry::Renewed { id, until } => (id, Box::new(move |grant| grant.until = until)),
-            Entry::HandedOver { id, at } => (id, Box::new(move |grant| grant.given_at = Some(at))),
-            Entry::Revoking { id, at } => (id, Box::new(move |grant| grant.revoking_at = Some(at))),
-            Entry::Closed { id, at } => (id, Box::new(move |grant| grant.closed_at = Some(at))),
-        };
-        apply(grants.get_mut(&id).ok_or_else(|| damaged(frame.offset))?);
-    }
-}
-
-/// Whether there is no whole frame behind what cannot be read: then nobody was told of it, since each is durable before the next is begun.
-fn is_last(path: &Path, offset: u64) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut rest = Vec::new();
-    file.read_to_end(&mut rest)?;
-    let mut later = (1..rest.len()).filter_map(|at| rest.get(at..)).filter(|bytes| bytes.starts_with(&MAGIC));
-    Ok(!later.any(|bytes| matches!(Reader::new(bytes).next_frame(), Ok(Next::Frame(_)))))
-}
-
-/// Writes what is kept into a new file, makes it durable, and gives it the name; that is durable when the directory has been synced.
-fn write_anew<M: Medium>(
-    dir: &Path,
-    grants: &BTreeMap<GrantId, Grant>,
-    wrap: &mut Wrap<M>,
-) -> Result<Writer<M>, LeasesError> {
-    let path = dir.join(NEXT);
-    let failed = |doing| {
-        let path = path.clone();
-        move |source| LeasesError::File { path, doing, source }
-    };
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("removed")(error)),
-        _ => {}
-    }
-    let file =
-        File::options().append(true).create_new(true).mode(0o600).open(&path).map_err(failed("made"))?;
-    let mut writer = Writer::on(wrap(file));
-    for (id, grant) in grants {
-        let entry = Entry::Minted { id: *id, grant: Box::new(grant.clone()) };
-        let bytes = serde_json::to_vec(&entry).map_err(|e| LeasesError::Write(e.into()))?;
-        writer.append(ENTRY, &bytes)?;
-    }
-    writer.sync()?;
-    std::fs::rename(&path, dir.join(FILE)).map_err(failed("renamed"))?;
-    Ok(writer)
+fn ended() -> LeasesError {
+    LeasesError::Write(io::Error::other("its thread has ended"))
 }
 
 #[cfg(test)]

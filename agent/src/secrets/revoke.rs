@@ -38,7 +38,7 @@ impl Secrets {
 
     async fn until_revoked(self: &Arc<Self>, id: GrantId) {
         let at = now();
-        if let Err(error) = self.journal(move |leases| leases.revoking(id, at)).await {
+        if let Err(error) = self.journal(self.leases().revoking(id, at)).await {
             tracing::warn!(error = chain(&error), "that a lease is to be revoked is not written down");
         }
         let (mut pause, mut is_told) = (PAUSE.0, false);
@@ -51,7 +51,7 @@ impl Secrets {
                         is_told = true;
                         self.tell_revoked(&grant).await;
                     }
-                    match self.journal(move |leases| leases.closed(id, now())).await {
+                    match self.journal(self.leases().closed(id, now())).await {
                         Ok(()) => return,
                         Err(error) => chain(&error),
                     }
@@ -111,7 +111,10 @@ impl Secrets {
 
     /// Has everything of a grant live until a time; says when to ask for that again, none: not at all.
     pub async fn renew(self: &Arc<Self>, id: GrantId, until: UnixNanos) -> Option<Duration> {
-        // What is to go is not prolonged.
+        // What is to go is not prolonged, also while that is being written down.
+        if self.being_revoked().contains(&id) {
+            return None;
+        }
         let grant = self.leases().get(id).filter(|grant| grant.is_open() && grant.revoking_at.is_none())?;
         let need = Duration::from_nanos(until.0.saturating_sub(now().0));
         let server = match self.giver(grant.server.as_ref()?, &grant).await {
@@ -141,7 +144,7 @@ impl Secrets {
             let ttl = renewed.as_ref().ok().map(|renewed| renewed.ttl);
             again(renewed);
             if let Some(ttl) = ttl {
-                let _ = self.journal(move |leases| leases.renewed(id, after(now(), ttl))).await;
+                let _ = self.journal(self.leases().renewed(id, after(now(), ttl))).await;
             }
         }
         for lease in grant.leases.iter().filter_map(|lease| LeaseId::new(lease.clone())) {

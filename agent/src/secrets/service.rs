@@ -13,6 +13,7 @@ use crate::job::Submission;
 use crate::vault::{Assertions, Vault};
 use ampoule_evidence::rfc3339;
 use ampoule_spec::{InputSource, JobId, JobSpec, Name, UnixNanos};
+use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
@@ -130,7 +131,11 @@ impl Secrets {
     /// # Errors
     /// [`OpenError`].
     pub fn open(options: Options) -> Result<Arc<Self>, OpenError> {
-        let leases = Leases::open(&options.dir)?;
+        Self::on(Leases::open(&options.dir)?, options)
+    }
+
+    /// The same with a journal that is open.
+    pub(super) fn on(leases: Leases, options: Options) -> Result<Arc<Self>, OpenError> {
         let identity = Identity::open(&options.dir.join("identity"), &options.issuer, seconds())?;
         let this = Self {
             rules: RwLock::default(),
@@ -268,9 +273,12 @@ impl Secrets {
 
     /// Steps have what was taken for them.
     pub async fn handed_over(self: &Arc<Self>, grants: &[GrantId]) {
-        for id in grants.iter().copied() {
+        let at = now();
+        // Together, so that they share what it costs.
+        let written = grants.iter().map(|id| self.journal(self.leases.handed_over(*id, at)));
+        for done in join_all(written).await {
             self.counts.granted.inc();
-            if let Err(error) = self.journal(move |leases| leases.handed_over(id, now())).await {
+            if let Err(error) = done {
                 tracing::warn!(
                     error = crate::chain::chain(&error),
                     "that a step has its secrets is not written down"
@@ -310,9 +318,8 @@ impl Secrets {
     }
 
     pub(super) fn count_open(&self) {
-        let open = self.leases.open_grants();
-        let pending = open.iter().filter(|(_, grant)| grant.revoking_at.is_some()).count();
-        self.counts.open.set(i64::try_from(open.len()).unwrap_or(i64::MAX));
+        let (open, pending) = self.leases.count();
+        self.counts.open.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.counts.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
     }
 
@@ -343,8 +350,8 @@ impl Secrets {
 
     /// Writes down that a grant is to be revoked, and does no more: as an agent that dies then.
     #[cfg(test)]
-    pub(crate) fn begin_revoking(&self, id: GrantId) {
-        self.leases.revoking(id, now()).expect("the journal");
+    pub(crate) async fn begin_revoking(&self, id: GrantId) {
+        self.leases.revoking(id, now()).await.expect("the journal");
     }
 
     /// Whose grants are known, open or not.
@@ -353,8 +360,8 @@ impl Secrets {
     }
 
     /// The job's record is signed.
-    pub fn forget(&self, job: &JobId) {
-        if let Err(error) = self.leases.forget(job) {
+    pub async fn forget(&self, job: &JobId) {
+        if let Err(error) = self.leases.forget(job).await {
             tracing::warn!(job = %job, error = crate::chain::chain(&error), "what a job had of secrets is kept for longer");
         }
     }

@@ -53,7 +53,7 @@ async fn step_gets_what_it_names_in_its_order_and_all_of_it_is_taken_back() {
     assert!(!heard.contains("hunter2") && !heard.contains("accessor-"), "{heard}");
     let journal = std::fs::read(dir.path().join("secrets/leases")).unwrap();
     assert!(!String::from_utf8_lossy(&journal).contains("hunter2"));
-    secrets.forget(&step(&[]).job);
+    secrets.forget(&step(&[]).job).await;
     assert!(secrets.claims(&step(&[]).job).is_none());
 }
 
@@ -331,7 +331,7 @@ async fn what_is_to_be_revoked_is_not_renewed() {
     let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
     let secrets = open(dir.path(), &bank, &Arc::default());
     let id = acquire(&secrets, &["user"]).await.unwrap().grants[0];
-    secrets.begin_revoking(id);
+    secrets.begin_revoking(id).await;
     bank.with(|of| of.calls.clear());
     assert_eq!(secrets.renew(id, UnixNanos(now().0 + 1_000_000_000_000)).await, None);
     assert!(bank.with(|of| of.calls.is_empty()));

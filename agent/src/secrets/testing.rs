@@ -2,6 +2,7 @@
 
 use super::identity::Identity;
 use super::judge::{Asks, Tried};
+use super::leases::Leases;
 use super::mapping::{Mapping, Rule, Source};
 use super::server::Server;
 use super::service::{Counts, NewRules, Options, Rules, Secrets};
@@ -13,12 +14,15 @@ use crate::vault::{
     Accessor, Data, Lease, LeaseId, Minted, Read, Renewed, Revoked, Secret, Secrets as Found, ServerState,
     StepMeta, Token, VaultError,
 };
+use ampoule_journal::Medium;
 use ampoule_spec::{Delivery, JobId, Name};
 use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -197,6 +201,80 @@ impl Server for Bank {
     }
 }
 
+/// A disk whose syncs hang while a test wants it so; not for ever, so that a test that waits for one fails.
+#[derive(Default)]
+pub(crate) struct Disk {
+    now: Mutex<Now>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Now {
+    hangs: bool,
+    /// In a sync that hangs, now or before.
+    hung: bool,
+    syncs: usize,
+    /// The most bytes of a write that there is room for.
+    room: Option<usize>,
+}
+
+/// How long a sync hangs at most.
+pub(crate) const HANGS: Duration = Duration::from_secs(10);
+
+impl Disk {
+    /// Has syncs hang from now on, or no more.
+    pub(crate) fn hang(&self, hangs: bool) {
+        let mut now = self.now.lock().unwrap();
+        (now.hangs, now.hung) = (hangs, now.hung && !hangs);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn room(&self, bytes: usize) {
+        self.now.lock().unwrap().room = Some(bytes);
+    }
+
+    pub(crate) fn syncs(&self) -> usize {
+        self.now.lock().unwrap().syncs
+    }
+
+    /// Waits until a sync hangs.
+    pub(crate) async fn until_hung(&self) {
+        while !self.now.lock().unwrap().hung {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// A journal on it.
+    pub(crate) fn leases(self: &Arc<Self>, dir: &Path) -> Leases {
+        let disk = self.clone();
+        Leases::open_on(dir, move |file| OnDisk(file, disk.clone())).unwrap()
+    }
+}
+
+pub(crate) struct OnDisk(File, Arc<Disk>);
+
+impl Medium for OnDisk {
+    fn write_once(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.1.now.lock().unwrap().room.is_some_and(|room| bytes.len() > room) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.write_once(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut now = self.1.now.lock().unwrap();
+        now.syncs += 1;
+        now.hung |= now.hangs;
+        let waited = self.1.changed.wait_timeout_while(now, HANGS, |now| now.hangs);
+        drop(waited.unwrap());
+        self.0.sync_data()
+    }
+
+    fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.0.cut(bytes)
+    }
+}
+
 /// Keeps what it is told.
 #[derive(Default)]
 pub(crate) struct Heard(pub(crate) Mutex<Vec<String>>);
@@ -238,16 +316,26 @@ pub(crate) fn open(dir: &Path, bank: &Arc<Bank>, heard: &Arc<Heard>) -> Arc<Secr
 }
 
 pub(crate) fn open_telling(dir: &Path, bank: &Arc<Bank>, audit: Arc<dyn AuditSink>) -> Arc<Secrets> {
+    open_on(dir, bank, audit, Leases::open(&dir.join("secrets")).unwrap())
+}
+
+pub(crate) fn open_on(
+    dir: &Path,
+    bank: &Arc<Bank>,
+    audit: Arc<dyn AuditSink>,
+    leases: Leases,
+) -> Arc<Secrets> {
     let file = dir.join("value");
     std::fs::write(&file, "of this host alone").unwrap();
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
-    let secrets = Secrets::open(Options {
+    let options = Options {
         dir: dir.join("secrets"),
         issuer: "https://builds.corp.example".to_owned(),
         credentials: None,
         audit,
         counts: Counts::default(),
-    });
+    };
+    let secrets = Secrets::on(leases, options);
     let secrets = secrets.unwrap();
     let rules = [
         ("user", of_bank(DATABASE, "username", None)),

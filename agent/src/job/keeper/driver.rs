@@ -371,11 +371,7 @@ impl Driver {
         };
         self.inner.stuck(&self.id, false);
         let finished = Change::Finished { at: super::inner::now(), end: Box::new(end) };
-        self.inner.change(&self.id, finished).await?;
-        if let Some(secrets) = &self.inner.options.secrets {
-            secrets.forget(&self.id);
-        }
-        Ok(())
+        self.inner.change(&self.id, finished).await.map(drop)
     }
 }
 

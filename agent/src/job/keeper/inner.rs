@@ -327,8 +327,7 @@ impl Inner {
     pub(super) async fn patrol(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PATROL_EVERY).await;
-            let this = self.clone();
-            let _ = tokio::task::spawn_blocking(move || this.take_back_what_is_over()).await;
+            self.take_back_what_is_over();
             if self.launcher.is_up() {
                 let launcher = self.launcher.clone();
                 // What it cannot say now it says the next time.

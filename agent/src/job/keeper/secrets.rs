@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// Bytes of events that are read in one go.
 const BATCH_BYTES: u64 = 256 << 10;
+/// How often what was taken back of jobs that are over is forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// How long a job's record waits for its secrets to be taken back. Then it has no provenance.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// What took longer to be taken is renewed when its step runs: its life counts from when it was taken.
@@ -74,7 +76,7 @@ impl Inner {
         HadSecrets { claim, withheld }
     }
 
-    /// Takes back what no job needs that still runs, and forgets what was taken back of those that are over. Within a runtime; blocks.
+    /// Takes back what no job needs that still runs. Within a runtime.
     pub(super) fn take_back_what_is_over(&self) {
         use crate::job::model::State;
         let Some(secrets) = &self.options.secrets else { return };
@@ -85,10 +87,19 @@ impl Inner {
                 secrets.revoke(id);
             }
         }
-        for job in secrets.jobs() {
-            if self.ledger.get(&job).is_none_or(|life| life.job.state == State::Finished) {
-                secrets.forget(&job);
-            }
+    }
+
+    /// Forgets what was taken back of jobs that are over, now and then: no end of a job waits for that. For as long as it is polled.
+    pub(super) async fn keep_forgetting(self: Arc<Self>) {
+        use crate::job::model::State;
+        let Some(secrets) = &self.options.secrets else { return };
+        loop {
+            let is_over =
+                |job: &JobId| self.ledger.get(job).is_none_or(|life| life.job.state == State::Finished);
+            let over: Vec<_> = secrets.jobs().into_iter().filter(is_over).collect();
+            // Together, so that they share what it costs.
+            futures_util::future::join_all(over.iter().map(|job| secrets.forget(job))).await;
+            tokio::time::sleep(FORGET_EVERY).await;
         }
     }
 }

@@ -310,7 +310,7 @@ async fn revoke_that_an_agent_had_begun_goes_on_when_its_step_is_over_for_the_ne
     served(&mut job, &secrets).await;
     // The agent dies behind the entry that says what it is about to do.
     let (id, grant) = secrets.open_grants().pop().unwrap();
-    secrets.begin_revoking(id);
+    secrets.begin_revoking(id).await;
     job.tell(serde_json::json!({"event": "step_finished", "at": 9, "step": 0, "report": finished_step()}));
     drop(secrets);
     let secrets = open(home.path(), &bank, &Arc::new(Heard::default()));
