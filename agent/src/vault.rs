@@ -26,7 +26,8 @@ mod wire;
 mod wrapping;
 
 pub use config::{ApproleLogin, CertLogin, Config, ConfigError, JwtLogin, KubernetesLogin, Login, StepLogin};
-pub use error::{Kind, VaultError};
+pub(crate) use error::hidden;
+pub use error::{Detail, Kind, VaultError};
 pub use lease::{Lease, LeaseId, LeaseInfo, Renewed, Revoked};
 pub use outage::ServerState;
 pub use preflight::{Health, LoggedIn, May, OfStep, StepTried};

@@ -245,7 +245,8 @@ impl Secrets {
         } else {
             taken.grants.push(id)
         }
-        let renewed = unless(over, server.renew(&minted.accessor, need)).await?.map_err(failed)?;
+        let renewed = unless(over, server.renew(&minted.accessor, need)).await?;
+        let renewed = renewed.map_err(|error| failed(error.without(&[minted.accessor.as_str()])))?;
         let until = after(now(), renewed.ttl);
         self.journal(self.leases().renewed(id, until)).await?;
         if !renewed.covers(need) {
@@ -324,7 +325,10 @@ impl Secrets {
         match of.server.renew_lease(&lease.id, need).await {
             Ok(renewed) if renewed.covers(need) => Ok(()),
             Ok(renewed) => short(renewed.ttl),
-            Err(error) => Err(AcquireError::unavailable(format!("server {name}: {}", chain(&error)))),
+            Err(error) => {
+                let error = error.without(&[lease.id.as_str()]);
+                Err(AcquireError::unavailable(format!("server {name}: {}", chain(&error))))
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::leases::{Grant, GrantId};
 use super::service::Secrets;
+use crate::vault::hidden;
 use ampoule_spec::{JobId, Name, UnixNanos};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -148,11 +149,14 @@ impl UnderWay {
     }
 }
 
-/// What a server says of a failure may name what it could not take back: neither accessor nor lease goes further.
+/// What a grant is named by at its server: neither accessor nor lease goes further.
+pub(super) fn names(grant: &Grant) -> Vec<&str> {
+    grant.accessor.iter().chain(&grant.leases).map(String::as_str).collect()
+}
+
+/// A failure as it is shown: what a server says of it may name what it could not take back.
 pub(super) fn shown(grant: &Grant, error: &str) -> String {
-    let named = grant.accessor.iter().chain(&grant.leases).filter(|name| !name.is_empty());
-    let text = named.fold(error.to_owned(), |text, name| text.replace(name.as_str(), "***"));
-    text.chars().take(ERROR_CHARS_MAX).collect()
+    hidden(error.to_owned(), &names(grant)).chars().take(ERROR_CHARS_MAX).collect()
 }
 
 impl Secrets {

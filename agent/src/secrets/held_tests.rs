@@ -69,6 +69,33 @@ fn error_of_a_server_is_shown_without_what_names_the_token_or_its_leases() {
     assert_eq!(shown(&grant, &"x".repeat(9999)).len(), ERROR_CHARS_MAX);
 }
 
+#[tokio::test]
+async fn what_a_server_says_is_cut_when_the_names_of_what_it_gave_are_out_of_it() {
+    for before in 270..300 {
+        let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+        let secrets = open(dir.path(), &bank, &Arc::default());
+        acquire(&secrets, &["user"]).await.unwrap();
+        let [lease] =
+            <[String; 1]>::try_from(bank.with(|of| of.leases.keys().cloned().collect::<Vec<_>>())).unwrap();
+        bank.with(|of| {
+            (of.says, of.fails) =
+                (Some(format!("{} {lease}", "y".repeat(before))), Some(("revoke_lease", usize::MAX)));
+        });
+        secrets.revoke_job(&step(&[]).job);
+        let error = loop {
+            let held = secrets.held(&all());
+            match &held.grants[0].last_error {
+                Some(error) => break error.clone(),
+                None => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        };
+        assert!(
+            error.contains("yyy") && !error.contains(" da") && !error.contains(" d"),
+            "{before}: {error}"
+        );
+    }
+}
+
 /// An audit log that an agent dies at when a revoke is told.
 #[derive(Default)]
 struct Deadly(tokio::sync::Notify);

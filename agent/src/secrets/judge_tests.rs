@@ -110,7 +110,7 @@ fn what_is_in_the_way_is_said_once_and_the_rest_is_not_known() {
     assert!(findings[0].passes && findings[0].detail.contains("https://a is sealed"));
     assert_eq!(of_rule(&reads()[0], Some(&may)).state, Unknown);
     let refused =
-        VaultError::Login { method: "AppRole", status: 400, detail: "invalid secret id".to_owned() };
+        VaultError::Login { method: "AppRole", status: 400, detail: "invalid secret id".to_owned().into() };
     let (findings, _) = of_server(&asks, &Tried::Outside(vec![up(99), sealed], refused), 0);
     assert_eq!(
         states(&findings),

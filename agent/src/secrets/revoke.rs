@@ -1,7 +1,7 @@
 //! Taking back: whatever came of a step, and as long as it takes. And having it live until then.
 
 use super::acquire::{about, after};
-use super::held::shown;
+use super::held::{names, shown};
 use super::leases::{Grant, GrantId};
 use super::server::Server;
 use super::service::{Secrets, now};
@@ -99,7 +99,8 @@ impl Secrets {
     async fn try_revoke(&self, grant: &Grant) -> Result<(), String> {
         let Some(name) = &grant.server else { return Ok(()) };
         let server = self.giver(name, grant).await?;
-        let failed = |error: VaultError| format!("server {name}: {}", chain(&error));
+        let named = names(grant);
+        let failed = |error: VaultError| format!("server {name}: {}", chain(&error.without(&named)));
         if let Some(accessor) = grant.accessor.clone().and_then(Accessor::new) {
             server.revoke(&accessor).await.map_err(failed)?;
         }
@@ -126,7 +127,7 @@ impl Secrets {
                 return Some(RENEW_AGAIN);
             }
         };
-        let mut least = need;
+        let (mut least, named) = (need, names(&grant));
         let mut again = |renewed: Result<crate::vault::Renewed, VaultError>| match renewed {
             Ok(renewed) if renewed.covers(need) => {}
             Ok(renewed) => least = least.min(renewed.ttl),
@@ -135,7 +136,8 @@ impl Secrets {
             Err(error) => {
                 self.counts().renew_failures.inc();
                 let (job, step) = (&grant.job, grant.step_name.as_str());
-                tracing::warn!(%job, step, error = chain(&error), "what a step has is not renewed; it is tried again");
+                let error = chain(&error.without(&named));
+                tracing::warn!(%job, step, error, "what a step has is not renewed; it is tried again");
                 least = least.min(RENEW_AGAIN);
             }
         };

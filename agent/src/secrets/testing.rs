@@ -44,6 +44,8 @@ pub(crate) struct Accounts {
     pub(crate) dead: bool,
     /// So many calls of this kind fail.
     pub(crate) fails: Option<(&'static str, usize)>,
+    /// What it says when a call fails; none: that it is sealed.
+    pub(crate) says: Option<String>,
     pub(crate) token_max: Option<Duration>,
     pub(crate) lease: Option<(Duration, bool, Duration)>,
     pub(crate) password: String,
@@ -104,12 +106,20 @@ impl Bank {
         }
         match next {
             Next::Done(done) => Ok(done),
-            Next::Failed => Err(VaultError::Unavailable {
-                doing: what,
-                address: "https://bank".to_owned(),
-                state: ServerState::Sealed,
-                tries: 1,
-                reason: String::new(),
+            Next::Failed => Err(match self.with(|of| of.says.clone()) {
+                Some(says) => VaultError::Refused {
+                    doing: what,
+                    path: what.to_owned(),
+                    status: 400,
+                    detail: says.into(),
+                },
+                None => VaultError::Unavailable {
+                    doing: what,
+                    address: "https://bank".to_owned(),
+                    state: ServerState::Sealed,
+                    tries: 1,
+                    reason: String::new(),
+                },
             }),
             Next::Dead => std::future::pending().await,
         }

@@ -1,14 +1,12 @@
 //! Answers: what is read of them, and which errors they are.
 
-use super::error::VaultError;
+use super::error::{Detail, VaultError};
 use super::value::{Data, Secret};
 use super::wire::Reply;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// The most bytes of what a server says about an error.
-const DETAIL_BYTES_MAX: usize = 300;
 /// The longest life that is believed: ten years. Sums with it stay far from where the clock's arithmetic ends.
 const TTL_SECONDS_MAX: u64 = 10 * 365 * 86_400;
 
@@ -66,13 +64,10 @@ impl Reply {
     }
 
     /// What the server says about an error, for people. Not for answers that may hold something of a secret.
-    pub(super) fn detail(&self) -> String {
+    pub(super) fn detail(&self) -> Detail {
         let errors = serde_json::from_slice::<Errors>(&self.body).map(|e| e.errors).unwrap_or_default();
-        let mut text: String =
-            errors.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let end = (0..=DETAIL_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-        text.truncate(end.unwrap_or(0));
-        text
+        let text: String = errors.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        text.into()
     }
 
     /// The answer's parts.
@@ -96,11 +91,11 @@ impl Reply {
         match self.status {
             403 => VaultError::Denied { doing, path },
             404 => {
-                let detail = if detailed { self.detail() } else { String::new() };
+                let detail = if detailed { self.detail() } else { Detail::default() };
                 VaultError::Missing { doing, path, deleted: false, detail }
             }
             status => {
-                let detail = if detailed { self.detail() } else { String::new() };
+                let detail = if detailed { self.detail() } else { Detail::default() };
                 VaultError::Refused { doing, path, status, detail }
             }
         }
@@ -124,9 +119,24 @@ mod tests {
         let said = |body: &[u8]| {
             let reply = Reply { status: 404, location: None, body: zeroize::Zeroizing::new(body.to_vec()) };
             let VaultError::Missing { detail, .. } = reply.error("d", "p", true) else { panic!() };
-            detail
+            detail.shown().to_owned()
         };
         assert_eq!(said(b"{\"errors\":[\"invalid accessor\"]}"), "invalid accessor");
         assert_eq!(said(b"<html>invalid accessor</html>"), "");
+    }
+
+    #[test]
+    fn what_a_server_says_is_cut_behind_what_it_names_and_never_in_the_middle_of_it() {
+        let lease = format!("database/creds/app/{}", "x".repeat(40));
+        for before in 240..320 {
+            let text = format!("{} {lease} {}", "é".repeat(before / 2), "y".repeat(400));
+            let body = serde_json::to_vec(&serde_json::json!({ "errors": [text] })).unwrap();
+            let reply = Reply { status: 400, location: None, body: zeroize::Zeroizing::new(body) };
+            let error = reply.error("d", "p", true).without(&["", "database/creds/app/", &lease]);
+            for shown in [error.to_string(), format!("{error:?}")] {
+                assert!(!shown.contains("database") && !shown.contains("xx"), "{shown}");
+                assert!(shown.contains("éé") && shown.len() < 400, "{shown}");
+            }
+        }
     }
 }

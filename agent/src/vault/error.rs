@@ -4,6 +4,45 @@ use super::config::ConfigError;
 use super::outage::ServerState;
 use std::path::PathBuf;
 
+/// The most bytes that are shown of what a server says about an error.
+const DETAIL_BYTES_MAX: usize = 300;
+
+/// What a server says about an error: whole, so that what it names can be taken out before it is cut, and shown by its first 300 bytes alone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Detail(String);
+
+impl Detail {
+    /// What is shown of it.
+    pub fn shown(&self) -> &str {
+        let end = self.0.floor_char_boundary(DETAIL_BYTES_MAX);
+        self.0.get(..end).unwrap_or_default()
+    }
+
+    /// Takes out each of these names, wherever it stands.
+    fn hide(&mut self, names: &[&str]) {
+        self.0 = hidden(std::mem::take(&mut self.0), names);
+    }
+}
+
+impl From<String> for Detail {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Detail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.shown())
+    }
+}
+
+/// A text with three stars in the place of each of these names. One that begins with another goes first, and so whole.
+pub(crate) fn hidden(text: String, names: &[&str]) -> String {
+    let mut names: Vec<_> = names.iter().filter(|name| !name.is_empty()).collect();
+    names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+    names.into_iter().fold(text, |text, name| text.replace(name, "***"))
+}
+
 /// Why Vault did not do it. No token, no value and no body of an answer is in it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,7 +94,7 @@ pub enum VaultError {
         /// The HTTP status.
         status: u16,
         /// What the server says about it.
-        detail: String,
+        detail: Detail,
     },
     /// The token may not do that (403); with the agent's own, also after another login.
     #[error("{doing}: permission denied for {path}; see the policies of its role")]
@@ -75,7 +114,7 @@ pub enum VaultError {
         /// Whether there was something (a deleted version of KV v2).
         deleted: bool,
         /// What the server says about it; empty if it is no answer of Vault's, and where it could hold something of a secret.
-        detail: String,
+        detail: Detail,
     },
     /// The server refuses it (400 and other 4xx). Trying again does not help.
     #[error("{doing}: {path} was refused (status {status}){}", shown(.detail))]
@@ -87,7 +126,7 @@ pub enum VaultError {
         /// The HTTP status.
         status: u16,
         /// What the server says about it; empty where it could hold something of a secret.
-        detail: String,
+        detail: Detail,
     },
     /// An answer cannot be used.
     #[error("{doing}: the answer cannot be used: {reason}")]
@@ -119,7 +158,8 @@ pub enum VaultError {
     },
 }
 
-fn shown(detail: &str) -> String {
+fn shown(detail: &Detail) -> String {
+    let detail = detail.shown();
     if detail.is_empty() { String::new() } else { format!(": {detail}") }
 }
 
@@ -184,6 +224,16 @@ impl VaultError {
     /// Vault is asked.)
     pub fn code(&self) -> ampoule_spec::Code {
         ampoule_spec::Code::SecretUnavailable
+    }
+
+    /// The same without these names in what the server says. Before it is shown: by then it is cut, perhaps in the middle of one.
+    pub fn without(mut self, names: &[&str]) -> Self {
+        if let Self::Login { detail, .. } | Self::Missing { detail, .. } | Self::Refused { detail, .. } =
+            &mut self
+        {
+            detail.hide(names);
+        }
+        self
     }
 
     /// How the server was, if that is why.

@@ -153,7 +153,9 @@ impl Vault {
         let reply = match self.own(doing, &call).await {
             Ok(reply) => reply,
             Err(VaultError::Missing { .. }) => return Ok(None),
-            Err(VaultError::Refused { status: 400, detail, .. }) if detail.contains("invalid lease") => {
+            Err(VaultError::Refused { status: 400, detail, .. })
+                if detail.shown().contains("invalid lease") =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(error),

@@ -184,7 +184,7 @@ impl Vault {
     }
 
     fn assertion(&self, login: &JwtLogin) -> Result<Secret, VaultError> {
-        let refused = |detail: String| VaultError::Login { method: "JWT", status: 0, detail };
+        let refused = |detail: String| VaultError::Login { method: "JWT", status: 0, detail: detail.into() };
         let Some(assertions) = &self.assertions else {
             return Err(refused("this process signs no tokens".to_owned()));
         };

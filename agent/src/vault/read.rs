@@ -4,7 +4,7 @@ use super::Vault;
 use super::answer::{Answer, life};
 use super::call::Call;
 use super::config::{check_name, check_path};
-use super::error::VaultError;
+use super::error::{Detail, VaultError};
 use super::fleet::Ask;
 use super::lease::{Lease, LeaseId};
 use super::token::{Token, without};
@@ -207,7 +207,7 @@ impl Vault {
         if reply.status == 404 && matches!(what, Read::Kv2 { .. }) {
             // A deleted version has metadata.
             let deleted = reply.parse::<Data>(doing).is_ok_and(|answer| answer.data.is_some());
-            return Err(VaultError::Missing { doing, path, deleted, detail: String::new() });
+            return Err(VaultError::Missing { doing, path, deleted, detail: Detail::default() });
         }
         if !reply.is_success() {
             // What an engine says about an error may quote what it was about to give.

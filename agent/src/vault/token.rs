@@ -329,7 +329,7 @@ fn minted(auth: Auth) -> Result<Minted, String> {
 fn is_unknown_accessor(error: &VaultError) -> bool {
     match error {
         VaultError::Missing { detail, .. } | VaultError::Refused { status: 400, detail, .. } => {
-            detail.contains("invalid accessor")
+            detail.shown().contains("invalid accessor")
         }
         _ => false,
     }
