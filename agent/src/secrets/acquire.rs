@@ -2,14 +2,14 @@
 
 use super::leases::{Given, Grant, GrantId, LeasesError};
 use super::local::{read_credential, read_file};
-use super::mapping::Source;
+use super::mapping::{Denied, Source};
 use super::plan::{Field, Plan, Reads};
 use super::server::Server;
 use super::service::{Secrets, now};
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::chain::chain;
 use crate::job::Caller;
-use crate::vault::{Accessor, Lease, Secret, VaultError};
+use crate::vault::{Accessor, Data, Lease, Secret, VaultError};
 use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, STEP_SECRET_BYTES_MAX, UnixNanos};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A token and its leases outlive the step's time limit by so much.
 const GRACE: Duration = Duration::from_secs(60);
+/// The most names of fields in a message.
+const FIELDS_SHOWN: usize = 32;
 /// What a tenant is told when the reason is the operator's.
 const UNAVAILABLE: &str = "a secret of this step cannot be had now; the log of this host's agent says why";
 
@@ -67,8 +69,8 @@ impl Acquired {
 /// Why a step has no values. What was taken for it is being revoked.
 #[derive(Debug)]
 pub enum AcquireError {
-    /// The rules do not give it; for the audit log.
-    Denied(String),
+    /// The rules do not give it.
+    Denied(Denied),
     /// It cannot be had; for the operator, and what the tenant is told.
     Unavailable {
         /// Why.
@@ -84,7 +86,7 @@ impl AcquireError {
     /// What ends the job: a code, and what its tenant is told.
     pub fn told(&self) -> (Code, &str) {
         match self {
-            Self::Denied(_) => (Code::SecretDenied, super::TENANT_TEXT),
+            Self::Denied(denied) => (Code::SecretDenied, &denied.told),
             Self::Unavailable { told, .. } => (Code::SecretUnavailable, told),
             Self::Over => (Code::SecretUnavailable, UNAVAILABLE),
         }
@@ -93,7 +95,8 @@ impl AcquireError {
     /// Why, for the operator.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Denied(reason) | Self::Unavailable { reason, .. } => reason,
+            Self::Denied(denied) => &denied.reason,
+            Self::Unavailable { reason, .. } => reason,
             Self::Over => "the job is over",
         }
     }
@@ -269,7 +272,7 @@ impl Secrets {
                     None => Some(found.data.whole()),
                 };
                 let value = value.ok_or_else(|| {
-                    AcquireError::unavailable(format!("secret {name}: the answer has no field {field:?}"))
+                    AcquireError::unavailable(without_field(name, field.as_deref(), &found.data))
                 })?;
                 taken.values.insert(*at, fitting(name, value)?);
             }
@@ -420,6 +423,16 @@ fn grant(step: &Step, secrets: Vec<Given>, at: UnixNanos) -> Grant {
         revoking_at: None,
         closed_at: None,
     }
+}
+
+/// Why there is no value for a secret: what fields there are is the operator's to know, as their names are no values.
+fn without_field(name: &Name, field: Option<&str>, data: &Data) -> String {
+    let names: Vec<&str> = data.names().take(FIELDS_SHOWN).collect();
+    format!(
+        "secret {name}: the answer has no field {}; it has {}",
+        field.unwrap_or_default(),
+        names.join(", ")
+    )
 }
 
 /// A value that the runner takes. Blanks at its end do not count: what prints it loses them.

@@ -81,7 +81,7 @@ impl SecretsFile {
     /// [`SecretsError`].
     pub fn load(path: &Path) -> Result<Self, SecretsError> {
         let wrong = |reason: String| SecretsError { path: path.to_owned(), reason };
-        let text = read_operators(path).map_err(|e| wrong(e.reason))?;
+        let text = read_operators(path).map_err(|e| wrong(format!("{}; {}", e.reason, e.remedy)))?;
         let mode = std::fs::metadata(path).map_err(|e| wrong(e.to_string()))?.mode();
         if mode & 0o004 != 0 {
             let reason = "can be read by everybody, and says which secrets there are; run chmod o-r";
@@ -96,7 +96,7 @@ impl SecretsFile {
     /// # Errors
     /// A text that says what is wrong.
     pub fn parse(text: &str, base: &Path) -> Result<Self, String> {
-        let raw: Raw = toml::from_str(text).map_err(|e| e.to_string())?;
+        let raw: Raw = toml::from_str(text).map_err(|e| explained(&e))?;
         if raw.format != FORMAT {
             return Err(format!("format {} is not known; this build reads {FORMAT}", raw.format));
         }
@@ -124,6 +124,16 @@ impl SecretsFile {
         }
         Ok(Self { mapping: Mapping { rules }, servers, sha256: None })
     }
+}
+
+/// A table within a table is what people get wrong; the parser names our own types then.
+fn explained(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let Some((before, _)) = text.split_once("expected struct variant") else { return text };
+    format!(
+        "{before}expected a table of what is read, as in read = {{ kv2 = {{ path = \"app/npm\" }} }} or \
+         read = {{ path = {{ path = \"cubbyhole/app\" }} }}"
+    )
 }
 
 fn rule(raw: RawRule, servers: &BTreeMap<Name, Config>, base: &Path) -> Result<Rule, String> {
@@ -235,6 +245,7 @@ mod tests {
             ("server = \"b\"\nread = { kv2 = { path = \"p\" } }\n", "no [server.b]"),
             ("file = \"a\"\n[server.main]\naddresses = []\n", "missing field"),
             ("file = \"a\"\n[more]\n", "unknown field `more`"),
+            ("server = \"b\"\nread = { path = \"p\" }\n", "as in read = { kv2 ="),
         ] {
             let refused = parse(more).unwrap_err();
             assert!(refused.contains(why), "{more}: {refused}");

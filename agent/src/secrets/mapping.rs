@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What a tenant is told, whatever the reason: which secrets there are, and for whom, is the operator's.
+/// What a tenant is told after the secret's name, whatever the reason: which secrets there are, and for whom, is the operator's.
 pub const TENANT_TEXT: &str = "the job may not have this secret, or there is none of that name for its project; \
     ask the operator of this host";
 
@@ -80,9 +80,20 @@ pub struct Rule {
     pub env_allowed: bool,
 }
 
-/// No; and why, for the audit log alone. The tenant gets [`TENANT_TEXT`].
+/// No.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denied(pub String);
+pub struct Denied {
+    /// Which and why, for the audit log alone.
+    pub reason: String,
+    /// Which, and [`TENANT_TEXT`].
+    pub told: String,
+}
+
+impl Denied {
+    pub(crate) fn new(secret: &Name, why: &str) -> Self {
+        Self { reason: format!("secret {secret}: {why}"), told: format!("secret {secret}: {TENANT_TEXT}") }
+    }
+}
 
 /// The secrets of all projects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,7 +108,7 @@ impl Mapping {
     /// # Errors
     /// [`Denied`] for everything that no rule lets through.
     pub fn decide(&self, wanted: &Wanted<'_>) -> Result<&Rule, Denied> {
-        let denied = |why: &str| Err(Denied(format!("secret {}: {why}", wanted.name)));
+        let denied = |why: &str| Err(Denied::new(wanted.name, why));
         let Some(rule) = self.rules.get(&(wanted.project.clone(), wanted.name.clone())) else {
             return denied("the project has none of that name");
         };

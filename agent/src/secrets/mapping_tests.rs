@@ -47,7 +47,7 @@ fn decide(mapping: &Mapping, change: impl FnOnce(&mut Wanted<'_>)) -> Result<Rul
         delivery: file(),
     };
     change(&mut wanted);
-    mapping.decide(&wanted).cloned().map_err(|denied| denied.0)
+    mapping.decide(&wanted).cloned().map_err(|denied| denied.reason)
 }
 
 /// Each line of the matrix takes away one thing that a rule asks for, and each is a no of its own.
@@ -153,7 +153,7 @@ proptest! {
         let Ok(tenants) = Name::parse(&text) else { return Ok(()) };
         match mapping.decide(&wanted(&project, &tenants, &caller, &profile)) {
             Ok(rule) => { prop_assert_eq!(&rule.source, &source); prop_assert_eq!(text.as_str(), "npm"); }
-            Err(denied) => { prop_assert!(!denied.0.contains("web/npm")); prop_assert_ne!(text.as_str(), "npm"); }
+            Err(denied) => { prop_assert!(!denied.reason.contains("web/npm")); prop_assert_ne!(text.as_str(), "npm"); }
         }
     }
 }

@@ -51,7 +51,7 @@ impl Secrets {
                 is_signed: step.is_signed,
                 delivery: &secret.delivery,
             };
-            let rule = rules.mapping.decide(&wanted).map_err(|denied| AcquireError::Denied(denied.0))?;
+            let rule = rules.mapping.decide(&wanted).map_err(AcquireError::Denied)?;
             match &rule.source {
                 Source::Vault { server, read, field, rotate } => {
                     // Only a file can have another value while its step runs.

@@ -5,7 +5,7 @@ use super::file::SecretsFile;
 use super::held::UnderWay;
 use super::identity::{Identity, IdentityError};
 use super::leases::{Grant, GrantId, Leases, LeasesError};
-use super::mapping::{Mapping, Wanted};
+use super::mapping::{Denied, Mapping, Wanted};
 use super::server::{OfAgent, Server};
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::audit_sink::{AuditSink, Refusal, Refused};
@@ -237,11 +237,11 @@ impl Secrets {
         &self.counts
     }
 
-    /// Whether a job may be taken by what its steps name. A no is told to the audit log; the tenant is told [`super::TENANT_TEXT`].
+    /// Whether a job may be taken by what its steps name. A no is told to the audit log.
     ///
     /// # Errors
-    /// For the log of the agent.
-    pub fn check(&self, submission: &Submission) -> Result<(), String> {
+    /// [`Denied`] for the first that it may not have.
+    pub fn check(&self, submission: &Submission) -> Result<(), Denied> {
         let spec = &submission.spec;
         let rules = self.rules();
         for secret in &spec.secrets {
@@ -263,9 +263,9 @@ impl Secrets {
                     action: Some("secret"),
                     project: Some(submission.project.as_str()),
                     job: None,
-                    reason: &denied.0,
+                    reason: &denied.reason,
                 });
-                return Err(denied.0);
+                return Err(denied);
             }
         }
         Ok(())

@@ -85,7 +85,9 @@ async fn what_does_not_last_as_long_as_the_step_is_not_given_and_leaves_nothing(
 async fn value_that_cannot_be_masked_is_not_given_and_nothing_is_asked_for_what_is_denied() {
     let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
     let secrets = open(dir.path(), &bank, &Arc::default());
-    for (names, why) in [(["short"], "fewer than 8 bytes"), (["nothing"], "no field")] {
+    for (names, why) in
+        [(["short"], "fewer than 8 bytes"), (["nothing"], "the answer has no field nothing; it has ")]
+    {
         let error = acquire(&secrets, &names).await.unwrap_err();
         assert!(error.reason().contains(why), "{error:?}");
         until_closed(&secrets).await;
@@ -93,7 +95,9 @@ async fn value_that_cannot_be_masked_is_not_given_and_nothing_is_asked_for_what_
     assert!(bank.with(|of| of.tokens.is_empty()));
     bank.with(|of| of.calls.clear());
     let error = acquire(&secrets, &["npm", "other"]).await.unwrap_err();
-    assert_eq!(error.told(), (ampoule_spec::Code::SecretDenied, crate::secrets::TENANT_TEXT));
+    let (code, told) = error.told();
+    assert_eq!(code, ampoule_spec::Code::SecretDenied);
+    assert_eq!(told, format!("secret other: {}", crate::secrets::TENANT_TEXT));
     assert!(bank.with(|of| of.calls.is_empty()));
     let over = CancellationToken::new();
     over.cancel();

@@ -4,6 +4,9 @@ use super::config::ConfigError;
 use super::outage::ServerState;
 use std::path::PathBuf;
 
+/// What the login by AppRole is called.
+pub(super) const APPROLE: &str = "AppRole";
+
 /// The most bytes that are shown of what a server says about an error.
 const DETAIL_BYTES_MAX: usize = 300;
 
@@ -87,7 +90,7 @@ pub enum VaultError {
         to: String,
     },
     /// No login: it was refused (400, 403 and so on).
-    #[error("the login by {method} was refused (status {status}){}", shown(.detail))]
+    #[error("the login by {method} was refused (status {status}){}{}", shown(.detail), remedy_of(.method))]
     Login {
         /// Which.
         method: &'static str,
@@ -161,6 +164,15 @@ pub enum VaultError {
 fn shown(detail: &Detail) -> String {
     let detail = detail.shown();
     if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
+fn remedy_of(method: &str) -> &'static str {
+    match method {
+        APPROLE => {
+            "; see login.approle.role_id and secret_id (a file with a wrapping token needs wrapped = \"auth/approle/role/NAME/secret-id\")"
+        }
+        _ => "",
+    }
 }
 
 /// The kinds of errors, for metrics and decisions.

@@ -3,7 +3,7 @@
 use super::answer::{Auth, life};
 use super::call::Call;
 use super::config::{ApproleLogin, CertLogin, JwtLogin, KubernetesLogin, Login};
-use super::error::VaultError;
+use super::error::{APPROLE, VaultError};
 use super::fleet::Ask;
 use super::token::without;
 use super::value::{Data, Secret};
@@ -204,7 +204,7 @@ impl Vault {
     async fn login_by_approle(&self, login: &ApproleLogin, budget: Duration) -> Result<Auth, VaultError> {
         let secret_id = self.secret_id(login, budget).await?;
         let body = Body { role_id: Some(&login.role_id), secret_id: secret_id.expose_text(), ..NOTHING };
-        self.log_in_at("AppRole", &login.mount, &body, budget).await
+        self.log_in_at(APPROLE, &login.mount, &body, budget).await
     }
 
     /// The secret id of the file, or the one that was in its wrapping token, which can be unwrapped once.

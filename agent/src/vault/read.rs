@@ -12,6 +12,9 @@ use super::value::Data;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
+/// In place of the server's reason.
+const UNTOLD: &str = "its reason may quote a secret and is not shown; ask the server the same by hand, with the role and parameters of `read`";
+
 /// What is read. A TOML table of the operator's, such as `{ kv2 = { path = "ci/npm", version = 3 } }`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -207,11 +210,19 @@ impl Vault {
         if reply.status == 404 && matches!(what, Read::Kv2 { .. }) {
             // A deleted version has metadata.
             let deleted = reply.parse::<Data>(doing).is_ok_and(|answer| answer.data.is_some());
+            let path = match what {
+                Read::Kv2 { version: Some(version), .. } => format!("{path}?version={version}"),
+                _ => path,
+            };
             return Err(VaultError::Missing { doing, path, deleted, detail: Detail::default() });
         }
         if !reply.is_success() {
             // What an engine says about an error may quote what it was about to give.
-            return Err(reply.error(doing, &path, false));
+            let mut error = reply.error(doing, &path, false);
+            if let VaultError::Refused { detail, .. } = &mut error {
+                *detail = Detail::from(UNTOLD.to_owned());
+            }
+            return Err(error);
         }
         let answer: Answer = reply.parse(doing)?;
         let lease = lease(doing, &answer)?;

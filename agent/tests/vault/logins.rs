@@ -98,6 +98,12 @@ async fn approle_login_is_renewed_by_another_when_its_token_is_revoked() {
     let error = vault.mint(None, &meta()).await.unwrap_err();
     assert!(status(&error) == 400 && !error.retryable(), "{error}");
     assert!(begun.elapsed() < std::time::Duration::from_secs(3));
+    // As if a wrapping token were taken for the secret id.
+    let said = error.to_string();
+    assert!(
+        said.contains("see login.approle.role_id and secret_id") && said.contains("wrapped = "),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,8 @@ async fn kv_gives_the_version_that_was_asked_for() {
     {
         let error = vault.read(&minted.token, &kv2(path, version)).await.unwrap_err();
         assert!(matches!(error, VaultError::Missing { deleted, .. } if deleted == was), "{path}: {error:?}");
+        let asked = version.map(|version| format!("secret/data/{path}?version={version}"));
+        assert!(asked.is_none_or(|asked| error.to_string().contains(&asked)), "{error}");
     }
     let error = vault.read(&minted.token, &kv2("other/npm", None)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Denied);
@@ -92,6 +94,10 @@ async fn certificates_and_passwords_have_leases_where_the_engine_gives_them() {
         role: role.to_owned(),
         parameters: named(&[("common_name", "build.example")]),
     };
+    // Why one without a name is refused is between the operator and the server.
+    let nameless = Read::Pki { mount: "pki".to_owned(), role: "leased".to_owned(), parameters: named(&[]) };
+    let error = vault.read(&minted.token, &nameless).await.unwrap_err();
+    assert!(error.to_string().contains("with the role and parameters of `read`"), "{error}");
     let leased = vault.read(&minted.token, &pki("leased")).await.unwrap();
     let lease = leased.lease.clone().unwrap();
     assert!(!lease.renewable && field(&leased, "private_key").starts_with("-----BEGIN"));

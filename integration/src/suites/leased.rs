@@ -107,7 +107,7 @@ fn denied(lab: &Lab) -> Result<()> {
     let ran = submit(&daemon, &job(lab, &["npm"], "true")?, "denied")?;
     let ran = ran.exits(77)?;
     let said = &ran.stderr;
-    ensure!(said.contains("may not have this secret"), "{said}");
+    ensure!(said.contains("secret npm: the job may not have this secret"), "{said}");
     daemon.stop()
 }
 

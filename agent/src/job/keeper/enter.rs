@@ -8,7 +8,7 @@ use crate::job::model::{State, Submission};
 use crate::job::queue::{Amount, NotQueued, Queue};
 use crate::job::service::{JobsError, Promised, Submitted};
 use crate::job::state::Life;
-use crate::secrets::TENANT_TEXT;
+use crate::secrets::Denied;
 use ampoule_spec::{Code, JobSpec, Name};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,11 +72,11 @@ impl Inner {
 
     /// Whether the operator gives the job what its steps name. It is asked again when a step waits for it.
     fn may_have_secrets(&self, submission: &Submission) -> Result<(), JobsError> {
-        let denied = || error(Code::SecretDenied, TENANT_TEXT.to_owned());
-        match &self.options.secrets {
-            Some(secrets) => secrets.check(submission).map_err(|_| denied()),
-            None if submission.spec.secrets.is_empty() => Ok(()),
-            None => Err(denied()),
+        let denied = |denied: Denied| error(Code::SecretDenied, denied.told);
+        match (&self.options.secrets, submission.spec.secrets.first()) {
+            (Some(secrets), _) => secrets.check(submission).map_err(denied),
+            (None, None) => Ok(()),
+            (None, Some(secret)) => Err(denied(Denied::new(&secret.name, "the daemon has no secrets"))),
         }
     }
 
