@@ -19,6 +19,8 @@ mod server;
 mod service;
 #[cfg(test)]
 pub(crate) mod testing;
+mod unwrapped;
+mod watch;
 
 pub use acquire::{AcquireError, Acquired, Step};
 pub use check::{Busy, Checked, CheckedRule, CheckedServer, Finding, FindingState};
@@ -28,7 +30,7 @@ pub use judge::{Asks, Tried};
 pub use leases::{Grant, GrantId};
 pub use local::{LocalError, read_credential, read_file};
 pub use mapping::{Denied, Mapping, Rule, Source, TENANT_TEXT, Wanted};
-pub use server::Server;
+pub use server::{Server, Times};
 pub use service::{Counts, NewRules, OpenError, Options, Secrets, is_signed};
 
 /// What evidence and the audit log name an accessor by.

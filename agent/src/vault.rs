@@ -45,6 +45,7 @@ use login::Session;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 /// What signs the agent's own JSON Web Token when it logs in with one.
@@ -54,6 +55,29 @@ pub trait Assertions: Send + Sync {
     /// # Errors
     /// Why there is none, for the daemon's log.
     fn assertion(&self, audience: &str) -> Result<Secret, String>;
+}
+
+/// What knows over restarts which wrapping tokens this agent has used.
+pub trait Memory: Send + Sync {
+    /// It has used the one with this SHA-256. Blocks.
+    fn used(&self, sha256: &str);
+
+    /// Whether it has. Blocks.
+    fn has_used(&self, sha256: &str) -> bool;
+}
+
+tokio::task_local! {
+    static UNTIL: Instant;
+}
+
+/// Has every call that something makes end by then, also where its budget is longer.
+pub async fn by<T>(until: Instant, calls: impl Future<Output = T>) -> T {
+    UNTIL.scope(until, calls).await
+}
+
+/// What is left of a time to somebody who may have less.
+fn at_most(time: Duration) -> Duration {
+    UNTIL.try_with(|until| until.saturating_duration_since(Instant::now()).min(time)).unwrap_or(time)
 }
 
 /// A client of one configured server, for all tasks of the process. Behind an [`Arc`].
@@ -66,10 +90,11 @@ pub struct Vault {
     session: tokio::sync::Mutex<Option<Arc<Session>>>,
     /// A wrapping token and the secret id that was in it: it can be unwrapped once, also by those who come after this client.
     unwrapped: Arc<tokio::sync::Mutex<Option<(Secret, Secret)>>>,
+    memory: Option<Arc<dyn Memory>>,
     /// Of the files that were read.
     files: Digest,
     /// When a new login was refused the same as the one before.
-    vain: std::sync::Mutex<Option<tokio::time::Instant>>,
+    vain: std::sync::Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -94,7 +119,14 @@ impl Vault {
         let files = digest_of(config.files());
         let fleet = Fleet::new(&config)?;
         let (session, unwrapped, vain) = Default::default();
-        Ok(Self { config, fleet, assertions, session, unwrapped, files, vain })
+        Ok(Self { config, fleet, assertions, session, unwrapped, memory: None, files, vain })
+    }
+
+    /// The same, with a memory that outlives the process.
+    #[must_use]
+    pub fn remembering(mut self, memory: Arc<dyn Memory>) -> Self {
+        self.memory = Some(memory);
+        self
     }
 
     /// Takes over what the client before it has unwrapped.
@@ -118,7 +150,7 @@ impl Vault {
     /// # Errors
     /// [`VaultError`]: at once if waiting does not help.
     pub async fn ready(&self) -> Result<(), VaultError> {
-        self.session(None, self.config.wait_for_vault).await.map(|_| ())
+        self.session(None, at_most(self.config.wait_for_vault)).await.map(|_| ())
     }
 
     /// Which cluster answers, and in which namespace; none: it does not say. Two that differ know nothing of each other's tokens.
@@ -147,7 +179,7 @@ impl Vault {
     }
 
     fn budget(&self) -> Duration {
-        self.config.budget
+        at_most(self.config.budget)
     }
 }
 

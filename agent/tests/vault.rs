@@ -9,6 +9,8 @@
 mod certificates;
 #[path = "vault/checks.rs"]
 mod checks;
+#[path = "vault/daemon.rs"]
+mod daemon;
 #[path = "vault/database.rs"]
 mod database;
 #[path = "vault/identity.rs"]

@@ -1,6 +1,7 @@
 //! What is counted: OpenMetrics, in a registry of the daemon's own.
 //!
-//! What is guaranteed: no label holds a job, a project or a caller, so the number of series does not grow with use.
+//! What is guaranteed: no label holds a job, a project or a caller, so the number of series does not grow with use. (Servers of secrets are as
+//! many as the configuration names.)
 
 use crate::secrets;
 use crate::traces::Counts;
@@ -176,6 +177,8 @@ impl Metrics {
         r.register("secrets_denied", denied, of.denied.clone());
         let unavailable = "Steps whose secrets could not be had";
         r.register("secrets_unavailable", unavailable, of.unavailable.clone());
+        let up = "1 while the agent is logged in at a server of secrets, and it serves";
+        r.register("secret_server_up", up, of.up.clone());
         r.register("secret_revoke_failures", "Revokes that are tried again", of.revoke_failures.clone());
         r.register("secret_renew_failures", "Renewals that are tried again", of.renew_failures.clone());
     }
@@ -287,7 +290,9 @@ mod tests {
 
     #[test]
     fn every_metric_of_the_dashboard_and_the_alerts_exists() {
-        let text = Metrics::new().text();
+        let metrics = Metrics::new();
+        metrics.secrets.up.get_or_create(&[("server", "main".to_owned())]).set(1);
+        let text = metrics.text();
         let contrib = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib");
         for (file, least) in [("alerts.yml", 10), ("dashboard.json", 15)] {
             let named = named(&std::fs::read_to_string(contrib.join(file)).unwrap());

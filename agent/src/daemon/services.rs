@@ -356,6 +356,7 @@ impl Services {
             tokio::spawn(sweep(contents)),
             tokio::spawn(host.clone().keep_asking()),
             tokio::spawn(keep_identity(secrets.clone(), vitals.clone())),
+            tokio::spawn(secrets.clone().watch()),
         ];
         background.extend(sending.is_some().then(|| tokio::spawn(tell(traces, keeper.changes()))));
         let vitals = vitals.clone();

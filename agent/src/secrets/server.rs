@@ -11,10 +11,20 @@ use crate::vault::{
 };
 use futures_util::future::BoxFuture;
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 type Answer<'a, T> = BoxFuture<'a, Result<T, VaultError>>;
+
+/// How long is waited for a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// By a new step, in all.
+    pub wait: Duration,
+    /// For one request.
+    pub request: Duration,
+}
 
 /// One server, or one cluster of them.
 pub trait Server: Debug + Send + Sync + 'static {
@@ -23,6 +33,19 @@ pub trait Server: Debug + Send + Sync + 'static {
 
     /// Which cluster it is, by its own word; none: it does not say.
     fn cluster(&self) -> Answer<'_, Option<String>>;
+
+    /// How long is waited for it.
+    fn times(&self) -> Times;
+
+    /// The file that the agent logs in with, if it logs in with one.
+    fn login_file(&self) -> Option<&Path> {
+        None
+    }
+
+    /// What an operator does about an error, where that does not say it.
+    fn remedy(&self, _: &VaultError) -> Option<String> {
+        None
+    }
 
     /// The client of Vault's, if it is one.
     fn vault(&self) -> Option<&Vault> {
@@ -61,6 +84,18 @@ impl Server for Vault {
 
     fn cluster(&self) -> Answer<'_, Option<String>> {
         Box::pin(Vault::cluster(self))
+    }
+
+    fn times(&self) -> Times {
+        Times { wait: self.config().wait_for_vault, request: self.config().timeout }
+    }
+
+    fn login_file(&self) -> Option<&Path> {
+        self.config().login.file()
+    }
+
+    fn remedy(&self, error: &VaultError) -> Option<String> {
+        Vault::remedy(self, error)
     }
 
     fn vault(&self) -> Option<&Vault> {

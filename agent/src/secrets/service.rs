@@ -7,6 +7,7 @@ use super::identity::{Identity, IdentityError};
 use super::leases::{Grant, GrantId, Leases, LeasesError};
 use super::mapping::{Denied, Mapping, Wanted};
 use super::server::{OfAgent, Server};
+use super::unwrapped::Unwrapped;
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::audit_sink::{AuditSink, Refusal, Refused};
 use crate::job::Submission;
@@ -15,6 +16,7 @@ use ampoule_evidence::rfc3339;
 use ampoule_spec::{InputSource, JobId, JobSpec, Name, UnixNanos};
 use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +45,8 @@ pub struct Counts {
     pub revoke_failures: Counter,
     /// Renewals that failed, and are tried again.
     pub renew_failures: Counter,
+    /// 1 for each server where the agent is logged in and that serves. The configuration bounds how many there are.
+    pub up: Family<[(&'static str, String); 1], Gauge>,
 }
 
 /// Why there is no service.
@@ -95,6 +99,7 @@ pub struct NewRules(pub(super) Rules);
 pub struct Secrets {
     rules: RwLock<Arc<Rules>>,
     leases: Leases,
+    unwrapped: Arc<Unwrapped>,
     pub(super) identity: Arc<Identity>,
     credentials: Option<PathBuf>,
     audit: Arc<dyn AuditSink>,
@@ -102,6 +107,8 @@ pub struct Secrets {
     /// What is being revoked.
     pub(super) revoking: Mutex<BTreeSet<GrantId>>,
     pub(super) closed: Notify,
+    /// Rules were taken.
+    pub(super) taken: Notify,
     /// Revokes that failed so far.
     pub(super) under_way: UnderWay,
     /// One check of servers at a time.
@@ -140,12 +147,14 @@ impl Secrets {
         let this = Self {
             rules: RwLock::default(),
             leases,
+            unwrapped: Arc::new(Unwrapped::new(&options.dir)),
             identity: Arc::new(identity),
             credentials: options.credentials,
             audit: options.audit,
             counts: options.counts,
             revoking: Mutex::default(),
             closed: Notify::new(),
+            taken: Notify::new(),
             under_way: UnderWay::default(),
             checking: Arc::default(),
         };
@@ -169,7 +178,8 @@ impl Secrets {
             }
             let assertions: Arc<dyn Assertions> = Arc::new(OfAgent(self.identity.clone()));
             let vault = Vault::new(config.clone(), Some(assertions));
-            let mut vault = vault.map_err(|e| format!("server.{name}: {}", crate::chain::chain(&e)))?;
+            let vault = vault.map_err(|e| format!("server.{name}: {}", crate::chain::chain(&e)))?;
+            let mut vault = vault.remembering(self.unwrapped.clone());
             if let Some(old) = old.and_then(|old| old.vault()) {
                 vault = vault.after(old);
             }
@@ -195,6 +205,7 @@ impl Secrets {
         let surplus = new.before.len().saturating_sub(BEFORE_MAX);
         new.before.drain(..surplus);
         *rules = Arc::new(new);
+        self.taken.notify_one();
     }
 
     pub(super) fn rules(&self) -> Arc<Rules> {

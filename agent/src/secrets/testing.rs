@@ -4,7 +4,7 @@ use super::identity::Identity;
 use super::judge::{Asks, Tried};
 use super::leases::Leases;
 use super::mapping::{Mapping, Rule, Source};
-use super::server::Server;
+use super::server::{Server, Times};
 use super::service::{Counts, NewRules, Options, Rules, Secrets};
 use super::{AcquireError, Acquired, Step};
 use crate::audit::{AuditError, AuditEvent};
@@ -49,6 +49,8 @@ pub(crate) struct Accounts {
     pub(crate) token_max: Option<Duration>,
     pub(crate) lease: Option<(Duration, bool, Duration)>,
     pub(crate) password: String,
+    /// How long a new step waits for it.
+    pub(crate) wait: Duration,
     /// How long each call takes.
     pub(crate) slow: Duration,
     /// Its tokens cannot be a step's, and are not taken back.
@@ -135,6 +137,10 @@ impl Server for Bank {
 
     fn cluster(&self) -> Answer<'_, Option<String>> {
         Box::pin(async { Ok(self.with(|of| of.cluster.clone())) })
+    }
+
+    fn times(&self) -> Times {
+        Times { wait: self.with(|of| of.wait), request: Duration::from_secs(5) }
     }
 
     fn mint<'a>(&'a self, _: &'a Step, _: &'a Identity) -> Answer<'a, Minted> {

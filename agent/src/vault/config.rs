@@ -160,7 +160,7 @@ pub enum StepLogin {
 
 impl Login {
     /// The file that lets whoever has it in, if there is one.
-    pub(super) fn file(&self) -> Option<&Path> {
+    pub(crate) fn file(&self) -> Option<&Path> {
         match self {
             Self::Jwt(_) => None,
             Self::Approle(approle) => Some(&approle.secret_id),

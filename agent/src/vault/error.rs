@@ -151,6 +151,15 @@ pub enum VaultError {
         /// How long it lives.
         ttl: std::time::Duration,
     },
+    /// A wrapping token was used up by this agent itself, before it was restarted.
+    #[error(
+        "the wrapping token in {} was used by this daemon before it was restarted, and can be used once; write a new one to {}",
+        path.display(), path.display()
+    )]
+    Spent {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// Somebody else may have what was meant for us: a security event. Never tried again.
     #[error("{doing}: {reason}; possibly intercepted: revoke what it gives, and find out who had it")]
     Intercepted {
@@ -223,7 +232,7 @@ impl VaultError {
             Self::Config(_) | Self::File { .. } => Kind::Config,
             Self::Unavailable { .. } => Kind::Unavailable,
             Self::Redirected { .. } => Kind::Redirected,
-            Self::Login { .. } => Kind::Login,
+            Self::Login { .. } | Self::Spent { .. } => Kind::Login,
             Self::Denied { .. } => Kind::Denied,
             Self::Missing { .. } => Kind::Missing,
             Self::Refused { .. } => Kind::Refused,

@@ -10,6 +10,7 @@ use super::value::{Data, Secret};
 use super::wire::{Reply, read_line};
 use super::wrapping::Wrapped;
 use super::{Token, Vault};
+use crate::export::sha256_of;
 use rustify::Endpoint;
 use serde::Serialize;
 use std::path::Path;
@@ -219,10 +220,50 @@ impl Vault {
         }
         let doing = "unwrapping the secret id";
         let wrapped = Wrapped { token: text.clone(), creation_path: creation_path.clone() };
-        let data: Data = self.unwrap_within(&wrapped, budget).await?;
+        let data: Data = match self.unwrap_within(&wrapped, budget).await {
+            Err(VaultError::Intercepted { .. }) if self.has_used(&text).await => {
+                return Err(VaultError::Spent { path: login.secret_id.clone() });
+            }
+            other => other?,
+        };
         let secret_id = data.field("secret_id").ok_or_else(|| without(doing, "secret_id"))?;
+        // Not before: who dies in between leaves a false alarm, and never a theft that is taken for our own doing.
+        self.remember(&text).await;
         *unwrapped = Some((text, secret_id.clone()));
         Ok(secret_id)
+    }
+
+    async fn remember(&self, wrapping: &Secret) {
+        let Some(memory) = self.memory.clone() else { return };
+        let sha256 = sha256_of(wrapping.expose()).to_string();
+        let _ = tokio::task::spawn_blocking(move || memory.used(&sha256)).await;
+    }
+
+    async fn has_used(&self, wrapping: &Secret) -> bool {
+        let Some(memory) = self.memory.clone() else { return false };
+        let sha256 = sha256_of(wrapping.expose()).to_string();
+        tokio::task::spawn_blocking(move || memory.has_used(&sha256)).await.unwrap_or(false)
+    }
+
+    /// What an operator does about a login that fails, where the error does not say it.
+    pub(crate) fn remedy(&self, error: &VaultError) -> Option<String> {
+        let file = self.config.login.file().map(|path| path.display().to_string()).unwrap_or_default();
+        Some(match (error, &self.config.login) {
+            (VaultError::Intercepted { .. }, _) => {
+                format!(
+                    "a daemon that was restarted needs a new wrapping token: write one to {file}; if it was not, somebody else has used this one"
+                )
+            }
+            (VaultError::Login { .. }, Login::Approle(_)) => {
+                format!("write a new secret id to {file}, and see the AppRole's role")
+            }
+            (VaultError::Login { .. }, Login::Token { .. }) => format!("write a new token to {file}"),
+            (VaultError::Login { .. }, _) => "see the login's role at the server".to_owned(),
+            (VaultError::Unavailable { .. }, _) => {
+                "it is tried again; new steps with secrets of this server wait for it".to_owned()
+            }
+            _ => return None,
+        })
     }
 
     async fn log_in_at(

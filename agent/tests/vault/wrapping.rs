@@ -5,9 +5,9 @@ use crate::{STEP, client, config, meta, rig, server, text};
 use ampoule_agent::vault::{Kind, Secret, Vault, Wrapped};
 use serde_json::json;
 
-const PATH: &str = "auth/approle/role/ampoule/secret-id";
+pub(crate) const PATH: &str = "auth/approle/role/ampoule/secret-id";
 
-fn wrap(rig: &Rig) -> Wrapped {
+pub(crate) fn wrap(rig: &Rig) -> Wrapped {
     let made =
         rig.ask_as(rig.root_token(), &["X-Vault-Wrap-TTL: 5m"], "POST", PATH, Some(&json!({}))).unwrap();
     let token = Secret::new(text(&made.1, "/wrap_info/token").into_bytes());
