@@ -119,6 +119,11 @@ impl UnderWay {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A revoke begins: from now on a wish is kept.
+    pub(super) fn begins(&self, id: GrantId) {
+        self.all().entry(id).or_default();
+    }
+
     /// A try failed.
     pub(super) fn failed(&self, id: GrantId, grant: &Grant, error: &str) {
         let mut all = self.all();
@@ -208,8 +213,9 @@ impl Secrets {
     pub async fn revoke_now(self: &Arc<Self>, which: &Which) -> Asked {
         let ids: Vec<GrantId> = self.open_which(which).into_iter().map(|(id, _)| id).collect();
         for id in &ids {
-            self.revoke(*id);
-            self.under_way.wake(*id);
+            if !self.begin_revoke(*id) {
+                self.under_way.wake(*id);
+            }
         }
         let open = || ids.iter().filter(|id| self.leases().get(**id).is_some_and(|of| of.is_open())).count();
         let all = async {

@@ -70,6 +70,33 @@ fn error_of_a_server_is_shown_without_what_names_the_token_or_its_leases() {
 }
 
 #[tokio::test]
+async fn wish_that_comes_during_the_first_try_is_kept_for_after_it() {
+    // Whoever begins it leaves no wish: it is being tried.
+    for wishes_again in [false, true] {
+        let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+        let secrets = open(dir.path(), &bank, &Arc::default());
+        let id = acquire(&secrets, &["user"]).await.unwrap().grants[0];
+        let wish = || {
+            let secrets = secrets.clone();
+            tokio::spawn(async move { secrets.revoke_now(&Which::Grant(id)).await })
+        };
+        bank.with(|of| of.hangs = Some("revoke"));
+        let _begins = wish();
+        while bank.with(|of| !of.calls.iter().any(|call| call == "revoke")) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let _again = wishes_again.then(wish);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // In the place of the task, which would come to it if the try failed.
+        let pause = secrets.under_way.pause(id, Duration::from_secs(3600));
+        let ends_at_once = tokio::time::timeout(Duration::from_millis(500), pause).await.is_ok();
+        assert_eq!(ends_at_once, wishes_again);
+        bank.with(|of| of.hangs = None);
+        assert!(secrets.until_closed(&step(&[]).job, Duration::from_secs(5)).await);
+    }
+}
+
+#[tokio::test]
 async fn what_a_server_says_is_cut_when_the_names_of_what_it_gave_are_out_of_it() {
     for before in 270..300 {
         let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());

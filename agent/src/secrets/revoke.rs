@@ -24,11 +24,22 @@ const JITTER: u64 = 10;
 impl Secrets {
     /// Takes a grant back, for as long as it takes; who asks again changes nothing. Returns at once.
     pub fn revoke(self: &Arc<Self>, id: GrantId) {
-        if !self.being_revoked().insert(id) {
-            return;
+        self.begin_revoke(id);
+    }
+
+    /// The same; whether it was not under way yet.
+    pub(super) fn begin_revoke(self: &Arc<Self>, id: GrantId) -> bool {
+        {
+            let mut all = self.being_revoked();
+            if !all.insert(id) {
+                return false;
+            }
+            // Under the lock: who finds it under way finds where to leave a wish, too.
+            self.under_way.begins(id);
         }
         let being = BeingRevoked(self.clone(), id);
         tokio::spawn(async move { being.0.until_revoked(id).await });
+        true
     }
 
     /// Takes back everything of a job.
@@ -162,8 +173,10 @@ struct BeingRevoked(Arc<Secrets>, GrantId);
 impl Drop for BeingRevoked {
     fn drop(&mut self) {
         let Self(secrets, id) = self;
-        secrets.being_revoked().remove(id);
+        let mut all = secrets.being_revoked();
+        all.remove(id);
         secrets.under_way.over(*id);
+        drop(all);
         secrets.count_open();
         secrets.closed.notify_waiters();
     }
