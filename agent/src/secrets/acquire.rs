@@ -291,12 +291,14 @@ impl Secrets {
         let secrets = names.map(|name| Given { name, provider: provider.clone() }).collect();
         let at = now();
         let accessor = Some(minted.as_str().to_owned());
+        // A crash may come between its renewal and the entry of that. Of a server without a cluster's id nothing but its time says that it is over.
+        let lives = if of.cluster.is_none() { ttl.saturating_add(of.need) } else { ttl };
         let grant = Grant {
             server: Some(of.name.clone()),
             cluster: of.cluster.clone(),
             rotates: of.rotates,
             accessor,
-            until: after(at, ttl),
+            until: after(at, lives),
             ..grant(of.step, secrets, at)
         };
         match self.journal(self.leases().minted(grant)).await {

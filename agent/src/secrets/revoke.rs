@@ -21,6 +21,12 @@ const RENEW_SOONEST: Duration = Duration::from_secs(1);
 /// What is left of a life when it is renewed has a jitter of so many parts of a hundred, so that not all come at once.
 const JITTER: u64 = 10;
 
+/// When a token is over for sure: a renewal that was journaled may have been under way for so long, the longest budget of a call.
+const OVER_AFTER: Duration = Duration::from_secs(3600);
+
+/// The server that was found to have given a grant which names no cluster: when the token is gone it cannot be found any more.
+type Found = Option<Arc<dyn Server>>;
+
 impl Secrets {
     /// Takes a grant back, for as long as it takes; who asks again changes nothing. Returns at once.
     pub fn revoke(self: &Arc<Self>, id: GrantId) {
@@ -52,10 +58,10 @@ impl Secrets {
         if let Err(error) = self.journal(self.leases().revoking(id, at)).await {
             tracing::warn!(error = chain(&error), "that a lease is to be revoked is not written down");
         }
-        let (mut pause, mut is_told) = (PAUSE.0, false);
+        let (mut pause, mut is_told, mut found) = (PAUSE.0, false, None);
         loop {
             let Some(grant) = self.leases().get(id).filter(Grant::is_open) else { return };
-            let failed = match self.try_revoke(&grant).await {
+            let failed = match self.try_revoke(&grant, &mut found).await {
                 Ok(()) => {
                     // Before it is closed: whoever dies in between revokes and tells it once more, and never not at all.
                     if !is_told {
@@ -98,6 +104,42 @@ impl Secrets {
         Err(why)
     }
 
+    /// The same of a grant that names no cluster. Whoever knows its token has given it; when nobody does, it may be anybody else's who is asked,
+    /// and only its time says that it is over.
+    async fn giver_of_nameless(
+        &self,
+        name: &Name,
+        grant: &Grant,
+        found: &mut Found,
+    ) -> Result<Arc<dyn Server>, String> {
+        if let Some(server) = found {
+            return Ok(server.clone());
+        }
+        let accessor = grant.accessor.clone().and_then(Accessor::new);
+        let mut first = self.giver(name, grant).await;
+        for server in self.rules().all_of(name) {
+            let knows = match &accessor {
+                Some(accessor) => server.knows(accessor).await,
+                None => Ok(false),
+            };
+            let why = match knows {
+                Ok(true) => {
+                    *found = Some(server.clone());
+                    return Ok(server);
+                }
+                Ok(false) => format!(
+                    "[server.{name}] did not say which cluster it is, and knows nothing of the token, as any other server would: it counts as revoked an \
+                     hour after its time"
+                ),
+                Err(error) => format!("server {name}: {}", chain(&error.without(&names(grant)))),
+            };
+            if now() < after(grant.until, OVER_AFTER) {
+                first = Err(why);
+            }
+        }
+        first
+    }
+
     async fn tell_revoked(&self, grant: &Grant) {
         if grant.server.is_some()
             && let Err(error) = self.audit().write(&about(Action::SecretRevoked, grant)).await
@@ -107,9 +149,12 @@ impl Secrets {
     }
 
     /// The token first, so that nothing more can be had with it; then each lease, until its backend has taken it back.
-    async fn try_revoke(&self, grant: &Grant) -> Result<(), String> {
+    async fn try_revoke(&self, grant: &Grant, found: &mut Found) -> Result<(), String> {
         let Some(name) = &grant.server else { return Ok(()) };
-        let server = self.giver(name, grant).await?;
+        let server = match grant.cluster {
+            Some(_) => self.giver(name, grant).await?,
+            None => self.giver_of_nameless(name, grant, found).await?,
+        };
         let named = names(grant);
         let failed = |error: VaultError| format!("server {name}: {}", chain(&error.without(&named)));
         if let Some(accessor) = grant.accessor.clone().and_then(Accessor::new) {
@@ -129,7 +174,13 @@ impl Secrets {
         }
         let grant = self.leases().get(id).filter(|grant| grant.is_open() && grant.revoking_at.is_none())?;
         let need = Duration::from_nanos(until.0.saturating_sub(now().0));
-        let server = match self.giver(grant.server.as_ref()?, &grant).await {
+        let mut server = self.giver(grant.server.as_ref()?, &grant).await;
+        if grant.cluster.is_none() && grant.until < until {
+            // Before it lives for longer, as at its making.
+            let written = self.journal(self.leases().renewed(id, until)).await;
+            server = server.and_then(|server| written.map_err(|error| chain(&error)).map(|()| server));
+        }
+        let server = match server {
             Ok(server) => server,
             Err(error) => {
                 self.counts().renew_failures.inc();

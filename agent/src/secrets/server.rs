@@ -64,6 +64,9 @@ pub trait Server: Debug + Send + Sync + 'static {
     /// Has a lease run for so long from now on.
     fn renew_lease<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> Answer<'a, Renewed>;
 
+    /// Whether there is such a token.
+    fn knows<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, bool>;
+
     /// Ends a token; one that is unknown has ended.
     fn revoke<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, Revoked>;
 
@@ -137,6 +140,10 @@ impl Server for Vault {
 
     fn renew_lease<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> Answer<'a, Renewed> {
         Box::pin(Vault::renew_lease(self, lease, ttl))
+    }
+
+    fn knows<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, bool> {
+        Box::pin(async move { Ok(self.lookup_accessor(accessor).await?.is_some()) })
     }
 
     fn revoke<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, Revoked> {

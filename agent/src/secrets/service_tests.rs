@@ -261,6 +261,106 @@ async fn what_one_cluster_gave_is_never_taken_for_revoked_by_the_word_of_another
 }
 
 #[tokio::test]
+async fn server_that_says_no_more_which_cluster_it_is_is_not_the_one_that_did() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), of_cluster("one"));
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    acquire(&secrets, &["user"]).await.unwrap();
+    bank.with(|of| (of.cluster, of.calls) = (None, Vec::new()));
+    let job = step(&[]).job;
+    secrets.revoke_job(&job);
+    assert!(!secrets.until_closed(&job, Duration::from_millis(300)).await);
+    assert!(bank.with(|of| of.calls.is_empty()));
+    bank.with(|of| of.cluster = Some("one".to_owned()));
+    until_closed(&secrets).await;
+    assert!(has_nothing(&bank));
+}
+
+fn nameless() -> Arc<Bank> {
+    let bank = Bank::new();
+    bank.with(|of| of.cluster = None);
+    bank
+}
+
+#[tokio::test]
+async fn server_without_a_clusters_id_is_believed_when_it_knew_the_token_and_not_by_its_word() {
+    let (dir, bank, other) = (tempfile::tempdir().unwrap(), nameless(), nameless());
+    let job = step(&[]).job;
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    acquire(&secrets, &["user"]).await.unwrap();
+    drop(secrets);
+    // Another one has the name, and says success to whatever it is asked to revoke.
+    let secrets = open(dir.path(), &other, &Arc::default());
+    secrets.revoke_job(&job);
+    assert!(!secrets.until_closed(&job, Duration::from_millis(300)).await && !has_nothing(&bank));
+    assert!(other.with(|of| of.calls.iter().all(|call| call == "knows") && !of.calls.is_empty()));
+    assert!(secrets.claims(&job).unwrap().contains("\"revokePending\":true"));
+    // Its backend is away when the token is gone already: it is known who has given the lease.
+    bank.with(|of| of.fails = Some(("revoke_lease", 2)));
+    secrets.take(rules_of(&bank));
+    until_closed(&secrets).await;
+    assert!(has_nothing(&bank));
+}
+
+#[tokio::test]
+async fn token_that_nobody_knows_and_that_names_no_cluster_is_closed_when_its_time_is_over() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), nameless());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    let id = acquire(&secrets, &["user"]).await.unwrap().grants[0];
+    // As after a death between the revoke and the entry that says so.
+    bank.with(|of| (of.tokens, of.leases) = Default::default());
+    let (job, hour) = (step(&[]).job, Duration::from_secs(3600));
+    let over = UnixNanos(now().0 - u64::try_from(hour.as_nanos()).unwrap());
+    secrets.leases.renewed(id, UnixNanos(over.0 + 3_000_000_000)).await.unwrap();
+    secrets.revoke(id);
+    assert!(!secrets.until_closed(&job, Duration::from_millis(500)).await);
+    let why = secrets
+        .held(&crate::secrets::WantedLeases { limit: 9, ..Default::default() })
+        .grants
+        .remove(0)
+        .last_error;
+    assert!(why.as_ref().is_some_and(|why| why.contains("an hour after its time")), "{why:?}");
+    until_closed(&secrets).await;
+    assert!(now().0 > over.0 + 3_000_000_000);
+}
+
+#[tokio::test]
+async fn time_of_what_names_no_cluster_is_written_down_before_it_lives_so_long() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), nameless());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    let need = u64::try_from((LIMIT + Duration::from_secs(60)).as_nanos()).unwrap();
+    let begun = now().0;
+    // It is renewed, and nobody hears of it.
+    bank.with(|of| of.hangs = Some("renew"));
+    let taking = tokio::spawn({
+        let secrets = secrets.clone();
+        async move { acquire(&secrets, &["user"]).await }
+    });
+    let hung = |times| {
+        let bank = bank.clone();
+        async move {
+            while bank.with(|of| of.calls.iter().filter(|call| *call == "renew").count() < times) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    };
+    hung(1).await;
+    let until = || secrets.open_grants()[0].1.until.0;
+    assert!(until() > begun + need);
+    bank.with(|of| of.hangs = None);
+    let id = taking.await.unwrap().unwrap().grants[0];
+    bank.with(|of| of.hangs = Some("renew"));
+    let later = UnixNanos(begun + 3 * need);
+    let renewing = tokio::spawn({
+        let secrets = secrets.clone();
+        async move { secrets.renew(id, later).await }
+    });
+    hung(2).await;
+    assert_eq!(until(), later.0);
+    bank.with(|of| of.hangs = None);
+    renewing.await.unwrap();
+}
+
+#[tokio::test]
 async fn client_before_a_reload_takes_back_what_it_gave() {
     let (dir, first, second) = (tempfile::tempdir().unwrap(), of_cluster("one"), of_cluster("two"));
     let secrets = open(dir.path(), &first, &Arc::default());

@@ -57,7 +57,7 @@ pub(crate) struct Accounts {
     pub(crate) unfit: bool,
     /// A call of this kind is done and not answered.
     pub(crate) hangs: Option<&'static str>,
-    /// Which one it says it is.
+    /// Which one it says it is; none: it does not.
     pub(crate) cluster: Option<String>,
     /// Whether a token's leases go with it at once. With a backend that is away they do not.
     pub(crate) cascades: bool,
@@ -67,7 +67,8 @@ impl Bank {
     pub(crate) fn new() -> Arc<Self> {
         let lease = Some((Duration::from_secs(60), true, LIMIT * 2));
         let password = "hunter2-first".to_owned();
-        Arc::new(Self(Mutex::new(Accounts { lease, password, ..Accounts::default() })))
+        let cluster = Some("first/".to_owned());
+        Arc::new(Self(Mutex::new(Accounts { lease, password, cluster, ..Accounts::default() })))
     }
 
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Accounts) -> T) -> T {
@@ -188,6 +189,10 @@ impl Server for Bank {
             of.leases.insert(lease.as_str().to_owned(), ttl);
             Renewed { ttl, renewable: true }
         }))
+    }
+
+    fn knows<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, bool> {
+        Box::pin(self.call("knows", move |of| of.tokens.contains_key(accessor.as_str())))
     }
 
     fn revoke<'a>(&'a self, accessor: &'a Accessor) -> Answer<'a, Revoked> {
