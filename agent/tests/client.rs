@@ -202,8 +202,7 @@ fn record(dir: &Path) -> (proto::GetAttestationResponse, String) {
         ..proto::JobRequest::default()
     };
     let spec = serde_json::to_vec(&job_spec(request, JobId::parse(ID).unwrap()).unwrap()).unwrap();
-    let failure =
-        Failure { code: Code::InputUnreachable, message: "no answer".to_owned(), step: None, teardown: None };
+    let failure = Failure::new(Code::InputUnreachable, "no answer");
     let end = Unstarted { acknowledged: UnixNanos(1_000), ended: UnixNanos(2_000), failure };
     let (record, report) = JobRecord::unstarted(&spec, &end).unwrap();
     let signer = FileSigner::load_or_create(&dir.join("key.pem")).unwrap();

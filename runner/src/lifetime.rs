@@ -24,7 +24,7 @@ impl Wish {
             Self::Cancel => (Code::JobCancelled, "the client cancelled the job"),
             Self::ClientGone => (Code::JobAborted, "the client that ran the job is gone"),
         };
-        Failure { code, message: message.to_owned(), step: None, teardown: None }
+        Failure::new(code, message)
     }
 }
 

@@ -87,7 +87,7 @@ impl Taken {
         for (name, object) in std::mem::take(&mut self.objects) {
             let failed = |Refused { code, reason, .. }| {
                 let message = format!("output {name} cannot be taken into the store: {reason}");
-                Failure { code, message, step: None, teardown: None }
+                Failure::new(code, message)
             };
             fault::point("outputs: publish").map_err(|e| failed(internal(std::io::Error::other(e))))?;
             let lease = store.publish_output(object).map_err(|e| failed(of_store(&e)))?;
@@ -126,7 +126,7 @@ pub(crate) fn collect(
                 taken.keep(store, |name| {
                     job.outputs.iter().any(|o| o.name == *name && o.when == OutputWhen::Always)
                 });
-                return (taken, Some(Failure { code, message, step: None, teardown: None }));
+                return (taken, Some(Failure::new(code, message)));
             }
         }
     }

@@ -138,7 +138,7 @@ fn holes_stay_holes_and_a_stop_ends_the_copy() {
     let source = std::fs::File::open(place.path("holes")).unwrap();
     let leaving = place.store.begin_output().unwrap();
     let sink = leaving.file().unwrap();
-    let failure = Failure { code: Code::JobCancelled, message: String::new(), step: None, teardown: None };
+    let failure = Failure::new(Code::JobCancelled, "");
     let mut ask = || Some(failure.clone());
     let stop = Stop::new(&mut ask, None);
     let budget = Budget { bytes: 1 << 30, entries: 1 };

@@ -186,7 +186,7 @@ fn abort(dir: &JobDir, record: &Record) -> Vec<String> {
     if let Ok((_, cut @ 1..)) = &salvaged {
         message.push_str(&format!("; the last {cut} bytes of its record were cut short or damaged"));
     }
-    report.failure = Some(Failure { code: Code::JobAborted, message, step: None, teardown: None });
+    report.failure = Some(Failure::new(Code::JobAborted, message));
     report.outcome = if report.teardown.is_clean() { Outcome::Aborted } else { Outcome::Quarantined };
     // What cannot be written now is found again by the next run.
     if let (Ok((writer, _)), Ok(bytes)) = (salvaged, serde_json::to_vec_pretty(&report)) {

@@ -106,7 +106,7 @@ impl Draft {
                 Some(failure) => failure.teardown = Some(message),
                 None => {
                     let code = Code::TeardownUnclean;
-                    report.failure = Some(Failure { code, message, step: None, teardown: None });
+                    report.failure = Some(Failure::new(code, message));
                 }
             }
             report.outcome = Outcome::Quarantined;

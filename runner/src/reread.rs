@@ -97,7 +97,7 @@ impl Objects {
 /// Nothing is claimed of what the job made.
 fn refuse(recorder: &mut Recorder, draft: &mut Draft, code: Code, message: String) {
     draft.report.outputs.clear();
-    draft.fail(recorder, Failure { code, message, step: None, teardown: None });
+    draft.fail(recorder, Failure::new(code, message));
 }
 
 impl HostBefore {

@@ -38,7 +38,7 @@ pub(crate) fn await_values(
     }
     let fail = |code, message: String| {
         let message = format!("step {}: {message}", step.name);
-        Failure { code, message, step: Some(number), teardown: None }
+        Failure::new(code, message).in_step(number)
     };
     let Some(control) = lifetime.control() else {
         return Err(fail(Code::SecretUnavailable, "nobody can bring its secrets to this job".to_owned()));

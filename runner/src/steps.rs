@@ -137,7 +137,7 @@ pub(crate) fn run(
         Err(message) => {
             report.end = StepEnd::Aborted;
             report.finished = Some(clock::now());
-            return (report, Some(failure(Code::JobAborted, message, number)));
+            return (report, Some(Failure::new(Code::JobAborted, message).in_step(number)));
         }
     };
     account(&mut report, counted);
@@ -187,10 +187,6 @@ pub(crate) fn not_run(step: &Step) -> StepReport {
         logs: Vec::new(),
         survivors_killed: 0,
     }
-}
-
-fn failure(code: Code, message: impl Into<String>, step: u32) -> Failure {
-    Failure { code, message: message.into(), step: Some(step), teardown: None }
 }
 
 fn since(before: Counts, after: Counts) -> Counts {

@@ -153,7 +153,7 @@ fn work(
     let job = match Job::take(&dir, assignment, descriptors, post.channel) {
         Ok(job) => Some(job),
         Err(message) => {
-            draft.fail(&mut recorder, failure(Code::Internal, message));
+            draft.fail(&mut recorder, Failure::new(Code::Internal, message));
             None
         }
     };
@@ -264,7 +264,7 @@ fn attempt(
             Some(process)
         }
         Err(error) => {
-            draft.fail(recorder, failure(error.code(), error.to_string()));
+            draft.fail(recorder, Failure::new(error.code(), error.to_string()));
             None
         }
     };
@@ -299,7 +299,7 @@ fn read_back(job: &Job, policy: ReadPolicy, recorder: &mut Recorder, draft: &mut
 }
 
 fn lost_bytes(error: &std::io::Error) -> Failure {
-    failure(Code::Internal, format!("the host's disk lost bytes of the job: {error}"))
+    Failure::new(Code::Internal, format!("the host's disk lost bytes of the job: {error}"))
 }
 
 /// Adds what the job needs. A process that was made before does, if nothing that it measured has changed since.
@@ -356,7 +356,7 @@ fn missing_layer(draft: &Draft, profile: &Profile) -> Option<Failure> {
     }
     let missing = crate::admission::missing_layers(&draft.report.isolation, profile);
     let message = missing.first()?.clone();
-    Some(Failure { code: Code::SandboxUnsupported, message, step: None, teardown: None })
+    Some(Failure::new(Code::SandboxUnsupported, message))
 }
 
 /// How long a launcher may take to say what it gathered: it has had the whole job for it.
@@ -369,7 +369,7 @@ fn tell_facts(channel: &Channel, image: &Image, recorder: &mut Recorder, draft: 
     draft.report.runner_sha256 = facts.runner;
     match facts.image {
         Ok(image) => draft.report.image = Some(image),
-        Err(error) => draft.fail(recorder, failure(error.code(), error.to_string())),
+        Err(error) => draft.fail(recorder, Failure::new(error.code(), error.to_string())),
     }
 }
 
@@ -381,11 +381,6 @@ fn facts_in(channel: &Channel, limit: &Timespec) -> Option<Facts> {
         Some(Ok((ToSlot::Facts(facts), _))) => Some(facts),
         _ => None,
     }
-}
-
-/// A failure that belongs to no step.
-fn failure(code: Code, message: impl Into<String>) -> Failure {
-    Failure { code, message: message.into(), step: None, teardown: None }
 }
 
 fn run_steps(
@@ -415,7 +410,7 @@ fn run_steps(
         let secrets = secrets::await_values(&job.spec, named, &mut job.lifetime, deadline, recorder);
         let ready = secrets.and_then(|mut secrets| {
             let process = prepare_again(sandbox, process.take(), secrets.as_mut(), &again);
-            process.map(|process| (process, secrets)).map_err(|e| failure(e.code(), e.to_string()))
+            process.map(|process| (process, secrets)).map_err(|e| Failure::new(e.code(), e.to_string()))
         });
         let (process, secrets) = match ready {
             Ok(ready) => ready,
@@ -442,7 +437,7 @@ fn run_steps(
         let finished = Event::StepFinished { at: clock::now(), step: number, report: report.clone() };
         draft.step(report);
         if let Err(message) = recorder.event(&finished) {
-            let failure = Failure { code: Code::Internal, message, step: Some(number), teardown: None };
+            let failure = Failure::new(Code::Internal, message).in_step(number);
             draft.fail(recorder, failure);
         }
         for failed in failed.into_iter().chain(searched.err()) {
@@ -477,7 +472,7 @@ fn prepare_again(
 /// Takes a step's secrets away before anything else runs, and before outputs are taken out.
 fn hide(secrets: Option<secrets::Given>, sandbox: &Sandbox, recorder: &mut Recorder, draft: &mut Draft) {
     if let Some(Err(error)) = secrets.map(|secrets| secrets.hide(sandbox)) {
-        draft.fail(recorder, failure(error.code(), error.to_string()));
+        draft.fail(recorder, Failure::new(error.code(), error.to_string()));
     }
 }
 

@@ -213,7 +213,7 @@ impl Fetch<'_> {
         self.logs(job, checked, &logs)?;
         let failure = match Code::parse(&job.code) {
             Some(code) if report.outcome == Outcome::Succeeded => {
-                Some(Failure { code, message: job.message.clone(), step: None, teardown: None })
+                Some(Failure::new(code, job.message.clone()))
             }
             _ => report.failure.clone(),
         };

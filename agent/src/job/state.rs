@@ -351,7 +351,7 @@ fn cancelled(wish: &CancelWish) -> Failure {
         "" => format!("cancelled by {} before it ran", wish.by),
         reason => format!("cancelled by {} before it ran: {reason}", wish.by),
     };
-    Failure { code: Code::JobCancelled, message, step: None, teardown: None }
+    Failure::new(Code::JobCancelled, message)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ fn queued() -> Life {
 }
 
 fn failure(code: Code) -> Failure {
-    Failure { code, message: "m".to_owned(), step: None, teardown: None }
+    Failure::new(code, "m")
 }
 
 fn end(code: Option<Code>) -> Change {

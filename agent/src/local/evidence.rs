@@ -164,8 +164,7 @@ mod tests {
             "image": {"kind": "host"}, "source_date_epoch": 1,
             "steps": [{"name": "s", "run": ["true"], "cwd": "/build", "timeout_ms": 1000}],
         });
-        let failure =
-            Failure { code: Code::JobCancelled, message: "m".repeat(message), step: None, teardown: None };
+        let failure = Failure::new(Code::JobCancelled, "m".repeat(message));
         let end = Unstarted { acknowledged: UnixNanos(1), ended: UnixNanos(2), failure };
         Evidence::unstarted(serde_json::to_vec(&spec).unwrap(), &end).unwrap()
     }

@@ -86,7 +86,7 @@ pub(crate) fn recorded(dir: &Path) -> Result<Option<Recorded>, LocalError> {
         // The job succeeded, and its provenance was refused: nothing of it is let out.
         (Outcome::Succeeded, Some(code)) => {
             let message = result.message.unwrap_or_default();
-            Some(Failure { code, message, step: None, teardown: None })
+            Some(Failure::new(code, message))
         }
         _ => None,
     };

@@ -277,7 +277,7 @@ pub(super) fn provenance_of(
         return Ok((None, None));
     }
     let refuse = |message: String| {
-        let failure = Failure { code: Code::ProvenanceRefused, message, step: None, teardown: None };
+        let failure = Failure::new(Code::ProvenanceRefused, message);
         Ok((None, Some(failure)))
     };
     if let Some(why) = &evidence.withheld {

@@ -88,7 +88,7 @@ async fn what_was_under_way_at_a_crash_is_attested_once() {
         for number in 1..3 {
             ledger.submit(submission(number), UnixNanos(1)).await.unwrap();
         }
-        let failure = Failure { code: Code::InputMissing, message: "m".into(), step: None, teardown: None };
+        let failure = Failure::new(Code::InputMissing, "m");
         ledger.change(&job_id(1), Change::Refused { failure }).await.unwrap();
         ledger.change(&job_id(2), Change::Began).await.unwrap();
         // And a record that was being written.
@@ -112,7 +112,7 @@ async fn what_was_under_way_at_a_crash_is_attested_once() {
         let ledger =
             Ledger::open(&dir.path().join("agent"), &options(dir.path()).ledger, UnixNanos(1)).unwrap();
         ledger.submit(submission(1), UnixNanos(1)).await.unwrap();
-        let failure = Failure { code: Code::InputMissing, message: "m".into(), step: None, teardown: None };
+        let failure = Failure::new(Code::InputMissing, "m");
         ledger.change(&job_id(1), Change::Refused { failure }).await.unwrap();
     }
     let keeper = open(dir.path());

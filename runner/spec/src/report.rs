@@ -125,6 +125,19 @@ pub struct Failure {
     pub teardown: Option<String>,
 }
 
+impl Failure {
+    /// One that belongs to no step, with nothing that went wrong afterwards.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), step: None, teardown: None }
+    }
+
+    /// The same, of a step, from 0.
+    #[must_use]
+    pub fn in_step(self, step: u32) -> Self {
+        Self { step: Some(step), ..self }
+    }
+}
+
 /// When what began and ended, by the host's clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,6 +1,6 @@
 //! How a step ended.
 
-use super::{StepContext, Stop, failure};
+use super::{StepContext, Stop};
 use crate::lifetime::Wish;
 use ampoule_sandbox::cgroup::Counts;
 use ampoule_spec::{Code, Failure, LogOverflow, StepEnd, StepReport};
@@ -14,7 +14,8 @@ pub(super) fn judge(
     counted: Counts,
 ) -> Option<Failure> {
     let name = report.name.clone();
-    let fail = |code, message: String| Some(failure(code, format!("step {name}: {message}"), number));
+    let fail =
+        |code, message: String| Some(Failure::new(code, format!("step {name}: {message}")).in_step(number));
     match stop {
         Some(Stop::TimedOut) => {
             report.end = StepEnd::TimedOut;

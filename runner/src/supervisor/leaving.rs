@@ -1,6 +1,6 @@
 //! What a job leaves: taken out when no process of it is left, and given its names in the store when nothing of it is.
 
-use super::{Job, Post, failure, lost_bytes};
+use super::{Job, Post, lost_bytes};
 use crate::clock::Moment;
 use crate::jobdir::JobDir;
 use crate::lifetime::Wish;
@@ -25,7 +25,7 @@ pub(super) fn search_for(
     let run_as = authority.is_root().then(|| authority.host_id(PUMP_ID));
     searched
         .add(secrets.all(), run_as)
-        .map_err(|e| failure(Code::Internal, format!("outputs cannot be searched for secrets: {e}")))
+        .map_err(|e| Failure::new(Code::Internal, format!("outputs cannot be searched for secrets: {e}")))
 }
 
 /// Takes the outputs out.
@@ -46,7 +46,7 @@ pub(super) fn take_outputs(
     let begun = Moment::now();
     phase(recorder, "quiesce");
     if let Err(message) = sandbox.quiesce() {
-        draft.fail(recorder, failure(Code::TeardownUnclean, message));
+        draft.fail(recorder, Failure::new(Code::TeardownUnclean, message));
         return Taken::default();
     }
     phase(recorder, "outputs");
@@ -61,7 +61,7 @@ pub(super) fn take_outputs(
     let mut stop = || {
         if begun.since() > outputs::TIME_LIMIT {
             let message = "taking the outputs out lasted longer than 10 minutes";
-            return Some(failure(Code::LimitTimeout, message));
+            return Some(Failure::new(Code::LimitTimeout, message));
         }
         lifetime.wish_now().map(Wish::failure)
     };

@@ -139,7 +139,7 @@ fn commit_that_nobody_fetched_stands_in_a_record_without_a_sandbox_alone() {
     let end = Unstarted {
         acknowledged: UnixNanos(1),
         ended: UnixNanos(2),
-        failure: Failure { code: Code::InputMissing, message: "m".to_owned(), step: None, teardown: None },
+        failure: Failure::new(Code::InputMissing, "m"),
     };
     let mut spec = serde_json::to_value(record().spec()).unwrap();
     spec["inputs"][0]["source"] = json!({"kind": "git", "url": "https://git.example/r", "commit": COMMIT});

@@ -284,7 +284,7 @@ fn job_without_a_sandbox_is_attested_for_every_code_and_never_clean() {
         assert!(record.clean().is_err() && !record.had_sandbox());
     }
     // Its bytes say the same to whoever reads them, and again the same when they are made once more.
-    let failure = Failure { code: Code::InputMissing, message: "m".to_owned(), step: None, teardown: None };
+    let failure = Failure::new(Code::InputMissing, "m");
     let end = Unstarted { acknowledged: UnixNanos(7), ended: UnixNanos(5), failure };
     let (record, bytes) = JobRecord::unstarted(SPEC, &end).unwrap();
     assert_eq!(JobRecord::read(SPEC, &bytes).unwrap().report(), record.report());

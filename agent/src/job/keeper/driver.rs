@@ -132,7 +132,9 @@ impl Driver {
     /// What was found is not written down: it is found again, unless it never can be.
     async fn unresolved(&self, error: LedgerError) -> Result<(), LedgerError> {
         match error {
-            LedgerError::Oversize { .. } => self.refuse(failure(Code::JobInvalid, error.to_string())).await,
+            LedgerError::Oversize { .. } => {
+                self.refuse(Failure::new(Code::JobInvalid, error.to_string())).await
+            }
             other => Err(other),
         }
     }
@@ -265,7 +267,7 @@ impl Driver {
             match answer {
                 Answer::Admitted => return Taken::Yes,
                 Answer::Refused { code: Code::AdmissionBusy, .. } | Answer::NotThere => pause.wait().await,
-                Answer::Refused { code, message } => return Taken::No(failure(code, message)),
+                Answer::Refused { code, message } => return Taken::No(Failure::new(code, message)),
                 Answer::Silent => return self.find().await,
             }
         }
@@ -283,7 +285,7 @@ impl Driver {
                 Ok(Ok(false)) => return Taken::Yes,
                 Ok(Ok(true)) => {
                     let message = "the agent or the launcher died before the runner had taken the job";
-                    return Taken::No(failure(Code::JobAborted, message.to_owned()));
+                    return Taken::No(Failure::new(Code::JobAborted, message.to_owned()));
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(job = %self.id, error = crate::chain::chain(&error), "it is not known yet whether the runner has the job");
@@ -298,7 +300,7 @@ impl Driver {
     fn wished(&self) -> Option<Failure> {
         let life = self.inner.ledger.get(&self.id)?;
         let wish = life.job.cancel.as_ref()?;
-        Some(failure(Code::JobCancelled, format!("cancelled by {} before it ran", wish.by)))
+        Some(Failure::new(Code::JobCancelled, format!("cancelled by {} before it ran", wish.by)))
     }
 
     /// Waits for the report, and hands a cancel on. Says when the runner admitted the job.
@@ -375,12 +377,8 @@ impl Driver {
     }
 }
 
-fn failure(code: Code, message: String) -> Failure {
-    Failure { code, message, step: None, teardown: None }
-}
-
 pub(super) fn defect(what: &str) -> NotReady {
-    NotReady::Failed(failure(Code::Internal, what.to_owned()))
+    NotReady::Failed(Failure::new(Code::Internal, what.to_owned()))
 }
 
 /// What a job takes in.

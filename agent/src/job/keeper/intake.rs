@@ -47,17 +47,15 @@ impl From<LocalError> for NotReady {
 /// and no path.
 fn heard(code: Code, is_file: bool, message: String) -> Failure {
     if !is_file && !matches!(code, Code::Internal | Code::FileUnusable) {
-        return failure(code, message);
+        return Failure::new(code, message);
     }
     tracing::error!(reason = message, "a job's inputs cannot be taken in");
     match code {
-        Code::StoreFull | Code::FileFull => failure(code, "the host has no room for them now".to_owned()),
-        _ => failure(Code::Internal, crate::api::DEFECT.to_owned()),
+        Code::StoreFull | Code::FileFull => {
+            Failure::new(code, "the host has no room for them now".to_owned())
+        }
+        _ => Failure::new(Code::Internal, crate::api::DEFECT.to_owned()),
     }
-}
-
-fn failure(code: Code, message: String) -> Failure {
-    Failure { code, message, step: None, teardown: None }
 }
 
 /// Refuses what only a client could vouch for.
@@ -67,7 +65,7 @@ fn failure(code: Code, message: String) -> Failure {
 /// # Errors
 /// `job.invalid` with the field of the message.
 pub(super) fn check_wire(spec: &JobSpec) -> Result<(), Failure> {
-    let invalid = |message: String| failure(Code::JobInvalid, message);
+    let invalid = |message: String| Failure::new(Code::JobInvalid, message);
     ampoule_evidence::check_uris(spec).map_err(|error| invalid(error.to_string()))?;
     if let Image::Oci { reference, .. } = &spec.image
         && reference.starts_with(SCHEME)
@@ -101,7 +99,7 @@ pub(super) fn check_asked(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Fa
         if signer.is_found() {
             let message =
                 format!("inputs[{at}].git.signer: who has signed a commit is found here; leave it out");
-            return Err(failure(Code::JobInvalid, message));
+            return Err(Failure::new(Code::JobInvalid, message));
         }
     }
     check_signers(spec, files)
@@ -114,7 +112,7 @@ fn check_signers(spec: &JobSpec, files: &ProjectFiles) -> Result<(), Failure> {
     match spec.inputs.iter().position(demands) {
         Some(at) if files.allowed_signers.is_none() => {
             let text = "the operator has allowed nobody to sign for this project: have its `allowed_signers` set, or leave the demand out";
-            Err(failure(Code::JobInvalid, format!("inputs[{at}].git.signer: {text}")))
+            Err(Failure::new(Code::JobInvalid, format!("inputs[{at}].git.signer: {text}")))
         }
         _ => Ok(()),
     }
@@ -281,7 +279,7 @@ impl Preparation<'_> {
             return Ok(());
         }
         let message = format!("{what} is not there; upload it and submit the job under a new key");
-        Err(NotReady::Failed(failure(Code::InputMissing, message)))
+        Err(NotReady::Failed(Failure::new(Code::InputMissing, message)))
     }
 }
 
@@ -320,7 +318,7 @@ fn signed(
                  have one of them brought up to the other",
                 demanded.allowed_signers, found.allowed_signers
             );
-            Err(NotReady::Failed(failure(Code::InputUnsigned, message)))
+            Err(NotReady::Failed(Failure::new(Code::InputUnsigned, message)))
         }
         (Some(_), None) | (None, Some(_)) => Err(super::driver::defect("another signature was looked at")),
     }
@@ -328,7 +326,7 @@ fn signed(
 
 fn other_digest(what: &str, found: &str) -> NotReady {
     let message = format!("{what}: what was fetched has the digest {found}, not the one that the job names");
-    NotReady::Failed(failure(Code::InputDigestMismatch, message))
+    NotReady::Failed(Failure::new(Code::InputDigestMismatch, message))
 }
 
 /// What the agent fetches itself.
@@ -494,6 +492,6 @@ mod tests {
     }
 
     fn failure_of(message: &str) -> Failure {
-        super::failure(Code::InputRefused, message.to_owned())
+        Failure::new(Code::InputRefused, message)
     }
 }

@@ -73,7 +73,7 @@ impl IntakePlaces {
             let (seconds, bytes) = (begun.elapsed().as_secs(), had.bytes());
             if begun.elapsed() >= whole {
                 return GivesWay {
-                    failure: failure(format!(
+                    failure: unreachable(format!(
                         "inputs are not there after {seconds} s, which is as long as that may last; name a nearer mirror, or upload them"
                     )),
                     _alone: None,
@@ -87,14 +87,14 @@ impl IntakePlaces {
                 let text = format!(
                     "of inputs {bytes} bytes came in {seconds} s, which is too slow while another project waits; submit again later, name a nearer mirror, or upload them"
                 );
-                return GivesWay { failure: failure(text), _alone: Some(alone) };
+                return GivesWay { failure: unreachable(text), _alone: Some(alone) };
             }
         }
     }
 }
 
-fn failure(message: String) -> Failure {
-    Failure { code: Code::InputUnreachable, message, step: None, teardown: None }
+fn unreachable(message: String) -> Failure {
+    Failure::new(Code::InputUnreachable, message)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(super) fn check(spec: &JobSpec, proofs: &Proofs, files: &ProjectFiles) -> Re
             continue;
         }
         let wrong = |code, field: &str, reason: String| {
-            failure(code, format!("inputs[{at}].attestation{field}: {reason}"))
+            Failure::new(code, format!("inputs[{at}].attestation{field}: {reason}"))
         };
         let Some(file) = &files.trust else {
             let text = "the operator believes nobody's provenance for this project: have its `trust` set";
@@ -45,7 +45,7 @@ pub(super) fn is_needed(spec: &JobSpec) -> bool {
 fn keys(file: &Path) -> Result<Vec<TrustedKey>, Failure> {
     Believed::Trust(file.to_owned()).keys().map_err(|error| {
         tracing::error!(file = %file.display(), reason = error.reason, "the keys that a project's jobs believe cannot be read");
-        failure(Code::Internal, crate::api::DEFECT.to_owned())
+        Failure::new(Code::Internal, crate::api::DEFECT.to_owned())
     })
 }
 
@@ -70,8 +70,4 @@ fn holds(input: &Input, proof: &[u8], trusted: &[TrustedKey]) -> Result<(), (Cod
         by.job, by.key, by.statement
     );
     Err((Code::JobInvalid, reason))
-}
-
-fn failure(code: Code, message: String) -> Failure {
-    Failure { code, message, step: None, teardown: None }
 }
