@@ -1,20 +1,16 @@
 //! Users of a real PostgreSQL: made for a lease, and gone with it.
 
-use crate::postgres::{self, Postgres};
+use crate::postgres::Postgres;
 use crate::vault::{Rig, Storage, until};
-use crate::{client, meta, rig, skip};
+use crate::{client, meta, rig};
 use ampoule_agent::vault::{Minted, Read, Secrets, Vault};
 use std::time::Duration;
 
-pub(crate) fn both(storage: Storage) -> Option<(Rig, Postgres)> {
-    if let Err(reason) = postgres::programs() {
-        skip(&reason);
-        return None;
-    }
-    let rig = rig(storage)?;
+pub(crate) fn both(storage: Storage) -> (Rig, Postgres) {
+    let rig = rig(storage);
     let postgres = Postgres::start().unwrap();
     postgres.configure(&rig, "2m", "10m").unwrap();
-    Some((rig, postgres))
+    (rig, postgres)
 }
 
 async fn credentials(vault: &Vault) -> (Minted, Secrets) {
@@ -27,7 +23,7 @@ async fn credentials(vault: &Vault) -> (Minted, Secrets) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn user_is_made_renewed_and_gone_when_the_token_or_the_lease_is_revoked() {
-    let Some((rig, postgres)) = both(Storage::Memory) else { return };
+    let (rig, postgres) = both(Storage::Memory);
     let vault = client(&rig);
     let (minted, secrets) = credentials(&vault).await;
     let lease = secrets.lease.clone().unwrap();
@@ -61,7 +57,7 @@ async fn user_is_made_renewed_and_gone_when_the_token_or_the_lease_is_revoked() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revoke_while_the_database_is_down_says_so_and_can_be_repeated() {
-    let Some((rig, mut postgres)) = both(Storage::Memory) else { return };
+    let (rig, mut postgres) = both(Storage::Memory);
     let vault = client(&rig);
     let (minted, secrets) = credentials(&vault).await;
     let lease = secrets.lease.unwrap().id;
@@ -77,7 +73,7 @@ async fn revoke_while_the_database_is_down_says_so_and_can_be_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lease_and_token_outlive_a_killed_server_and_are_revoked_by_name() {
-    let Some((mut rig, postgres)) = both(Storage::Raft) else { return };
+    let (mut rig, postgres) = both(Storage::Raft);
     let vault = client(&rig);
     let (minted, secrets) = credentials(&vault).await;
     let lease = secrets.lease.unwrap().id;

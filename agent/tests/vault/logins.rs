@@ -23,7 +23,7 @@ fn status(error: &VaultError) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jwt_login_of_agent_and_step_gives_what_the_claims_allow() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let signer = Arc::new(Signer::new(&rig));
     let vault = Vault::new(config(&format!("{}{JWT}", server(&rig))), Some(signer.clone())).unwrap();
     vault.ready().await.unwrap();
@@ -65,7 +65,7 @@ fn rcgen_key() -> rcgen::KeyPair {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn step_role_that_gives_long_or_batch_tokens_is_refused() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let signer = Arc::new(Signer::new(&rig));
     let vault = Vault::new(config(&format!("{}{JWT}", server(&rig))), Some(signer.clone())).unwrap();
     for (change, reason) in [
@@ -82,7 +82,7 @@ async fn step_role_that_gives_long_or_batch_tokens_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn approle_login_is_renewed_by_another_when_its_token_is_revoked() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let vault = client(&rig);
     vault.mint(None, &meta()).await.unwrap();
     // All of the AppRole's tokens, from outside: the next call logs in once more.
@@ -108,7 +108,7 @@ async fn approle_login_is_renewed_by_another_when_its_token_is_revoked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn call_that_the_policy_denies_makes_one_more_login_and_no_pile_of_them() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let vault = client(&rig);
     vault.ready().await.unwrap();
     let tokens = || {
@@ -131,7 +131,7 @@ async fn call_that_the_policy_denies_makes_one_more_login_and_no_pile_of_them() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_is_used_to_its_end_when_no_other_can_be_had() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     rig.ask("POST", "auth/approle/role/ampoule", Some(&json!({"token_ttl": "12s"}))).unwrap();
     let vault = client(&rig);
     let minted = vault.mint(None, &meta()).await.unwrap();
@@ -147,7 +147,7 @@ async fn token_is_used_to_its_end_when_no_other_can_be_had() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_login_needs_the_certificate() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     rig.ask("POST", "sys/auth/cert", Some(&json!({"type": "cert"}))).unwrap();
     let role = json!({
         "certificate": std::fs::read_to_string(rig.ca()).unwrap(), "allowed_uri_sans": "spiffe://agent",
@@ -176,7 +176,7 @@ async fn certificate_login_needs_the_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_file_is_read_as_its_owners_alone_and_its_token_is_not_ended() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let made = json!({"policies": ["ampoule-agent"], "ttl": "10m"});
     let made = rig.ask("POST", "auth/token/create", Some(&made)).unwrap();
     let file = rig.private("token", text(&made, "/auth/client_token")).unwrap();
@@ -197,7 +197,7 @@ async fn token_file_is_read_as_its_owners_alone_and_its_token_is_not_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kubernetes_login_sends_the_service_accounts_token() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     rig.ask("POST", "sys/auth/kubernetes", Some(&json!({"type": "kubernetes"}))).unwrap();
     // The reviewer is a cluster that is not here: Vault takes the token apart first, then fails to ask it.
     let cluster = json!({
@@ -230,7 +230,7 @@ async fn kubernetes_login_sends_the_service_accounts_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn namespace_is_another_world() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     rig.ask("POST", "sys/namespaces/team", Some(&json!({}))).unwrap();
     let inside = |method: &str, path: &str, body: Option<&serde_json::Value>| {
         let (status, answer) =

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_is_a_short_orphan_that_is_renewed_and_revoked_by_its_accessor() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let vault = client(&rig);
     let minted = vault.mint(None, &meta()).await.unwrap();
     assert!(minted.ttl <= MINT_TTL && minted.policies == ["ampoule-step-app"], "{minted:?}");
@@ -45,7 +45,7 @@ async fn token_is_a_short_orphan_that_is_renewed_and_revoked_by_its_accessor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_of_a_role_that_is_not_for_steps_is_refused() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let vault = client(&rig);
     let good = rig.example_json("token-role-app.json").unwrap();
     let cases = [
@@ -87,7 +87,7 @@ async fn token_of_a_role_that_is_not_for_steps_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn capabilities_say_before_the_step_what_it_may_read() {
-    let Some(rig) = rig(Storage::Memory) else { return };
+    let rig = rig(Storage::Memory);
     let vault = client(&rig);
     let minted = vault.mint(None, &meta()).await.unwrap();
     let asked = ["secret/data/app/npm", "secret/data/other/npm"];

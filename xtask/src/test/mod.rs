@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) is_root: bool,
     /// The interpreter that has the packages of `xtask/requirements.txt`.
     pub(crate) python: Result<PathBuf, String>,
+    /// Whether the agent's tests have a server of the Vault API and PostgreSQL; why not.
+    pub(crate) servers: Result<(), String>,
     /// Packages that could not be installed.
     pub(crate) missing: Vec<&'static str>,
     pub(crate) has_integration: bool,
@@ -88,9 +90,9 @@ fn prepare(root: &Path) -> Result<Machine> {
     if let Err(error) = python(root, "venv-clients", "integration/requirements.txt") {
         eprintln!("missing: clients and CI systems of integration/requirements.txt: {error:#}");
     }
-    // The tests of the agent find it there, and say themselves that they cannot run without it.
-    if let Err(error) = python(root, "venv-vault", "integration/vault-requirements.txt") {
-        eprintln!("missing: a server of the Vault API, integration/vault-requirements.txt: {error:#}");
+    let servers = servers(root);
+    if let Err(reason) = &servers {
+        eprintln!("missing: {reason}");
     }
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
     let integration = metadata.packages.iter().find(|p| p.name == "ampoule-integration");
@@ -99,10 +101,24 @@ fn prepare(root: &Path) -> Result<Machine> {
         programs: metadata.target_directory.join("debug").into_std_path_buf(),
         is_root: shell::is_root(),
         python: python(root, "venv", "xtask/requirements.txt").map_err(|error| format!("{error:#}")),
+        servers,
         missing,
         has_integration: integration.is_some_and(|p| p.targets.iter().any(cargo_metadata::Target::is_bin)),
         integration: Vec::new(),
     })
+}
+
+/// What the agent's tests with servers need. The integration tests say themselves what they cannot do without.
+fn servers(root: &Path) -> Result<(), String> {
+    python(root, "venv-vault", "integration/vault-requirements.txt").map_err(|error| {
+        format!("a server of the Vault API, integration/vault-requirements.txt: {error:#}")
+    })?;
+    let postgresql = ["sh", "-c", "ls /usr/lib/postgresql/*/bin/initdb"];
+    if shell::succeeds(&postgresql) {
+        Ok(())
+    } else {
+        Err("PostgreSQL; apt-get install postgresql".to_owned())
+    }
 }
 
 /// Makes a folder of `target/` with exactly the packages of a list of requirements, by hash.

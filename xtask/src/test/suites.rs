@@ -45,6 +45,7 @@ pub(crate) const ALL: &[fn(&Machine) -> Option<Suite>] = &[
     clippy,
     tidy,
     rust_tests,
+    without_servers,
     doc_tests,
     fuzz,
     scratch,
@@ -62,6 +63,8 @@ pub(crate) const INTEGRATION: &[fn(&Machine) -> Option<Suite>] =
 
 /// Tests that need root stand behind this feature, so that a plain `cargo test` does without them.
 const ROOT_TESTS: &str = "--features=ampoule-sandbox/root-tests";
+/// And those that need servers behind this one.
+const SERVER_TESTS: &str = "--features=ampoule-agent/server-tests";
 
 /// The user that stands for an ordinary one when this is root.
 const ORDINARY_UID: &str = "65534";
@@ -90,7 +93,8 @@ fn fmt(machine: &Machine) -> Option<Suite> {
 }
 
 fn clippy(machine: &Machine) -> Option<Suite> {
-    let args = ["clippy", "--workspace", "--all-targets", "--locked", ROOT_TESTS, "--", "-D", "warnings"];
+    let what = ["clippy", "--workspace", "--all-targets", "--locked", ROOT_TESTS, SERVER_TESTS];
+    let args = [&what[..], &["--", "-D", "warnings"]].concat();
     suite("clippy", Counting::Status, component(machine, "clippy", &args))
 }
 
@@ -110,7 +114,13 @@ fn rust_tests(machine: &Machine) -> Option<Suite> {
     } else {
         (Counting::CargoTest, ["test", "--no-fail-fast", "--all-targets"].as_slice())
     };
-    suite("unit", counting, Ok(cargo(machine, &[first, &selection].concat())))
+    let servers: &[&str] = if machine.servers.is_ok() { &[SERVER_TESTS] } else { &[] };
+    suite("unit", counting, Ok(cargo(machine, &[first, &selection, servers].concat())))
+}
+
+/// What `unit` had to leave out; nothing where it had its servers.
+fn without_servers(machine: &Machine) -> Option<Suite> {
+    machine.servers.clone().err().and_then(|reason| suite("unit-servers", Counting::Status, Err(reason)))
 }
 
 fn doc_tests(machine: &Machine) -> Option<Suite> {
