@@ -5,6 +5,8 @@ use crate::vault::{Rig, Storage};
 use crate::{STEP, client, config, meta, rig, server, text};
 use ampoule_agent::vault::{Kind, Vault, VaultError};
 use serde_json::json;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::Arc;
 
 const JWT: &str = "login.jwt = { role = \"ampoule-agent\", audience = \"vault\" }\n\
@@ -195,37 +197,79 @@ async fn token_file_is_read_as_its_owners_alone_and_its_token_is_not_ended() {
     assert!(error.to_string().contains("chmod 600"), "{error}");
 }
 
+/// What a cluster's API says of a service account's token when it is asked (`TokenReview`): that it knows this one alone.
+fn reviewer(known: String) -> u16 {
+    let listener = TcpListener::bind((crate::vault::LOOPBACK, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut line, mut bytes) = (String::new(), 0);
+            while line != "\r\n" {
+                line.clear();
+                stream.read_line(&mut line).unwrap();
+                let length = line.to_ascii_lowercase();
+                if let Some(length) = length.strip_prefix("content-length:") {
+                    bytes = length.trim().parse().unwrap();
+                }
+            }
+            let mut body = vec![0; bytes];
+            stream.read_exact(&mut body).unwrap();
+            let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let status = match asked["spec"]["token"] == known.as_str() {
+                true => {
+                    let user = json!({"username": "system:serviceaccount:ci:ampoule", "uid": "u1"});
+                    json!({"authenticated": true, "audiences": asked["spec"]["audiences"], "user": user})
+                }
+                false => json!({"authenticated": false, "error": "nobody knows it"}),
+            };
+            let review =
+                json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status});
+            let review = review.to_string();
+            let head = "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nConnection: close";
+            write!(stream.get_mut(), "{head}\r\nContent-Length: {}\r\n\r\n{review}", review.len()).unwrap();
+        }
+    });
+    port
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn kubernetes_login_sends_the_service_accounts_token() {
+async fn kubernetes_login_is_by_the_service_accounts_token_that_the_cluster_knows() {
     let rig = rig(Storage::Memory);
     rig.ask("POST", "sys/auth/kubernetes", Some(&json!({"type": "kubernetes"}))).unwrap();
-    // The reviewer is a cluster that is not here: Vault takes the token apart first, then fails to ask it.
+    let account = |uid: &str| {
+        Signer(rcgen_key()).sign(&json!({
+            "sub": "system:serviceaccount:ci:ampoule", "aud": ["vault"],
+            "kubernetes.io": {"namespace": "ci", "serviceaccount": {"name": "ampoule", "uid": uid}},
+        }))
+    };
+    let known = account("u1");
+    let port = reviewer(known.expose_text().unwrap().to_owned());
     let cluster = json!({
-        "kubernetes_host": "https://127.0.0.1:1", "disable_local_ca_jwt": true,
+        "kubernetes_host": format!("http://127.0.0.1:{port}"), "disable_local_ca_jwt": true,
         "kubernetes_ca_cert": std::fs::read_to_string(rig.ca()).unwrap(),
     });
     rig.ask("POST", "auth/kubernetes/config", Some(&cluster)).unwrap();
-    let role = json!({
-        "bound_service_account_names": "ampoule", "bound_service_account_namespaces": "ci",
-        "token_policies": "ampoule-agent",
-    });
-    rig.ask("POST", "auth/kubernetes/role/ampoule", Some(&role)).unwrap();
-    let signer = Signer(rcgen_key());
-    let account = signer.sign(&json!({
-        "sub": "system:serviceaccount:ci:ampoule", "aud": "vault",
-        "kubernetes.io": {"namespace": "ci", "serviceaccount": {"name": "ampoule", "uid": "u1"}},
-    }));
-    let file = rig.private("account", account.expose()).unwrap();
-    let login = format!("login.kubernetes = {{ role = \"ampoule\", token = {file:?} }}\n");
-    let error = by(&rig, &login).ready().await.unwrap_err();
-    // It came to the review, and not further: no cluster.
-    assert!(matches!(error.kind(), Kind::Login | Kind::Unavailable), "{error}");
-    let audit = rig.audit().unwrap();
-    assert!(audit.iter().any(|entry| {
-        entry.pointer("/request/path").is_some_and(|path| path == "auth/kubernetes/login")
-            && entry.pointer("/request/data/role").is_some()
-            && entry.pointer("/request/data/jwt").is_some()
-    }));
+    for (role, name) in [("ampoule", "ampoule"), ("other", "somebody-else")] {
+        let role_of = json!({
+            "bound_service_account_names": name, "bound_service_account_namespaces": "ci", "token_policies": "ampoule-agent",
+        });
+        rig.ask("POST", &format!("auth/kubernetes/role/{role}"), Some(&role_of)).unwrap();
+    }
+    let login = |file: &std::path::Path, role: &str| {
+        format!("login.kubernetes = {{ role = {role:?}, token = {file:?} }}\n")
+    };
+    let file = rig.private("known", known.expose()).unwrap();
+    let vault = by(&rig, &login(&file, "ampoule"));
+    vault.ready().await.unwrap();
+    let minted = vault.mint(None, &meta()).await.unwrap();
+    vault.revoke_accessor(&minted.accessor).await.unwrap();
+    // A role of another account's, and a token that the cluster does not know.
+    let forged = rig.private("forged", account("u1").expose()).unwrap();
+    for (file, role) in [(&file, "other"), (&forged, "ampoule")] {
+        let error = by(&rig, &login(file, role)).ready().await.unwrap_err();
+        assert!((400..404).contains(&status(&error)), "{role}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
