@@ -7,6 +7,7 @@
 mod acquire;
 mod check;
 mod file;
+mod fitting;
 mod held;
 pub mod identity;
 mod judge;
@@ -20,6 +21,7 @@ mod service;
 #[cfg(test)]
 pub(crate) mod testing;
 mod unwrapped;
+mod wait;
 mod watch;
 
 pub use acquire::{AcquireError, Acquired, Step};

@@ -33,6 +33,8 @@ mod transit;
 mod traps;
 #[path = "../../integration/src/vault.rs"]
 mod vault;
+#[path = "vault/waits.rs"]
+mod waits;
 #[path = "vault/wrapping.rs"]
 mod wrapping;
 

@@ -1,16 +1,18 @@
 //! From a step that waits to its values: each thing that a server gives is in the journal before anything comes of it.
 
+use super::fitting::{fitting, too_many};
 use super::leases::{Given, Grant, GrantId, LeasesError};
 use super::local::{read_credential, read_file};
 use super::mapping::{Denied, Source};
 use super::plan::{Field, Plan, Reads};
-use super::server::Server;
+use super::server::{Server, Times};
 use super::service::{Secrets, now};
+use super::wait::Waiting;
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::chain::chain;
 use crate::job::Caller;
-use crate::vault::{Accessor, Data, Lease, Secret, VaultError};
-use ampoule_spec::{Code, JobId, Name, SECRET_BYTES_MAX, SECRET_BYTES_MIN, STEP_SECRET_BYTES_MAX, UnixNanos};
+use crate::vault::{Accessor, Data, Lease, Secret, VaultError, by};
+use ampoule_spec::{Code, JobId, Name, STEP_SECRET_BYTES_MAX, UnixNanos};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +80,15 @@ pub enum AcquireError {
         /// What the tenant is told.
         told: String,
     },
+    /// A server does not serve, and may later.
+    Away {
+        /// Which.
+        server: Name,
+        /// Why not.
+        reason: String,
+        /// How long is waited for it.
+        times: Times,
+    },
     /// Nobody wants it any more.
     Over,
 }
@@ -88,7 +99,7 @@ impl AcquireError {
         match self {
             Self::Denied(denied) => (Code::SecretDenied, &denied.told),
             Self::Unavailable { told, .. } => (Code::SecretUnavailable, told),
-            Self::Over => (Code::SecretUnavailable, UNAVAILABLE),
+            Self::Away { .. } | Self::Over => (Code::SecretUnavailable, UNAVAILABLE),
         }
     }
 
@@ -96,7 +107,7 @@ impl AcquireError {
     pub fn reason(&self) -> &str {
         match self {
             Self::Denied(denied) => &denied.reason,
-            Self::Unavailable { reason, .. } => reason,
+            Self::Unavailable { reason, .. } | Self::Away { reason, .. } => reason,
             Self::Over => "the job is over",
         }
     }
@@ -106,7 +117,7 @@ impl AcquireError {
         Self::unavailable("a defect: taking secrets ended early".to_owned())
     }
 
-    fn unavailable(reason: String) -> Self {
+    pub(super) fn unavailable(reason: String) -> Self {
         Self::Unavailable { reason, told: UNAVAILABLE.to_owned() }
     }
 }
@@ -134,7 +145,7 @@ impl Secrets {
         step: &Step,
         over: &CancellationToken,
     ) -> Result<Acquired, AcquireError> {
-        self.take_for(step, over, |_| true).await
+        self.take_for(step, over, |_| true, Waiting::of_a_new_step()).await
     }
 
     /// The same of what is to be looked for again, as new grants.
@@ -146,7 +157,7 @@ impl Secrets {
         step: &Step,
         over: &CancellationToken,
     ) -> Result<Acquired, AcquireError> {
-        self.take_for(step, over, |rotate| rotate.is_some()).await
+        self.take_for(step, over, |rotate| rotate.is_some(), Waiting::of_a_rotation()).await
     }
 
     async fn take_for(
@@ -154,21 +165,24 @@ impl Secrets {
         step: &Step,
         over: &CancellationToken,
         wanted: fn(&Option<Duration>) -> bool,
+        mut waiting: Waiting,
     ) -> Result<Acquired, AcquireError> {
-        let mut plan = self.plan(step)?;
-        plan.servers.retain(|(_, rotate), _| wanted(rotate));
-        if !wanted(&None) {
-            plan.host.clear();
-        }
-        let mut taken = Taken::default();
-        let done = self.take_all(step, &plan, over, &mut taken).await;
-        let bytes: usize = taken.values.values().map(Secret::len).sum();
-        let done =
-            done.and_then(|()| if bytes > STEP_SECRET_BYTES_MAX { Err(too_many(bytes)) } else { Ok(()) });
-        if let Err(error) = done {
+        let (plan, taken) = loop {
+            // Each time: what the operator takes away meanwhile is not given.
+            let mut plan = self.plan(step)?;
+            plan.servers.retain(|(_, rotate), _| wanted(rotate));
+            if !wanted(&None) {
+                plan.host.clear();
+            }
+            let mut taken = Taken::default();
+            let done = self.take_all(step, &plan, over, &mut taken, &waiting).await;
+            let bytes: usize = taken.values.values().map(Secret::len).sum();
+            let done =
+                done.and_then(|()| if bytes > STEP_SECRET_BYTES_MAX { Err(too_many(bytes)) } else { Ok(()) });
+            let Err(error) = done else { break (plan, taken) };
             taken.grants.iter().chain(&taken.rotating).for_each(|id| self.revoke(*id));
-            return Err(error);
-        }
+            unless(over, waiting.after(step, error)).await??;
+        };
         let names = step.secrets.iter().map(|secret| secret.name.clone());
         let mut values = taken.values;
         let values = names.enumerate().filter_map(|(at, name)| Some((name, values.remove(&at)?)));
@@ -183,19 +197,21 @@ impl Secrets {
         plan: &Plan,
         over: &CancellationToken,
         taken: &mut Taken,
+        waiting: &Waiting,
     ) -> Result<(), AcquireError> {
         // All of them first: what one has given does not age while another is waited for.
         let mut servers = BTreeMap::new();
         for (name, _) in plan.servers.keys() {
             if !servers.contains_key(name) {
-                servers.insert(name, self.ready_server(name, over).await?);
+                servers.insert(name, self.ready_server(name, over, waiting).await?);
             }
         }
         for ((name, rotate), reads) in &plan.servers {
             let Some((server, cluster)) = servers.get(name) else { continue };
             let whole = step.limit.saturating_add(GRACE);
             let need = rotate.map_or(whole, |every| whole.min(every.saturating_mul(2).saturating_add(GRACE)));
-            let of = Of { step, name, server: &**server, cluster, reads, need, rotates: rotate.is_some() };
+            let rotates = rotate.is_some();
+            let of = Of { step, name, server: &**server, cluster, reads, need, rotates, waiting };
             self.from_server(&of, over, taken).await?;
         }
         self.from_host(step, &plan.host, taken).await?;
@@ -209,17 +225,16 @@ impl Secrets {
         &self,
         name: &Name,
         over: &CancellationToken,
+        waiting: &Waiting,
     ) -> Result<(Arc<dyn Server>, Option<String>), AcquireError> {
         let server = self.rules().servers.get(name).cloned();
         let server =
             server.ok_or_else(|| AcquireError::unavailable(format!("there is no [server.{name}]")))?;
-        let asked = unless(over, async {
+        let asked = by(waiting.to_serve(server.times()), async {
             server.ready().await?;
             server.cluster().await
         });
-        let failed =
-            |error: VaultError| AcquireError::unavailable(format!("server {name}: {}", chain(&error)));
-        let cluster = asked.await?.map_err(failed)?;
+        let cluster = unless(over, asked).await?.map_err(|error| failed(name, &*server, &error))?;
         Ok((server, cluster))
     }
 
@@ -230,9 +245,8 @@ impl Secrets {
         taken: &mut Taken,
     ) -> Result<(), AcquireError> {
         let (server, need) = (of.server, of.need);
-        let failed =
-            |error: VaultError| AcquireError::unavailable(format!("server {}: {}", of.name, chain(&error)));
-        let minted = match server.mint(of.step, &self.identity).await {
+        let failed = |error: VaultError| failed(of.name, server, &error);
+        let minted = match of.by(server.mint(of.step, &self.identity)).await {
             Ok(minted) => minted,
             Err(VaultError::Unfit { accessor, ttl, reason, doing }) => {
                 // It could not be taken back at once.
@@ -248,7 +262,7 @@ impl Secrets {
         } else {
             taken.grants.push(id)
         }
-        let renewed = unless(over, server.renew(&minted.accessor, need)).await?;
+        let renewed = unless(over, of.by(server.renew(&minted.accessor, need))).await?;
         let renewed = renewed.map_err(|error| failed(error.without(&[minted.accessor.as_str()])))?;
         let until = after(now(), renewed.ttl);
         self.journal(self.leases().renewed(id, until)).await?;
@@ -260,7 +274,7 @@ impl Secrets {
             )));
         }
         for (read, fields) in of.reads {
-            let found = unless(over, server.read(&minted.token, read)).await?.map_err(failed)?;
+            let found = unless(over, of.by(server.read(&minted.token, read))).await?.map_err(failed)?;
             if let Some(lease) = found.lease {
                 let leases = vec![lease.id.to_string()];
                 self.journal(self.leases().leased(id, leases)).await?;
@@ -327,13 +341,10 @@ impl Secrets {
         if !lease.renewable {
             return short(lease.duration);
         }
-        match of.server.renew_lease(&lease.id, need).await {
+        match of.by(of.server.renew_lease(&lease.id, need)).await {
             Ok(renewed) if renewed.covers(need) => Ok(()),
             Ok(renewed) => short(renewed.ttl),
-            Err(error) => {
-                let error = error.without(&[lease.id.as_str()]);
-                Err(AcquireError::unavailable(format!("server {name}: {}", chain(&error))))
-            }
+            Err(error) => Err(failed(name, of.server, &error.without(&[lease.id.as_str()]))),
         }
     }
 
@@ -396,6 +407,22 @@ struct Of<'a> {
     need: Duration,
     /// Whether it is to be taken again.
     rotates: bool,
+    waiting: &'a Waiting,
+}
+
+impl Of<'_> {
+    /// Has a call take as long as the server is waited for, and no longer.
+    async fn by<T>(&self, call: impl Future<Output = T>) -> T {
+        by(self.waiting.to_answer(self.server.times()), call).await
+    }
+}
+
+fn failed(name: &Name, server: &dyn Server, error: &VaultError) -> AcquireError {
+    let reason = format!("server {name}: {}", chain(error));
+    if error.retryable() {
+        return AcquireError::Away { server: name.clone(), reason, times: server.times() };
+    }
+    AcquireError::unavailable(reason)
 }
 
 /// Waits for something that may be dropped: not for a new token, of which nobody would know.
@@ -437,27 +464,6 @@ fn without_field(name: &Name, field: Option<&str>, data: &Data) -> String {
     )
 }
 
-/// A value that the runner takes. Blanks at its end do not count: what prints it loses them.
-fn fitting(name: &Name, value: Secret) -> Result<Secret, AcquireError> {
-    let told = if value.expose().trim_ascii_end().len() < SECRET_BYTES_MIN {
-        format!(
-            "secret {name} has fewer than {SECRET_BYTES_MIN} bytes before the blanks at its end: it cannot be masked, and is not given"
-        )
-    } else if value.len() > SECRET_BYTES_MAX {
-        format!("secret {name} has more than {SECRET_BYTES_MAX} bytes")
-    } else {
-        return Ok(value);
-    };
-    Err(AcquireError::Unavailable { reason: told.clone(), told })
-}
-
-fn too_many(bytes: usize) -> AcquireError {
-    let told = format!(
-        "the secrets of this step have {bytes} bytes together, at most {STEP_SECRET_BYTES_MAX} are given"
-    );
-    AcquireError::Unavailable { reason: told.clone(), told }
-}
-
 pub(super) fn after(at: UnixNanos, ttl: Duration) -> UnixNanos {
     UnixNanos(at.0.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)))
 }
@@ -474,26 +480,4 @@ pub(super) fn about(action: Action, grant: &Grant) -> AuditEvent {
     }
     (event.project, event.job) = (Some(grant.project.clone()), Some(grant.job.clone()));
     event
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn value_fits_by_what_is_left_of_it_without_the_blanks_at_its_end() {
-        let name = Name::parse("npm").unwrap();
-        let fits = |value: &[u8]| fitting(&name, Secret::new(value.to_vec()));
-        for short in
-            [&b""[..], b"1234567", b"1234567\n", b"1234567 \r\n\t", b"        ", b"1\n\n\n\n\n\n\n\n\n"]
-        {
-            let error = fits(short).unwrap_err();
-            assert_eq!(error.told().0, Code::SecretUnavailable);
-            assert!(error.told().1.contains("fewer than 8 bytes before the blanks"), "{error:?}");
-        }
-        for long in [&b"12345678"[..], b"12345678\n", b"       8", &[b'x'; SECRET_BYTES_MAX]] {
-            assert_eq!(fits(long).unwrap().expose(), long, "it is given as it is");
-        }
-        assert!(fits(&[b'x'; SECRET_BYTES_MAX + 1]).unwrap_err().told().1.contains("more than"));
-    }
 }
