@@ -13,6 +13,7 @@ pub mod identity;
 mod judge;
 pub mod leases;
 mod local;
+mod logout;
 mod mapping;
 mod plan;
 mod revoke;

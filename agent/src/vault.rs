@@ -91,6 +91,8 @@ pub struct Vault {
     /// A wrapping token and the secret id that was in it: it can be unwrapped once, also by those who come after this client.
     unwrapped: Arc<tokio::sync::Mutex<Option<(Secret, Secret)>>>,
     memory: Option<Arc<dyn Memory>>,
+    /// Nothing is asked by it any more.
+    ended: std::sync::atomic::AtomicBool,
     /// Of the files that were read.
     files: Digest,
     /// When a new login was refused the same as the one before.
@@ -118,8 +120,8 @@ impl Vault {
         // Read before what is used: a file that changes in between makes the next client another one.
         let files = digest_of(config.files());
         let fleet = Fleet::new(&config)?;
-        let (session, unwrapped, vain) = Default::default();
-        Ok(Self { config, fleet, assertions, session, unwrapped, memory: None, files, vain })
+        let (session, unwrapped, vain, ended) = Default::default();
+        Ok(Self { config, fleet, assertions, session, unwrapped, memory: None, ended, files, vain })
     }
 
     /// The same, with a memory that outlives the process.

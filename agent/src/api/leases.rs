@@ -163,7 +163,8 @@ pub(super) fn checked(checked: Checked) -> wire::CheckSecretsResponse {
     }
     let rules_left_out = u32::try_from(count - rules.len()).unwrap_or(u32::MAX);
     rules.sort_by(|a, b| (&a.project, &a.name).cmp(&(&b.project, &b.name)));
-    wire::CheckSecretsResponse { servers, rules, rules_left_out }
+    let configuration = checked.configuration.map(finding);
+    wire::CheckSecretsResponse { servers, rules, rules_left_out, configuration }
 }
 
 fn rule_of(rule: CheckedRule) -> wire::SecretRuleCheck {
@@ -204,11 +205,11 @@ mod tests {
         };
         let good = (0..9000).map(|number| rule(number, FindingState::Ok));
         let rules = good.chain([rule(9999, FindingState::Failed)]).collect();
-        let answer = checked(Checked { servers: Vec::new(), rules });
+        let answer = checked(Checked { rules, ..Checked::default() });
         assert!(answer.encoded_len() < 4 << 20 && answer.rules_left_out > 0);
         assert_eq!(answer.rules.len() + answer.rules_left_out as usize, 9001);
         assert_eq!(answer.rules.last().unwrap().name, "n09999");
-        let few = checked(Checked { servers: Vec::new(), rules: vec![rule(1, FindingState::Ok)] });
+        let few = checked(Checked { rules: vec![rule(1, FindingState::Ok)], ..Checked::default() });
         assert_eq!((few.rules.len(), few.rules_left_out), (1, 0));
     }
 

@@ -224,6 +224,7 @@ impl Daemon {
         notify::reloading();
         let taken = self.try_reload(services).await;
         self.vitals.metrics.reloaded(taken.is_ok());
+        services.secrets.was_read(taken.as_ref().map(drop).map_err(ToString::to_string));
         match taken {
             Ok(config) => {
                 self.level.set(&config.log.level);

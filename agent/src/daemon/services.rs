@@ -421,6 +421,7 @@ impl Services {
         if let Some(keeper) = Arc::into_inner(self.keeper) {
             keeper.close().await;
         }
+        self.secrets.log_out().await;
         let _ = self.recorder.write(&AuditEvent::now(Action::Stopped, OURSELVES)).await;
         // What waits to be written is; then nobody can ask any more.
         drop((self.recorder, self.desk, self.identities, self.secrets));

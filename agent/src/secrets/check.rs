@@ -3,16 +3,18 @@
 //! Guarantees: no value of a server's is read, and one of this host's is read and dropped; what is made for it (a login, a token of a step's)
 //! is ended, and stands in the audit log. What is not: a step that logs in by itself cannot be tried without a step.
 
+use super::fitting::unfit;
 use super::judge::{self, Asks, Tried};
 use super::mapping::{Rule, Source};
-use super::service::{Rules, Secrets, seconds};
+use super::service::{Rules, Secrets, now, seconds};
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::chain::chain;
 use crate::vault::{Read, StepMeta, StepTried};
-use ampoule_spec::{Name, SECRET_BYTES_MIN};
+use ampoule_evidence::rfc3339;
+use ampoule_spec::Name;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// What the metadata of a token say that is made for a check.
@@ -81,6 +83,8 @@ pub struct Checked {
     pub servers: Vec<CheckedServer>,
     /// By project and name.
     pub rules: Vec<CheckedRule>,
+    /// Whether what was looked at is what the files say, as they were read last; none: nobody has said.
+    pub configuration: Option<Finding>,
 }
 
 /// Somebody else has the servers checked.
@@ -114,7 +118,7 @@ impl Secrets {
         let servers = rules.servers.keys().filter(|name| project.is_none() || named.contains(name));
         let looked =
             futures_util::future::join_all(servers.map(|name| self.look_at(&rules, name, &of))).await;
-        let mut checked = Checked::default();
+        let mut checked = Checked { configuration: Some(self.read_last()), ..Checked::default() };
         let mut may = BTreeMap::new();
         for (name, findings, of_step) in looked {
             checked.servers.push(CheckedServer { server: name.clone(), findings });
@@ -177,6 +181,25 @@ impl Secrets {
         }
     }
 
+    /// The configuration was read again: it is in force, or why not.
+    pub fn was_read(&self, taken: Result<(), String>) {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = (now(), taken);
+    }
+
+    fn read_last(&self) -> Finding {
+        let (at, taken) = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let at = rfc3339(at);
+        match taken {
+            Ok(()) => Finding::new("files", FindingState::Ok, format!("what is in force was read at {at}")),
+            Err(why) => {
+                let text = format!(
+                    "what was read at {at} was not taken, and what is looked at here is older: {why}; mend it and send SIGHUP"
+                );
+                Finding::new("files", FindingState::Failed, text)
+            }
+        }
+    }
+
     async fn look_at_host(&self, source: Source) -> Finding {
         let credentials: Option<PathBuf> = self.credentials().map(Into::into);
         let looked = tokio::task::spawn_blocking(move || {
@@ -185,12 +208,7 @@ impl Secrets {
                 Source::Credential(name) => super::read_credential(credentials.as_deref(), name),
                 Source::Vault { .. } => return Ok(()),
             };
-            match value.map_err(|e| chain(&e))?.len() {
-                0..SECRET_BYTES_MIN => Err(format!(
-                    "it has fewer than {SECRET_BYTES_MIN} bytes: it could not be masked, and is not given"
-                )),
-                _ => Ok(()),
-            }
+            unfit(&value.map_err(|e| chain(&e))?).map_or(Ok(()), |why| Err(format!("it {why}")))
         });
         match looked.await.unwrap_or_else(|e| Err(e.to_string())) {
             Ok(()) => Finding::new("source", FindingState::Ok, "it can be read"),

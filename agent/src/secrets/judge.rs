@@ -136,7 +136,8 @@ fn failed(what: &'static str, error: &VaultError) -> Finding {
 
 /// One address that serves is enough; those that do not are said.
 fn reachable(health: &[Health]) -> Finding {
-    let each: Vec<_> = health.iter().map(|of| format!("{} is {}", of.address, of.state)).collect();
+    let why = |of: &Health| of.silence.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+    let each: Vec<_> = health.iter().map(|of| format!("{} is {}{}", of.address, of.state, why(of))).collect();
     let serves = |of: &&Health| of.state == ServerState::Up;
     let lost = |of: &&Health| !matches!(of.state, ServerState::Up | ServerState::Standby);
     let state = match (health.iter().any(|of| serves(&of)), health.iter().any(|of| lost(&of))) {

@@ -4,7 +4,7 @@ use crate::vault::{Accessor, May, Revoked};
 use std::time::Duration;
 
 fn up(time: u64) -> Health {
-    Health { address: "https://a".to_owned(), state: ServerState::Up, time: Some(time) }
+    Health { address: "https://a".to_owned(), state: ServerState::Up, time: Some(time), silence: None }
 }
 
 fn read(text: &str) -> Read {

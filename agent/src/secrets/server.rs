@@ -47,6 +47,11 @@ pub trait Server: Debug + Send + Sync + 'static {
         None
     }
 
+    /// Logs the agent out for good.
+    fn end(&self) -> Answer<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// The client of Vault's, if it is one.
     fn vault(&self) -> Option<&Vault> {
         None
@@ -99,6 +104,10 @@ impl Server for Vault {
 
     fn remedy(&self, error: &VaultError) -> Option<String> {
         Vault::remedy(self, error)
+    }
+
+    fn end(&self) -> Answer<'_, ()> {
+        Box::pin(Vault::end(self))
     }
 
     fn vault(&self) -> Option<&Vault> {

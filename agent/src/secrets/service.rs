@@ -5,6 +5,7 @@ use super::file::SecretsFile;
 use super::held::UnderWay;
 use super::identity::{Identity, IdentityError};
 use super::leases::{Grant, GrantId, Leases, LeasesError};
+use super::logout;
 use super::mapping::{Denied, Mapping, Wanted};
 use super::server::{OfAgent, Server};
 use super::unwrapped::Unwrapped;
@@ -111,6 +112,8 @@ pub struct Secrets {
     pub(super) taken: Notify,
     /// Revokes that failed so far.
     pub(super) under_way: UnderWay,
+    /// When the configuration was read last, and why it is not in force.
+    pub(super) read: Mutex<(UnixNanos, Result<(), String>)>,
     /// One check of servers at a time.
     pub(super) checking: Arc<tokio::sync::Mutex<()>>,
 }
@@ -156,6 +159,7 @@ impl Secrets {
             closed: Notify::new(),
             taken: Notify::new(),
             under_way: UnderWay::default(),
+            read: Mutex::new((now(), Ok(()))),
             checking: Arc::default(),
         };
         this.count_open();
@@ -193,19 +197,27 @@ impl Secrets {
     pub fn take(&self, NewRules(mut new): NewRules) {
         let open: BTreeSet<_> =
             self.leases.open_grants().into_iter().filter_map(|(_, grant)| grant.server).collect();
+        let mut over = Vec::new();
         let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
         let before = rules.before.iter().map(|(name, server)| (name, server)).chain(&rules.servers);
         for (name, server) in before {
             let stays = new.servers.get(name).is_some_and(|new| Arc::ptr_eq(new, server));
             // Somebody may be taking something from it just now.
-            if (open.contains(name) || Arc::strong_count(server) > 1) && !stays {
+            if stays {
+                continue;
+            } else if open.contains(name) || Arc::strong_count(server) > 1 {
                 new.before.push((name.clone(), server.clone()));
+            } else {
+                over.push((name.clone(), server.clone()));
             }
         }
         let surplus = new.before.len().saturating_sub(BEFORE_MAX);
         new.before.drain(..surplus);
         *rules = Arc::new(new);
         self.taken.notify_one();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(logout::end_all(over));
+        }
     }
 
     pub(super) fn rules(&self) -> Arc<Rules> {

@@ -473,3 +473,48 @@ async fn token_that_cannot_be_a_steps_is_taken_back_for_as_long_as_it_takes() {
         has_nothing(&bank) && bank.with(|of| of.calls.iter().filter(|call| *call == "revoke").count() == 3)
     );
 }
+
+#[tokio::test]
+async fn check_refuses_a_value_of_this_host_as_the_hand_over_does() {
+    use crate::secrets::FindingState::{Failed, Ok as Good};
+    let (dir, bank, heard) = (tempfile::tempdir().unwrap(), Bank::new(), Arc::new(Heard::default()));
+    let secrets = open(dir.path(), &bank, &heard);
+    let long = "x".repeat(ampoule_spec::SECRET_BYTES_MAX + 1);
+    for (value, state) in
+        [("12345678", Good), ("123         \n", Failed), ("1234567\n", Failed), (&long, Failed)]
+    {
+        std::fs::write(dir.path().join("value"), value).unwrap();
+        let checked = secrets.look_at_servers(None).await.unwrap();
+        let local = checked.rules.iter().find(|rule| rule.name.as_str() == "local").unwrap();
+        assert_eq!(local.finding.state, state, "{} bytes: {local:?}", value.len());
+        assert_eq!(acquire(&secrets, &["local"]).await.is_ok(), state == Good, "{} bytes", value.len());
+    }
+}
+
+#[tokio::test]
+async fn client_that_nobody_needs_any_more_logs_out_and_all_do_at_the_end() {
+    let (dir, heard) = (tempfile::tempdir().unwrap(), Arc::new(Heard::default()));
+    let (first, second) = (Bank::new(), Bank::new());
+    first.with(|of| of.cluster = Some("first".to_owned()));
+    second.with(|of| of.cluster = Some("second".to_owned()));
+    let secrets = open(dir.path(), &first, &heard);
+    let acquired = acquire(&secrets, &["npm"]).await.unwrap();
+    let ended = [&first, &second].map(|bank| bank.with(|of| of.ended.clone()));
+    let ended = || ended.each_ref().map(|count| count.load(std::sync::atomic::Ordering::SeqCst));
+    secrets.take(rules_of(&second));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ended(), [0, 0], "it has given what is open");
+    secrets.revoke_job(&step(&[]).job);
+    until_closed(&secrets).await;
+    assert!(acquired.ids().count() == 1 && first.with(|of| of.tokens.is_empty()));
+    // Whoever has a client may be asking it something.
+    drop(first);
+    secrets.take(rules_of(&second));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ended(), [1, 0]);
+    second.with(|of| of.hangs = Some("end"));
+    let begun = std::time::Instant::now();
+    secrets.log_out().await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(ended(), [1, 1]);
+}

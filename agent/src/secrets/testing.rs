@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,8 @@ pub(crate) struct Accounts {
     pub(crate) hangs: Option<&'static str>,
     /// Which one it says it is; none: it does not.
     pub(crate) cluster: Option<String>,
+    /// How often the agent has logged out for good; to be asked when nobody else has the bank any more.
+    pub(crate) ended: Arc<AtomicUsize>,
     /// Whether a token's leases go with it at once. With a backend that is away they do not.
     pub(crate) cascades: bool,
 }
@@ -138,6 +141,10 @@ impl Server for Bank {
 
     fn cluster(&self) -> Answer<'_, Option<String>> {
         Box::pin(async { Ok(self.with(|of| of.cluster.clone())) })
+    }
+
+    fn end(&self) -> Answer<'_, ()> {
+        Box::pin(self.call("end", |of| drop(of.ended.fetch_add(1, Ordering::SeqCst))))
     }
 
     fn times(&self) -> Times {

@@ -80,6 +80,10 @@ impl Secrets {
             (name, server, file, serves.await)
         });
         for (name, server, file, serves) in futures_util::future::join_all(looked).await {
+            // A client that was replaced meanwhile has nothing to say.
+            if !self.rules().servers.get(name).is_some_and(|now| Arc::ptr_eq(now, server)) {
+                continue;
+            }
             let before = seen.get(name);
             let now = self.tell(name, &**server, before, &serves.map(drop));
             let wait = match &now {

@@ -258,14 +258,14 @@ impl Fleet {
         let health = super::call::Call::get("sys/health".to_owned());
         let ask = Ask { doing: "asking how it is", token: None, once: false, budget: self.timeout };
         let asked = self.servers.iter().map(|server| async {
-            let (state, time) = match self.request(server, ask, &health) {
+            let (state, time, silence) = match self.request(server, ask, &health) {
                 Ok(request) => match self.wire.send(request, self.timeout).await {
-                    Ok(reply) => (ServerState::of_health(reply.status), time_of(&reply)),
-                    Err(silence) => (silence.state, None),
+                    Ok(reply) => (ServerState::of_health(reply.status), time_of(&reply), None),
+                    Err(silence) => (silence.state, None, Some(silence.reason)),
                 },
-                Err(_) => (ServerState::Failing, None),
+                Err(error) => (ServerState::Failing, None, Some(error.to_string())),
             };
-            Health { address: server.shown.clone(), state, time }
+            Health { address: server.shown.clone(), state, time, silence }
         });
         futures_util::future::join_all(asked).await
     }

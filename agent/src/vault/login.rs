@@ -14,6 +14,7 @@ use crate::export::sha256_of;
 use rustify::Endpoint;
 use serde::Serialize;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -120,6 +121,15 @@ impl Vault {
                 reason: "another task logs in all the time".to_owned(),
             });
         };
+        if self.ended.load(Ordering::Relaxed) {
+            return Err(VaultError::Unavailable {
+                doing,
+                address: self.config.addresses.first().cloned().unwrap_or_default(),
+                state: super::ServerState::Failing,
+                tries: 0,
+                reason: "the agent has logged out, and asks nothing more".to_owned(),
+            });
+        }
         let old = held.clone().filter(|old| !refused.is_some_and(|refused| Arc::ptr_eq(refused, old)));
         if let Some(old) = old.as_ref().filter(|old| Instant::now() < old.until) {
             return Ok(Arc::clone(old));
@@ -160,6 +170,15 @@ impl Vault {
             return Ok(());
         }
         Err(reply.error(doing, "auth/token/revoke-self", true))
+    }
+
+    /// Logs out, and makes no other login from now on.
+    ///
+    /// # Errors
+    /// [`VaultError`]: the token lives until its end.
+    pub async fn end(&self) -> Result<(), VaultError> {
+        self.ended.store(true, Ordering::Relaxed);
+        self.log_out().await
     }
 
     pub(super) async fn log_in(&self, budget: Duration) -> Result<Session, VaultError> {

@@ -27,6 +27,8 @@ pub struct Health {
     pub state: ServerState,
     /// The time there, in seconds since 1970, if it has said.
     pub time: Option<u64>,
+    /// Why it did not answer.
+    pub silence: Option<String>,
 }
 
 /// What the agent's login came to.

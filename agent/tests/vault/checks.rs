@@ -132,9 +132,22 @@ async fn documented_policies_are_enough_and_what_is_less_or_more_is_said() {
     let checked = secrets.look_at_servers(None).await.unwrap();
     let found = (state(&checked, "step"), state(&checked, "npm"), state(&checked, "local"));
     assert_eq!(found, (Unknown, Unknown, Failed), "{checked:?}");
+    // Another authority's certificate.
+    let other = rig.path("other.pem");
+    std::fs::write(&other, crate::certificates::Authority::new("another").unwrap().pem()).unwrap();
+    let good = server(&rig);
+    let text =
+        vault::secrets_toml(&format!("{}{}{STEP}", good.replace("/ca.pem", "/other.pem"), approle(&rig)));
+    let file = SecretsFile::parse(&text, &rig.path("")).unwrap();
+    secrets.take(secrets.ready(&file).unwrap());
+    let checked = secrets.look_at_servers(None).await.unwrap();
+    let reachable = &checked.servers[0].findings[0];
+    assert!(reachable.state == Failed && reachable.detail.contains("UnknownIssuer"), "{checked:?}");
+    take(&secrets, &rig, &approle(&rig), STEP);
     rig.kill().unwrap();
     let begun = std::time::Instant::now();
     let checked = secrets.look_at_servers(None).await.unwrap();
     assert_eq!((state(&checked, "reachable"), state(&checked, "login")), (Failed, Unknown), "{checked:?}");
+    assert!(checked.servers[0].findings[0].detail.contains("Connection refused"), "{checked:?}");
     assert!(checked.servers[0].findings[0].passes && begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }

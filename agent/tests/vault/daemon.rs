@@ -3,7 +3,9 @@
 use crate::vault::{Rig, Storage};
 use crate::wrapping::{PATH, wrap};
 use crate::{STEP, rig, server, text};
-use serde_json::Value;
+use ampoule_agent::client::{Client, Credentials, Server as ClientOf};
+use ampoule_proto::v1::{CheckSecretsRequest, Finding, FindingState};
+use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -23,16 +25,21 @@ impl Place {
     fn new(rig: &Rig, login: &str) -> Self {
         let place = Self { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir(place.path("policy")).unwrap();
-        let policy = "package ampoule.authz\ndefault allow := false\n";
+        let policy =
+            "package ampoule.authz\ndefault allow := false\nallow if input.caller.means == \"peer\"\n";
         std::fs::write(place.path("policy/authz.rego"), policy).unwrap();
         let config = "dev = true\nstate = \"state\"\n[listen]\nunix = \"agent.sock\"\n[runner]\nsocket = \"runner.sock\"\n\
              state = \"runner\"\n[metrics]\nlisten = \"./metrics.sock\"\n[secrets]\nfile = \"secrets.toml\"\n\
              [log]\nlevel = \"info\"\n";
         std::fs::write(place.path("agent.toml"), config).unwrap();
         let secrets = format!("format = 1\n[server.main]\n{}{login}{STEP}", server(rig));
-        std::fs::write(place.path("secrets.toml"), secrets).unwrap();
-        std::fs::set_permissions(place.path("secrets.toml"), PermissionsExt::from_mode(0o640)).unwrap();
+        place.secrets(&secrets);
         place
+    }
+
+    fn secrets(&self, text: &str) {
+        std::fs::write(self.path("secrets.toml"), text).unwrap();
+        std::fs::set_permissions(self.path("secrets.toml"), PermissionsExt::from_mode(0o640)).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -76,11 +83,29 @@ impl Daemon<'_> {
         until(line, || self.metrics().filter(|page| page.lines().any(|l| l == line)));
     }
 
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Has it read its configuration again, and says what it said of that.
+    fn reload(&self, says: &str) {
+        let before = self.log().len();
+        self.signal(rustix::process::Signal::HUP);
+        until(says, || self.log().iter().skip(before).find(|line| line.to_string().contains(says)).map(drop));
+    }
+
+    /// What `ampoule secrets check` is answered of the configuration.
+    async fn configuration(&self) -> Finding {
+        let socket = ClientOf::Unix(self.place.path("agent.sock"));
+        let client = Client::new(&socket, &Credentials::default()).unwrap();
+        client.check_secrets(&CheckSecretsRequest::default()).await.unwrap().configuration.unwrap()
+    }
+
     /// Ends it by SIGTERM; says how long that took.
     fn end(mut self) -> Duration {
         let begun = Instant::now();
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
         begun.elapsed()
     }
@@ -164,5 +189,68 @@ async fn server_that_is_away_holds_no_start_up_and_its_cause_is_said() {
     rig.seal().unwrap();
     daemon.until_metric(AWAY);
     daemon.says("sealed");
+    daemon.end();
+}
+
+/// How many logins of the agent's there are.
+fn logins(rig: &Rig) -> usize {
+    let all = rig.ask("LIST", "auth/token/accessors", None).unwrap();
+    let all = all.pointer("/data/keys").and_then(Value::as_array).cloned().unwrap_or_default();
+    let is_agents = |accessor: &&Value| {
+        let found = rig.ask("POST", "auth/token/lookup-accessor", Some(&json!({"accessor": accessor})));
+        found.is_ok_and(|found| {
+            found["data"]["policies"].as_array().is_some_and(|of| of.contains(&json!("ampoule-agent")))
+        })
+    };
+    all.iter().filter(is_agents).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_own_token_ends_with_its_daemon_and_with_a_reload_that_replaces_it() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let place = Place::new(&rig, &crate::approle(&rig));
+    let daemon = place.start();
+    daemon.until_metric(UP);
+    assert_eq!(logins(&rig), 1);
+    let text = std::fs::read_to_string(place.path("secrets.toml")).unwrap();
+    place.secrets(&text.replace("1500ms", "1600ms"));
+    daemon.reload("the configuration was read again");
+    until("the client before has logged out, and the next is logged in", || {
+        let ended =
+            rig.audit().unwrap().iter().any(|entry| {
+                entry.pointer("/request/path").is_some_and(|path| path == "auth/token/revoke-self")
+            });
+        (ended && logins(&rig) == 1).then_some(())
+    });
+    assert!(daemon.end() < Duration::from_secs(5));
+    assert_eq!(logins(&rig), 0, "a token outlives its daemon");
+    // A server that hangs holds no end up.
+    let daemon = place.start();
+    daemon.until_metric(UP);
+    rig.freeze().unwrap();
+    let took = daemon.end();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    rig.thaw().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_that_what_it_looks_at_is_not_what_the_files_say() {
+    let Some(rig) = rig(Storage::Memory) else { return };
+    let place = Place::new(&rig, &crate::approle(&rig));
+    let daemon = place.start();
+    daemon.until_metric(UP);
+    let found = daemon.configuration().await;
+    assert_eq!(found.state(), FindingState::Ok, "{found:?}");
+    let good = std::fs::read_to_string(place.path("secrets.toml")).unwrap();
+    place.secrets(&format!("{good}[server.other]\nnothing = 1\n"));
+    daemon.reload("was not taken");
+    let found = daemon.configuration().await;
+    assert_eq!((found.state(), found.passes), (FindingState::Failed, false), "{found:?}");
+    for text in ["was not taken", "secrets.file", "nothing", "SIGHUP", "T"] {
+        assert!(found.detail.contains(text), "{text}: {}", found.detail);
+    }
+    place.secrets(&good);
+    daemon.reload("the configuration was read again");
+    assert_eq!(daemon.configuration().await.state(), FindingState::Ok);
     daemon.end();
 }

@@ -91,6 +91,8 @@ async fn new_step_waits_no_longer_than_was_said_and_says_why() {
         assert!(error.reason().contains(state) && error.reason().contains("3s in all"), "{}", error.reason());
     };
     rig.freeze().unwrap();
+    // All of its threads.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     fails("is hung").await;
     rig.thaw().unwrap();
     rig.seal().unwrap();

@@ -147,7 +147,11 @@ pub(crate) fn check(args: &SecretsCheckArgs) -> Result<u8, Failed> {
 
 fn findings(answer: &proto::CheckSecretsResponse) -> impl Iterator<Item = &proto::Finding> {
     let of_servers = answer.servers.iter().flat_map(|server| &server.findings);
-    of_servers.chain(answer.rules.iter().filter_map(|rule| rule.finding.as_ref()))
+    answer
+        .configuration
+        .iter()
+        .chain(of_servers)
+        .chain(answer.rules.iter().filter_map(|rule| rule.finding.as_ref()))
 }
 
 fn status(answer: &proto::CheckSecretsResponse) -> u8 {
@@ -187,8 +191,9 @@ fn check_json(answer: &proto::CheckSecretsResponse) -> Value {
         let finding = rule.finding.as_ref().map(finding_json);
         json!({"project": rule.project, "name": rule.name, "provider": rule.provider, "finding": finding})
     });
+    let configuration = answer.configuration.as_ref().map(finding_json);
     json!({
-        "exit": status(answer), "servers": servers.collect::<Vec<_>>(), "rules": rules.collect::<Vec<_>>(),
+        "exit": status(answer), "configuration": configuration, "servers": servers.collect::<Vec<_>>(), "rules": rules.collect::<Vec<_>>(),
         "rules_left_out": answer.rules_left_out,
     })
 }
@@ -202,7 +207,8 @@ fn check_lines(answer: &proto::CheckSecretsResponse) -> Vec<String> {
         .flat_map(|of| of.findings.iter().map(move |finding| (format!("server {}", of.server), finding)));
     let rules = answer.rules.iter();
     let rules = rules.filter_map(|of| Some((format!("{}/{}", of.project, of.name), of.finding.as_ref()?)));
-    servers.chain(rules).map(|(of, finding)| line(&of, finding)).collect()
+    let configuration = answer.configuration.iter().map(|finding| ("configuration".to_owned(), finding));
+    configuration.chain(servers).chain(rules).map(|(of, finding)| line(&of, finding)).collect()
 }
 
 fn verdict(answer: &proto::CheckSecretsResponse) -> String {
@@ -257,6 +263,18 @@ mod tests {
         let of_rule = proto::CheckSecretsResponse { rules: vec![rule], ..answer(&[(Ok, false)]) };
         assert_eq!(status(&of_rule), 64);
         assert!(verdict(&of_rule).contains("1 failed"), "{}", verdict(&of_rule));
+        let refused = finding(Failed, false);
+        let refused = proto::CheckSecretsResponse { configuration: Some(refused), ..answer(&[(Ok, false)]) };
+        assert_eq!(
+            (status(&refused), check_json(&refused)["configuration"]["state"].as_str()),
+            (64, Some("failed"))
+        );
+        assert!(
+            check_lines(&refused)[0].starts_with("FAILED   configuration"),
+            "{:?}",
+            check_lines(&refused)
+        );
+        assert!(verdict(&refused).contains("1 failed"));
     }
 
     #[test]
