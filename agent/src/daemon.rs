@@ -19,6 +19,7 @@ mod notify;
 mod places;
 mod record;
 mod reload;
+mod secret;
 mod services;
 mod vitals;
 

@@ -7,6 +7,7 @@
 mod acquire;
 mod check;
 mod file;
+mod files;
 mod fitting;
 mod held;
 pub mod identity;

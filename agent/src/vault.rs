@@ -142,6 +142,16 @@ impl Vault {
         self.config == *config && self.files.as_ref() == digest_of(config.files()).as_ref()
     }
 
+    /// Looks at the files that a client of this configuration reads when it is made, and `login`: at those that it reads to log in.
+    ///
+    /// # Errors
+    /// [`VaultError::Config`] and [`VaultError::File`].
+    pub(crate) fn check_files(config: &Config, login: bool) -> Result<(), VaultError> {
+        config.check()?;
+        Fleet::new(config)?;
+        if login { login::check_file(&config.login) } else { Ok(()) }
+    }
+
     /// What was configured.
     pub fn config(&self) -> &Config {
         &self.config

@@ -8,6 +8,10 @@
     reason = "a test"
 )]
 
+#[path = "../../integration/src/certificates.rs"]
+#[allow(unreachable_pub, dead_code)]
+mod certificates;
+
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -167,6 +171,64 @@ fn check_looks_at_every_file_that_is_named() {
     assert!(place.says("--check-config").2.contains("policy: "));
     std::fs::remove_dir_all(place.path("policy")).unwrap();
     assert!(place.says("--check-config").2.contains("policy: "));
+}
+
+#[test]
+fn check_looks_at_the_files_that_secrets_need_as_the_daemon_will() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    place.write("[secrets]\nfile = \"secrets.toml\"\n");
+    let private = |name: &str, text: &str, mode: u32| {
+        std::fs::write(place.path(name), text).unwrap();
+        std::fs::set_permissions(place.path(name), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let check = |more: &str| {
+        private("secrets.toml", &format!("format = 1\n{more}"), 0o640);
+        let (status, _, stderr) = place.says("--check-config");
+        (status, stderr)
+    };
+    let server = |ca: &str, login: &str| {
+        format!("[server.main]\naddresses = [\"https://v.example\"]\nca = {ca:?}\nlogin.{login}\n")
+    };
+    let approle = |id: &str| format!("approle = {{ role_id = \"r\", secret_id = {id:?} }}");
+    let rule = |file: &str| format!("[[secret]]\nproject = \"web\"\nname = \"npm\"\nfile = {file:?}\n");
+    std::fs::write(place.path("ca.pem"), certificates::Authority::new("vault").unwrap().pem()).unwrap();
+    private("id", "s3cr3t-id\n", 0o600);
+    private("npm", "12345678", 0o600);
+    let good = format!("{}{}", server("ca.pem", &approle("id")), rule("npm"));
+    assert_eq!(check(&good), (Some(0), String::new()), "the good case");
+    private("open", "s3cr3t-id\n", 0o644);
+    private("empty", "", 0o600);
+    private("garbage.pem", "no certificate\n", 0o644);
+    private("short", "1234567\n\n", 0o600);
+    for (text, reason) in [
+        (server("nope.pem", &approle("id")), "nope.pem"),
+        (server("garbage.pem", &approle("id")), "no certificate in PEM"),
+        (server("ca.pem", &approle("none")), "login.approle.secret_id: "),
+        (server("ca.pem", &approle("open")), "chmod 600"),
+        (server("ca.pem", &approle("empty")), "one line of visible ASCII"),
+        (server("ca.pem", "token = { file = \"none\" }"), "login.token.file: "),
+        (server("ca.pem", "kubernetes = { role = \"r\", token = \"none\" }"), "login.kubernetes.token: "),
+        (
+            server("ca.pem", "cert = { role = \"r\", certificate = \"none\", key = \"none\" }"),
+            "login.cert.certificate: ",
+        ),
+        (rule("none"), "secret npm of project web: "),
+        (rule("open"), "chmod 600"),
+        (rule("short"), "fewer than 8 bytes"),
+    ] {
+        let (status, stderr) = check(&text);
+        assert_eq!(status, Some(64), "{text}");
+        assert!(stderr.contains("secrets.file: ") && stderr.contains(reason), "{reason}: {stderr}");
+    }
+    // What one user can read says nothing of what the daemon's can.
+    if rustix::process::geteuid().is_root() {
+        std::fs::create_dir(place.path("state")).unwrap();
+        assert_eq!(check(&good).0, Some(0));
+        std::os::unix::fs::chown(place.path("state"), Some(12345), None).unwrap();
+        let (status, stderr) = check(&good);
+        assert!(status == Some(64) && stderr.contains("run it as the daemon's user"), "{status:?} {stderr}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::places::PlaceError;
 use super::reload::{self, Ready};
 use super::services::{self, Services, Trouble};
 use super::vitals::Vitals;
-use super::{host, http, logs, notify, places};
+use super::{host, http, logs, notify, places, secret};
 use crate::audit::{Action, AuditEvent, OURSELVES};
 use crate::job::{Jobs as _, Keeper};
 use ampoule_spec::Exit;
@@ -117,6 +117,9 @@ fn dispatch(args: &Args) -> Result<(), Ended> {
         return record_baseline(&config);
     }
     if args.check_config {
+        // What the daemon finds out by and by.
+        places::check_state(&config.state)?;
+        secret::check_all(&config)?;
         println!("{}: good", args.config.display());
         return Ok(());
     }

@@ -98,19 +98,35 @@ pub(super) fn check(config: &Config) -> Result<(), PlaceError> {
     Ok(())
 }
 
+/// Looks at the state directory, if it is there, as the start does: what one user can read says nothing of what the daemon's can.
+pub(super) fn check_state(path: &Path) -> Result<(), PlaceError> {
+    match path.metadata() {
+        Ok(meta) => is_ours(path, &meta),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(unusable("state", path, error)),
+    }
+}
+
+fn is_ours(path: &Path, meta: &std::fs::Metadata) -> Result<(), PlaceError> {
+    use std::os::unix::fs::MetadataExt;
+    let (owner, us) = (meta.uid(), rustix::process::geteuid().as_raw());
+    if owner != us {
+        let reason = format!(
+            "it belongs to user {owner}, and this is user {us}; run it as the daemon's user, or chown it to that"
+        );
+        return Err(unusable("state", path, reason));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(unusable("state", path, "others can write to it; run chmod go-w on it"));
+    }
+    Ok(())
+}
+
 /// Makes the state directory if it is not there: ours, and for nobody else to look into.
 pub(super) fn state(path: &Path) -> Result<(), PlaceError> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::os::unix::fs::DirBuilderExt;
     let cannot = |e: std::io::Error| unusable("state", path, e);
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(path).map_err(cannot)?;
-    let meta = path.metadata().map_err(cannot)?;
-    if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
-        return Err(unusable(
-            "state",
-            path,
-            "it belongs to somebody else, or others can write to it; chown it to the daemon's user and chmod go-w",
-        ));
-    }
-    Ok(())
+    is_ours(path, &path.metadata().map_err(cannot)?)
 }

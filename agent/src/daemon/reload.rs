@@ -1,6 +1,7 @@
 //! What can be read again while the daemon serves: first all of it is read, then it is written down, and then it is in force.
 
 use super::config::Config;
+use super::secret;
 use super::services::{self, Services, Trouble};
 use crate::admission::Policy;
 use crate::api::NewTls;
@@ -40,7 +41,7 @@ impl Ready {
             tls: services.tls.as_ref().map(|tls| tls.read()).transpose().map_err(|e| wrong("tls", &e))?,
             sources: services::sources(of)?,
             rules: services::rules(of, services.measured),
-            secrets: services::secret_rules(of, &services.secrets)?,
+            secrets: secret::rules(of, &services.secrets)?,
             profiles: of.profiles.clone(),
             rate: of.audit,
         })

@@ -5,7 +5,7 @@ use super::config::{Collector, Config, SigningKey, Traces as TracesTo};
 use super::glue::{CountedGate, OfProjects, ProjectContents, ToLauncher};
 use super::record::Recorder;
 use super::vitals::Vitals;
-use super::{capacity, listen};
+use super::{capacity, listen, secret};
 use crate::admission::{Desk, Policy};
 use crate::api::{self, Limits, Listener, Parts, Server, Tls, TlsFiles};
 use crate::audit::{Action, AuditError, AuditEvent, AuditLog, OURSELVES};
@@ -18,7 +18,7 @@ use crate::job::ledger::OpenError;
 use crate::job::queue::{Amount, Quota, Rules};
 use crate::job::{Intakes, Jobs, Keep, Keeper, KeeperError, Options, Sources, ledger};
 use crate::local;
-use crate::secrets::{self, NewRules, Secrets, SecretsFile};
+use crate::secrets::Secrets;
 use crate::sources::SourcesFile;
 use crate::traces::{Counts, Traces, tell};
 use ampoule_spec::Sha256;
@@ -48,8 +48,6 @@ const READERS: usize = 1024;
 const RECORD_WITHIN: Duration = Duration::from_secs(5);
 /// How long spans that have ended have at the end.
 const SPANS_WITHIN: Duration = Duration::from_secs(2);
-/// How often it is looked whether the identity of steps needs another key.
-const IDENTITY_EVERY: Duration = Duration::from_secs(3600);
 /// How often content that was left is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
@@ -70,7 +68,7 @@ pub(super) enum Trouble {
     Defect(String),
 }
 
-fn config(field: &str) -> impl Fn(&dyn std::fmt::Display) -> Trouble + '_ {
+pub(super) fn config(field: &str) -> impl Fn(&dyn std::fmt::Display) -> Trouble + '_ {
     move |error| Trouble::Config(format!("{field}: {error}"))
 }
 
@@ -114,7 +112,7 @@ pub(super) fn check(of: &Config) -> Result<(), Trouble> {
     IdentitiesFile::load(&of.identities).map_err(|e| config("identities")(&e))?;
     open_tls(of)?;
     sources(of)?;
-    secrets(of)?;
+    secret::check(of)?;
     match &of.traces {
         Some(TracesTo { endpoint: Collector::Https(_), credentials }) => {
             channel::check(credentials).map_err(traces)
@@ -190,44 +188,6 @@ fn open_contents(of: &Config, vitals: &Arc<Vitals>) -> Result<Arc<ProjectContent
     let limits = ContentLimits { imports: IMPORTS, lookups: LOOKUPS, ..of_bytes };
     let contents = ProjectContents::open(&of.state.join("content"), to_launcher, limits);
     Ok(Arc::new(contents.map_err(|e| Trouble::Host(format!("content: {e}")))?))
-}
-
-/// Opens what steps' secrets are kept by, with the rules of the configuration in force.
-fn open_secrets(of: &Config, vitals: &Vitals, recorder: &Recorder) -> Result<Arc<Secrets>, Trouble> {
-    let secrets = Secrets::open(secrets::Options {
-        dir: of.state.join("secrets"),
-        issuer: of.authority.as_str().to_owned(),
-        credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into),
-        audit: Arc::new(recorder.clone()),
-        counts: vitals.metrics.secrets.clone(),
-    });
-    let secrets = secrets.map_err(|e| Trouble::Host(crate::chain::chain(&e)))?;
-    secrets.take(secret_rules(of, &secrets)?.0);
-    vitals.set_jwks(secrets.identity().jwks());
-    Ok(secrets)
-}
-
-/// The rules of the configuration, and the SHA-256 of the file that says them.
-pub(super) fn secret_rules(of: &Config, secrets: &Secrets) -> Result<(NewRules, Option<Sha256>), Trouble> {
-    let file = self::secrets(of)?;
-    Ok((secrets.ready(&file).map_err(|e| config("secrets.file")(&e))?, file.sha256))
-}
-
-/// Has the next key of the identity made and published when it is time.
-async fn keep_identity(secrets: Arc<Secrets>, vitals: Arc<Vitals>) {
-    let mut clock = tokio::time::interval(IDENTITY_EVERY);
-    loop {
-        clock.tick().await;
-        let looked = secrets.clone();
-        let _ = tokio::task::spawn_blocking(move || looked.look_at_identity()).await;
-        vitals.set_jwks(secrets.identity().jwks());
-    }
-}
-
-/// Which secrets projects have.
-fn secrets(of: &Config) -> Result<SecretsFile, Trouble> {
-    let Some(path) = &of.secrets else { return Ok(SecretsFile::default()) };
-    SecretsFile::load(path).map_err(|e| config("secrets.file")(&e))
 }
 
 fn number(of: u64) -> u32 {
@@ -325,7 +285,7 @@ impl Services {
         let contents = open_contents(of, vitals)?;
         let host = Arc::new(ThisHost::new(of, rules.capacity));
         let of_projects = Arc::new(OfProjects { contents: contents.clone(), host: host.clone() });
-        let secrets = open_secrets(of, vitals, &recorder)?;
+        let secrets = secret::open(of, vitals, &recorder)?;
         let with = (recorder.clone(), secrets.clone());
         let of_all = options(of, rules.clone(), of_projects.clone(), with, (accept_loss, drifted))?;
         let keeper = Arc::new(Keeper::open(of_all)?);
@@ -355,7 +315,7 @@ impl Services {
             tokio::spawn(super::counted::count(keeper.changes(), vitals.clone())),
             tokio::spawn(sweep(contents)),
             tokio::spawn(host.clone().keep_asking()),
-            tokio::spawn(keep_identity(secrets.clone(), vitals.clone())),
+            tokio::spawn(secret::keep_identity(secrets.clone(), vitals.clone())),
             tokio::spawn(secrets.clone().watch()),
         ];
         background.extend(sending.is_some().then(|| tokio::spawn(tell(traces, keeper.changes()))));

@@ -230,3 +230,7 @@ fn read_at<'a>(rule: &'a Rule, name: &Name) -> Option<&'a Read> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -34,3 +34,7 @@ pub(super) async fn end_all(all: Vec<(Name, Arc<dyn Server>)>) {
     });
     futures_util::future::join_all(ends).await;
 }
+
+#[cfg(test)]
+#[path = "logout_tests.rs"]
+mod tests;

@@ -63,6 +63,16 @@ struct Body<'a> {
     secret_id: Option<&'a str>,
 }
 
+/// Reads the file of a login as the login does. (A certificate is read when a client is made.)
+pub(super) fn check_file(login: &Login) -> Result<(), VaultError> {
+    match login {
+        Login::Approle(login) => read_line("login.approle.secret_id", &login.secret_id).map(drop),
+        Login::Kubernetes(login) => read_line("login.kubernetes.token", &login.token).map(drop),
+        Login::Token { file } => read_line("login.token.file", file).map(drop),
+        Login::Jwt(_) | Login::Cert(_) => Ok(()),
+    }
+}
+
 const NOTHING: Body<'_> = Body { role: None, name: None, jwt: None, role_id: None, secret_id: None };
 
 impl Vault {
