@@ -80,7 +80,7 @@ impl Grant {
     }
 }
 
-/// The number of a grant, for as long as the journal has it.
+/// The number of a grant: no other in the same directory has it, before or after.
 pub type GrantId = u64;
 
 /// Why there is no journal of leases, or something was not written down. What was not is not to be done.

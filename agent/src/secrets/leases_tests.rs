@@ -68,6 +68,8 @@ async fn everything_that_was_written_down_is_there_after_a_restart_and_nobody_el
 async fn torn_end_was_told_to_nobody_and_anything_else_keeps_the_agent_from_starting() {
     let dir = tempfile::tempdir().unwrap();
     let leases = Leases::open(dir.path()).unwrap();
+    // A file begins with a frame about numbers.
+    let first = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
     leases.minted(grant(1)).await.unwrap();
     let whole = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
     leases.minted(grant(2)).await.unwrap();
@@ -87,12 +89,12 @@ async fn torn_end_was_told_to_nobody_and_anything_else_keeps_the_agent_from_star
         std::fs::write(&path, torn).unwrap();
         assert_eq!(Leases::open(dir.path()).unwrap().open_grants().len(), 1, "{from}");
     }
-    for at in [0, 20, last - 1] {
+    for (at, frame) in [(0, 0), (20, 0), (usize::try_from(first).unwrap(), first), (last - 1, first)] {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1;
         std::fs::write(&path, damaged).unwrap();
         let refused = Leases::open(dir.path()).unwrap_err();
-        assert!(matches!(refused, LeasesError::Damaged { offset: 0, .. }), "{refused}");
+        assert!(matches!(refused, LeasesError::Damaged { offset, .. } if offset == frame), "{refused}");
     }
     // An entry that this build does not know is one that it must not pass over.
     let file = File::create(&path).unwrap();
@@ -305,4 +307,21 @@ async fn lot_that_has_no_room_is_written_one_by_one_and_only_what_has_none_is_re
     assert_eq!((grant.given_at, grant.until, grant.leases.len()), (Some(UnixNanos(3)), UnixNanos(4), 0));
     drop(leases);
     assert_eq!(Leases::open(dir.path()).unwrap().get(id), Some(grant));
+}
+
+#[tokio::test]
+async fn number_of_a_grant_is_given_once_however_often_the_agent_starts_with_nothing_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = None;
+    for number in 0..4 {
+        let leases = Leases::open(dir.path()).unwrap();
+        let id = leases.minted(grant(number)).await.unwrap();
+        assert!(last < Some(id), "{id} after {last:?}");
+        last = Some(id);
+        leases.closed(id, UnixNanos(2)).await.unwrap();
+        leases.forget(&job(number)).await.unwrap();
+        drop(leases);
+        // Twice: the file that knows of it is written anew without it.
+        assert!(Leases::open(dir.path()).unwrap().jobs().is_empty());
+    }
 }

@@ -27,6 +27,8 @@ pub(super) type Wrap<M> = Box<dyn FnMut(File) -> M + Send>;
 pub(super) enum Entry {
     /// A token was made; also a grant as it is when the file is written anew.
     Minted { id: GrantId, grant: Box<Grant> },
+    /// The next grant has this number or a higher one. It begins each file that is written anew: what is forgotten gives no number back.
+    Next { id: GrantId },
     /// Paths were read that have leases.
     Leased { id: GrantId, leases: Vec<String> },
     /// The token lives longer.
@@ -46,6 +48,7 @@ impl Entry {
     pub(super) fn apply(self, grants: &mut Grants) -> Result<(), GrantId> {
         match self {
             Self::Minted { id, grant } => drop(grants.insert(id, *grant)),
+            Self::Next { .. } => {}
             Self::Leased { id, leases } => of(grants, id)?.leases.extend(leases),
             Self::Renewed { id, until } => of(grants, id)?.until = until,
             Self::HandedOver { id, at } => of(grants, id)?.given_at = Some(at),
@@ -89,8 +92,10 @@ pub(super) fn load(path: &Path) -> Result<(Grants, GrantId), LeasesError> {
             _ => None,
         };
         for entry in entries.ok_or_else(|| damaged(frame.offset))? {
-            if let Entry::Minted { id, .. } = &entry {
-                next = next.max(id.saturating_add(1));
+            match &entry {
+                Entry::Minted { id, .. } => next = next.max(id.saturating_add(1)),
+                Entry::Next { id } => next = next.max(*id),
+                _ => {}
             }
             entry.apply(&mut grants).map_err(|_| damaged(frame.offset))?;
         }
@@ -111,7 +116,7 @@ fn is_last(path: &Path, offset: u64) -> io::Result<bool> {
 /// Writes what is kept into a new file, makes it durable, and gives it the name; that is durable when the directory has been synced.
 pub(super) fn write_anew<M: Medium>(
     dir: &Path,
-    grants: &Grants,
+    (grants, next): (&Grants, GrantId),
     wrap: &mut Wrap<M>,
 ) -> Result<Writer<M>, LeasesError> {
     let path = dir.join(NEXT);
@@ -126,8 +131,8 @@ pub(super) fn write_anew<M: Medium>(
     let file =
         File::options().append(true).create_new(true).mode(0o600).open(&path).map_err(failed("made"))?;
     let mut writer = Writer::on(wrap(file));
-    for (id, grant) in grants {
-        let entry = Entry::Minted { id: *id, grant: Box::new(grant.clone()) };
+    let kept = grants.iter().map(|(id, grant)| Entry::Minted { id: *id, grant: Box::new(grant.clone()) });
+    for entry in std::iter::once(Entry::Next { id: next }).chain(kept) {
         let bytes = serde_json::to_vec(&entry).map_err(|e| LeasesError::Write(e.into()))?;
         writer.append(ENTRY, &bytes)?;
     }

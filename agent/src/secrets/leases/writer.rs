@@ -54,7 +54,7 @@ impl<M: Medium> Scribe<M> {
             other => other.map_err(|e| failed(e.into()))?,
         }
         let (grants, next) = load(&dir.join(FILE))?;
-        let writer = write_anew(dir, &grants, &mut wrap)?;
+        let writer = write_anew(dir, (&grants, next), &mut wrap)?;
         fsync(&lock).map_err(|e| failed(e.into()))?;
         let (due, shared) = (due_after(writer.offset()), Arc::new(RwLock::new(grants.clone())));
         Ok(Self { dir: dir.to_owned(), lock, writer, wrap, grants, shared, next, due, is_unsure: false })
@@ -137,7 +137,7 @@ impl<M: Medium> Scribe<M> {
         if self.writer.offset() < self.due {
             return;
         }
-        match write_anew(&self.dir, &self.grants, &mut self.wrap) {
+        match write_anew(&self.dir, (&self.grants, self.next), &mut self.wrap) {
             Ok(writer) => {
                 // The old file has no name any more, whatever comes of the sync.
                 self.writer = writer;
