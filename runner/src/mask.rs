@@ -6,12 +6,14 @@
 //! and goes. It guarantees that no form stands in what comes out; it does not know forms that nobody listed.
 
 mod anchors;
+mod cursor;
 mod forms;
 mod texts;
 mod values;
 
 use ampoule_spec::SECRET_BYTES_MIN;
 use anchors::{ANCHOR, Anchors, Compared, Entry};
+use cursor::{Cursor, alike};
 use forms::Kind;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -142,11 +144,8 @@ impl Matcher {
 
     fn arrange(&mut self) {
         let mut anchors = std::mem::take(&mut self.anchors);
-        let begins_with = |form, shorter| {
-            let mut bytes = self.bytes(form);
-            self.bytes(shorter).all(|byte| bytes.next() == Some(byte))
-        };
-        anchors.arrange(|a, b| self.bytes(a).cmp(self.bytes(b)), begins_with, |form| self.form(form).bytes);
+        let begins_with = |form, shorter| self.parting(form, shorter).0 == self.form(shorter).bytes as usize;
+        anchors.arrange(|a, b| self.parting(a, b).1, begins_with, |form| self.form(form).bytes);
         self.anchors = anchors;
     }
 
@@ -229,29 +228,34 @@ impl Matcher {
         self.forms.get(number as usize).copied().unwrap_or(none)
     }
 
-    /// All bytes of a form.
-    fn bytes(&self, number: u32) -> impl Iterator<Item = u8> {
-        let form = self.form(number);
-        let parts =
-            std::iter::successors(Some(self.part(form, 0)), move |(_, next)| Some(self.part(form, *next)));
-        let parts = parts.map(|(part, _)| part).take_while(|part| !part.bytes().is_empty());
-        parts.flat_map(|part| (0..part.bytes().len()).filter_map(move |at| part.bytes().get(at).copied()))
+    /// How many bytes two forms begin with alike, and which is before the other.
+    fn parting(&self, a: u32, b: u32) -> (usize, Ordering) {
+        let (mut a, mut b) = (Cursor::new(self, self.form(a)), Cursor::new(self, self.form(b)));
+        let mut common = 0;
+        loop {
+            let (of_a, of_b) = (a.rest(), b.rest());
+            let count = alike(of_a, of_b);
+            common += count;
+            match (of_a.get(count), of_b.get(count)) {
+                (Some(of_a), Some(of_b)) => return (common, of_a.cmp(of_b)),
+                _ if of_a.is_empty() || of_b.is_empty() => return (common, of_a.len().cmp(&of_b.len())),
+                _ => {}
+            }
+            a.skip(count);
+            b.skip(count);
+        }
     }
 
     fn compare(&self, number: u32, there: &[u8]) -> Compared {
-        let form = self.form(number);
-        let (mut common, mut place) = (0, 0);
+        let mut form = Cursor::new(self, self.form(number));
+        let mut common = 0;
         loop {
-            let (part, next) = self.part(form, place);
-            let rest = there.get(common..).unwrap_or_default();
-            let count = match rest.starts_with(part.bytes()) {
-                true => part.bytes().len(),
-                false => part.bytes().iter().zip(rest).take_while(|(a, b)| a == b).count(),
-            };
+            let (bytes, rest) = (form.rest(), there.get(common..).unwrap_or_default());
+            let count = alike(bytes, rest);
             common += count;
-            match (part.bytes().get(count), rest.get(count)) {
-                (None, _) if count == 0 => return (Ordering::Less, common),
-                (None, _) => place = next,
+            match (bytes.get(count), rest.get(count)) {
+                _ if bytes.is_empty() => return (Ordering::Less, common),
+                (None, _) => form.skip(count),
                 (Some(_), None) => return (Ordering::Greater, common),
                 (Some(form), Some(there)) => return (form.cmp(there), common),
             }
@@ -358,10 +362,10 @@ impl Stream {
         self.let_go(self.base + self.held.len() as u64, out);
     }
 
-    /// Goes on with a matcher that has got more forms.
+    /// Goes on with a matcher that has got more forms: what is held is looked at again.
     pub(crate) fn resume(&mut self) {
-        let end = self.base + self.held.len() as u64;
-        self.next = end.saturating_sub(ANCHOR as u64 - 1).max(self.base);
+        self.candidates.clear();
+        self.next = self.base;
     }
 
     /// An anchor of these forms is at this place of what is held.

@@ -88,7 +88,10 @@ fn exposure(lab: &Lab) -> Result<()> {
 /// Values of secrets are in the memory of both. (What the kernel makes of it, the virtual machine shows.)
 fn unswapped(lab: &Lab) -> Result<()> {
     let files = units(lab, "as-they-are", |_, text| text)?;
-    for file in files.iter().filter(|file| file.extension().is_some_and(|suffix| suffix == "service")) {
+    let is_service = |file: &&PathBuf| file.extension().is_some_and(|suffix| suffix == "service");
+    let services: Vec<_> = files.iter().filter(is_service).collect();
+    equal("services", &services.len(), &2)?;
+    for file in services {
         let text = fs::read_to_string(file)?;
         ensure!(text.lines().any(|line| line == "MemorySwapMax=0"), "{} may be swapped", file.display());
     }

@@ -84,7 +84,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { bytes: [0; PART_BYTES], len: 0 }
     }
 

@@ -518,6 +518,21 @@ fn values_that_are_added_are_masked_from_then_on_beside_the_old_ones() {
     assert_eq!(out, b"*** *** ***");
 }
 
+#[test]
+fn value_that_is_added_is_masked_where_an_old_one_has_begun() {
+    for (old, added) in [("AAAAAAAABBBBBBBBBB", "AAAAAAAABBBB"), ("ZZZZZZZZAAAAAAAAQQQQ", "AAAAAAAABBBB")] {
+        let mut matcher = matcher(&[old.as_bytes()]);
+        let (mut stream, mut out) = (Stream::default(), Vec::new());
+        let begun = old.rfind("AAAAAAAA").map_or("", |at| &old[..at + 8]);
+        stream.feed(&matcher, begun.as_bytes(), &mut out);
+        matcher.add(&all(&[added.as_bytes()])).unwrap();
+        stream.resume();
+        stream.feed(&matcher, b"BBBB\n", &mut out);
+        stream.finish(&mut out);
+        assert!(out.ends_with(b"***\n"), "{added} after {old}: {}", String::from_utf8_lossy(&out));
+    }
+}
+
 /// `cargo test --release -p ampoule-runner mask::tests::speed -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
