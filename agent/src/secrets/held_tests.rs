@@ -184,8 +184,96 @@ async fn while_a_disk_hangs_it_is_shown_what_is_open_and_what_is_to_go_is_not_pr
     assert!(!secrets.until_closed(&job, Duration::from_millis(20)).await);
     // That it is to go is not durable yet, and known all the same.
     assert_eq!(secrets.renew(id, UnixNanos(u64::MAX)).await, None);
-    assert!(bank.with(|of| of.calls.is_empty()));
+    // And it goes, before anything is written.
+    while bank.with(|of| !of.tokens.is_empty() || !of.leases.is_empty()) && begun.elapsed() < HANGS / 2 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    bank.with(|of| assert_eq!(of.calls, ["revoke", "revoke_lease"]));
+    assert!(secrets.held(&all()).grants[0].revoking_at.is_none(), "the disk hangs still");
     assert!(begun.elapsed() < HANGS / 2, "{:?}", begun.elapsed());
     disk.hang(false);
     assert!(secrets.until_closed(&job, Duration::from_secs(5)).await);
+    assert_eq!(bank.with(|of| of.calls.len()), 2, "once");
+}
+
+#[tokio::test]
+async fn while_a_disk_hangs_a_server_that_is_away_is_asked_again_and_a_wish_is_heard() {
+    let (dir, bank, disk) = (tempfile::tempdir().unwrap(), Bank::new(), Arc::new(Disk::default()));
+    let leases = disk.leases(&dir.path().join("secrets"));
+    let secrets = open_on(dir.path(), &bank, Arc::new(Heard::default()), leases);
+    let job = step(&[]).job;
+    acquire(&secrets, &["user"]).await.unwrap();
+    bank.with(|of| of.fails = Some(("revoke", 5)));
+    disk.hang(true);
+    let begun = std::time::Instant::now();
+    // Each wish is a try; with the pauses between them, six would take longer than this waits.
+    while bank.with(|of| !of.tokens.is_empty()) && begun.elapsed() < HANGS / 2 {
+        let wish = Which::Job(job.clone());
+        let _ = tokio::time::timeout(Duration::from_millis(100), secrets.revoke_now(&wish)).await;
+    }
+    assert!(begun.elapsed() < HANGS / 2, "{:?}", begun.elapsed());
+    disk.hang(false);
+    assert!(secrets.until_closed(&job, Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
+async fn that_it_goes_is_in_the_journal_before_that_it_is_gone() {
+    let (dir, bank) = (tempfile::tempdir().unwrap(), Bank::new());
+    let secrets = open(dir.path(), &bank, &Arc::default());
+    // What is this host's is gone at once: no server is asked.
+    acquire(&secrets, &["local", "user"]).await.unwrap();
+    secrets.revoke_job(&step(&[]).job);
+    assert!(secrets.until_closed(&step(&[]).job, Duration::from_secs(5)).await);
+    drop(secrets);
+    let bytes = std::fs::read(dir.path().join("secrets/leases")).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    for id in 0..2 {
+        let place = |entry: &str| text.find(&format!("{{\"entry\":\"{entry}\",\"id\":{id},")).unwrap();
+        assert!(place("revoking") < place("closed"), "{id}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_when_a_disk_hung_is_revoked_when_it_is_known() {
+    let (dir, bank, disk) = (tempfile::tempdir().unwrap(), Bank::new(), Arc::new(Disk::default()));
+    let leases = disk.leases(&dir.path().join("secrets"));
+    let secrets = open_on(dir.path(), &bank, Arc::new(Heard::default()), leases);
+    bank.with(|of| (of.hangs, of.lease) = (Some("read"), Some((LIMIT * 2, true, LIMIT * 2))));
+    let taking = tokio::spawn({
+        let secrets = secrets.clone();
+        async move { acquire(&secrets, &["user"]).await }
+    });
+    while bank.with(|of| of.leases.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    disk.hang(true);
+    bank.with(|of| of.hangs = None);
+    disk.until_hung().await;
+    secrets.revoke_job(&step(&[]).job);
+    while bank.with(|of| !of.tokens.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(bank.with(|of| of.leases.len()), 1, "nobody knows of it yet");
+    disk.hang(false);
+    assert!(secrets.until_closed(&step(&[]).job, Duration::from_secs(5)).await);
+    assert!(bank.with(|of| of.leases.is_empty()));
+    let _ = taking.await;
+}
+
+#[tokio::test]
+async fn while_a_disk_hangs_whoever_has_handed_over_goes_on_within_seconds() {
+    let (dir, bank, disk) = (tempfile::tempdir().unwrap(), Bank::new(), Arc::new(Disk::default()));
+    let leases = disk.leases(&dir.path().join("secrets"));
+    let secrets = open_on(dir.path(), &bank, Arc::new(Heard::default()), leases);
+    let acquired = acquire(&secrets, &["user"]).await.unwrap();
+    disk.hang(true);
+    let begun = std::time::Instant::now();
+    secrets.handed_over(&acquired.grants).await;
+    assert!(begun.elapsed() < HANGS / 2, "{:?}", begun.elapsed());
+    assert!(secrets.held(&all()).grants[0].given_at.is_none());
+    disk.hang(false);
+    // It is written all the same.
+    while secrets.held(&all()).grants[0].given_at.is_none() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

@@ -54,10 +54,8 @@ impl Secrets {
     }
 
     async fn until_revoked(self: &Arc<Self>, id: GrantId) {
-        let at = now();
-        if let Err(error) = self.journal(self.leases().revoking(id, at)).await {
-            tracing::warn!(error = chain(&error), "that a lease is to be revoked is not written down");
-        }
+        // Beside the tries: a disk that hangs keeps nothing alive at a server.
+        let mut writing = Some(tokio::spawn(self.clone().write_revoking(id, now())));
         let (mut pause, mut is_told, mut found) = (PAUSE.0, false, None);
         loop {
             let Some(grant) = self.leases().get(id).filter(Grant::is_open) else { return };
@@ -67,6 +65,14 @@ impl Secrets {
                     if !is_told {
                         is_told = true;
                         self.tell_revoked(&grant).await;
+                    }
+                    // That it is to go comes before that it is gone, also in the journal. What could not be written, or not at all, is no matter.
+                    if let Some(writing) = writing.take() {
+                        let _ = writing.await;
+                    }
+                    // What was read meanwhile may have waited for the same disk.
+                    if self.leases().get(id).is_some_and(|now| now.leases.len() > grant.leases.len()) {
+                        continue;
                     }
                     match self.journal(self.leases().closed(id, now())).await {
                         Ok(()) => return,
@@ -82,6 +88,12 @@ impl Secrets {
             self.under_way.failed(id, &grant, &failed);
             self.under_way.pause(id, jittered(pause)).await;
             pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    async fn write_revoking(self: Arc<Self>, id: GrantId, at: UnixNanos) {
+        if let Err(error) = self.journal(self.leases().revoking(id, at)).await {
+            tracing::warn!(error = chain(&error), "that a lease is to be revoked is not written down");
         }
     }
 

@@ -28,6 +28,8 @@ use tokio::sync::Notify;
 
 /// How many clients before are kept.
 const BEFORE_MAX: usize = 64;
+/// For how long it is waited until it is written down that a step has its secrets.
+const HANDED_OVER_WAIT: Duration = Duration::from_secs(2);
 
 /// What is counted.
 #[derive(Debug, Clone, Default)]
@@ -294,8 +296,13 @@ impl Secrets {
         Ok(())
     }
 
-    /// Steps have what was taken for them.
+    /// Steps have what was taken for them. Returns when that is written down, or after seconds: whoever waits hears of no step's end meanwhile.
     pub async fn handed_over(self: &Arc<Self>, grants: &[GrantId]) {
+        let written = tokio::spawn(self.clone().write_handed_over(grants.to_vec()));
+        let _ = tokio::time::timeout(HANDED_OVER_WAIT, written).await;
+    }
+
+    async fn write_handed_over(self: Arc<Self>, grants: Vec<GrantId>) {
         let at = now();
         // Together, so that they share what it costs.
         let written = grants.iter().map(|id| self.journal(self.leases.handed_over(*id, at)));
