@@ -11,9 +11,10 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -28,6 +29,9 @@ type Result<T> = std::result::Result<T, ClientError>;
 const SOCKET: &str = "/run/ampoule/agent.sock";
 /// How long a connection may take to open.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a socket that is not for us may be one that is just being made, and how often it is tried.
+const OWNED_WITHIN: Duration = Duration::from_secs(2);
+const OWNED_LOOK: Duration = Duration::from_millis(100);
 /// A peer that says nothing for so long is asked whether it is there, and has as long to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The most bytes of a file of certificates or keys, and of a token.
@@ -217,10 +221,25 @@ fn unix(path: PathBuf) -> Result<Channel> {
     let connect = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move {
-            UnixStream::connect(&path).await.map(TokioIo::new).map_err(|error| trust::closed(&path, &error))
+            let connected = connect_unix(&path).await;
+            connected.map(TokioIo::new).map_err(|error| trust::closed(&path, &error))
         }
     });
     Ok(endpoint("http://localhost")?.connect_with_connector_lazy(connect))
+}
+
+/// Connects to a socket. One that systemd has just made is root's alone until it has its group (systemd.socket(5),
+/// `SocketGroup=`): who follows a job over a restart is not turned away for that.
+async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
+    let until = Instant::now() + OWNED_WITHIN;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && Instant::now() < until => {
+                tokio::time::sleep(OWNED_LOOK).await;
+            }
+            connected => return connected,
+        }
+    }
 }
 
 fn https(host: &str, port: u16, credentials: &Credentials) -> Result<Channel> {
