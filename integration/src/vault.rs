@@ -265,7 +265,16 @@ impl Rig {
 
     /// Stops it where it is: it takes connections and answers nothing.
     pub fn freeze(&self) -> Result<()> {
-        Ok(kill_process(self.pid()?, Signal::STOP)?)
+        let pid = self.pid()?;
+        kill_process(pid, Signal::STOP)?;
+        // A thread that another processor runs may answer once more.
+        let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+        until("all its threads have stopped", || {
+            fs::read_dir(&tasks).into_iter().flatten().flatten().all(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('T'))
+            })
+        })
     }
 
     /// Lets it go on.

@@ -114,7 +114,11 @@ pub(super) fn of_server(asks: &Asks, tried: &Tried, now: u64) -> (Vec<Finding>, 
         Tried::Away(_) => {}
         Tried::Outside(_, error) => findings.push(failed("login", error)),
         Tried::Asked { login, step, .. } => {
-            findings.push(Finding::new("login", FindingState::Ok, format!("it works, for {:?}", login.ttl)));
+            findings.push(Finding::new(
+                "login",
+                FindingState::Ok,
+                format!("it works, for {} s", login.ttl.as_secs()),
+            ));
             findings.extend(policy(asks, login));
             let (finding, may) = of_step(step);
             findings.extend(finding);

@@ -6,7 +6,7 @@
 use super::server::Server;
 use super::service::Secrets;
 use crate::chain::chain;
-use crate::vault::{VaultError, by};
+use crate::vault::{Kind, VaultError, by};
 use ampoule_spec::Name;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -33,12 +33,23 @@ struct Seen {
     next: Instant,
 }
 
-/// By what a file is told from what was in its place.
-type Mark = (u64, i64, i64, u64);
+/// By what a file is told from what was in its place, or from itself with another mode or owner.
+type Mark = (u64, i64, i64);
 
 fn mark(path: Option<&Path>) -> Option<Mark> {
     let meta = std::fs::metadata(path?).ok()?;
-    Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
+    Some((meta.ino(), meta.ctime(), meta.ctime_nsec()))
+}
+
+/// When a server is looked at again, at the latest.
+fn wait_after(error: &VaultError) -> Duration {
+    match error.kind() {
+        Kind::Login | Kind::Intercepted => REFUSED_FOR,
+        // It is a file of ours, and nobody was asked.
+        Kind::Config => TICK,
+        _ if error.retryable() => TICK,
+        _ => SERVES_FOR,
+    }
 }
 
 impl Secrets {
@@ -77,7 +88,7 @@ impl Secrets {
                 server.ready().await?;
                 server.cluster().await
             });
-            (name, server, file, serves.await)
+            (name, server, file, serves.await.map(drop))
         });
         for (name, server, file, serves) in futures_util::future::join_all(looked).await {
             // A client that was replaced meanwhile has nothing to say.
@@ -85,26 +96,21 @@ impl Secrets {
                 continue;
             }
             let before = seen.get(name);
-            let now = self.tell(name, &**server, before, &serves.map(drop));
-            let wait = match &now {
-                None => SERVES_FOR,
-                Some((_, true)) => TICK,
-                Some((_, false)) => REFUSED_FOR,
-            };
-            let told = now.map(|(told, _)| told);
-            let next = Instant::now() + wait;
+            let told = self.tell(name, &**server, before, file, &serves);
+            let next = Instant::now() + serves.as_ref().map_or_else(wait_after, |_| SERVES_FOR);
             seen.insert(name.clone(), Seen { of: Arc::downgrade(server), file, told, next });
         }
     }
 
-    /// Tells what is new of a server. None: it serves; else what kind of failure it is, and whether it may pass.
+    /// Tells what is new of a server. None: it serves; else what kind of failure it is.
     fn tell(
         &self,
         name: &Name,
         server: &dyn Server,
         before: Option<&Seen>,
+        file: Option<Mark>,
         serves: &Result<(), VaultError>,
-    ) -> Option<(String, bool)> {
+    ) -> Option<String> {
         let gauge = self.counts().up.get_or_create(&[("server", name.to_string())]).clone();
         let Err(error) = serves else {
             gauge.set(1);
@@ -116,11 +122,11 @@ impl Secrets {
         gauge.set(0);
         // Counts of tries differ each time; what is wrong does not.
         let kind = format!("{:?} {:?}", error.kind(), error.state());
-        if before.is_none_or(|before| before.told.as_ref() != Some(&kind)) {
+        if before.is_none_or(|before| before.told.as_ref() != Some(&kind) || before.file != file) {
             let remedy = server.remedy(error).unwrap_or_default();
             tracing::warn!(server = %name, reason = chain(error), remedy, "steps cannot have secrets of this server now");
         }
-        Some((kind, error.retryable()))
+        Some(kind)
     }
 }
 

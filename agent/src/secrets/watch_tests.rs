@@ -35,3 +35,23 @@ async fn server_is_looked_at_from_the_start_and_what_becomes_of_it_is_a_gauge() 
     assert_eq!(up(), None);
     watch.abort();
 }
+
+#[test]
+fn file_with_another_mode_is_another_and_what_asked_nobody_is_looked_at_again_soon() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret-id");
+    assert_eq!(mark(Some(&path)), None);
+    std::fs::write(&path, "s").unwrap();
+    let before = mark(Some(&path));
+    std::thread::sleep(Duration::from_millis(20));
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    assert_ne!(mark(Some(&path)), before, "chmod is what the error asks for");
+
+    let file = VaultError::File { field: "login.token.file", path, reason: "cannot be read".to_owned() };
+    let login = VaultError::Login { method: "AppRole", status: 400, detail: Default::default() };
+    let denied = VaultError::Denied { doing: "asking", path: "sys/health".to_owned() };
+    for (error, wait) in [(file, TICK), (login, REFUSED_FOR), (denied, SERVES_FOR)] {
+        assert_eq!(wait_after(&error), wait, "{error}");
+    }
+}

@@ -219,12 +219,16 @@ fn verdict(answer: &proto::CheckSecretsResponse) -> String {
         more => format!("; {more} secrets more are as they should be"),
     };
     format!(
-        "{} servers, {} secrets: {failed} failed, {} warnings, {} not known{more}",
-        answer.servers.len(),
-        answer.rules.len(),
-        count(FindingState::Warning),
+        "{}, {}: {failed} failed, {}, {} not known{more}",
+        counted(answer.servers.len(), "server"),
+        counted(answer.rules.len(), "secret"),
+        counted(count(FindingState::Warning), "warning"),
         count(FindingState::Unknown),
     )
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -133,7 +133,7 @@ fn pending(lab: &Lab) -> Result<()> {
         .secrets("check")
         .end()?
         .exits(0)?
-        .says(&["1 servers, 3 secrets: 0 failed, 0 warnings, 0 not known"])?;
+        .says(&["1 server, 3 secrets: 0 failed, 0 warnings, 0 not known"])?;
     ensure!(leases(&daemon, &[])?.is_empty(), "before any job");
 
     let output = "[[output]]\nname = \"made\"\npath = \"/build/made\"\n";
