@@ -88,6 +88,8 @@ pub enum AcquireError {
         reason: String,
         /// How long is waited for it.
         times: Times,
+        /// Whether it was asked at all, which the reason is from.
+        was_asked: bool,
     },
     /// Nobody wants it any more.
     Over,
@@ -420,7 +422,8 @@ impl Of<'_> {
 fn failed(name: &Name, server: &dyn Server, error: &VaultError) -> AcquireError {
     let reason = format!("server {name}: {}", chain(error));
     if error.retryable() {
-        return AcquireError::Away { server: name.clone(), reason, times: server.times() };
+        let (times, was_asked) = (server.times(), error.was_asked());
+        return AcquireError::Away { server: name.clone(), reason, times, was_asked };
     }
     AcquireError::unavailable(reason)
 }

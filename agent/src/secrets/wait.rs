@@ -4,7 +4,7 @@ use super::acquire::{AcquireError, Step};
 use super::server::Times;
 use ampoule_spec::Name;
 use ampoule_spec::control::SECRETS_WAIT_SECONDS;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,7 +23,8 @@ pub(super) struct Waiting {
     begun: Instant,
     most: Duration,
     pause: Duration,
-    told: BTreeSet<Name>,
+    /// What was told of each server, by the last try in which it was asked something.
+    told: BTreeMap<Name, String>,
 }
 
 impl Waiting {
@@ -36,7 +37,7 @@ impl Waiting {
     }
 
     fn at_most(most: Duration) -> Self {
-        Self { begun: Instant::now(), most, pause: PAUSE.0, told: BTreeSet::new() }
+        Self { begun: Instant::now(), most, pause: PAUSE.0, told: BTreeMap::new() }
     }
 
     fn whole(&self, times: Times) -> Duration {
@@ -63,18 +64,22 @@ impl Waiting {
     /// # Errors
     /// What failed, if waiting does not help or has taken its time.
     pub(super) async fn after(&mut self, step: &Step, error: AcquireError) -> Result<(), AcquireError> {
-        let AcquireError::Away { server, reason, times } = error else { return Err(error) };
+        let AcquireError::Away { server, mut reason, times, was_asked } = error else { return Err(error) };
+        // A try that had no time for a request knows nothing of why.
+        if let Some(before) = self.told.get(&server).filter(|_| !was_asked) {
+            reason.clone_from(before);
+        }
         let whole = self.whole(times);
         let left = self.end(times).saturating_duration_since(Instant::now());
         if left < LEAST {
             let reason = format!("{reason}; it was waited for, for {whole:?} in all");
             return Err(AcquireError::unavailable(reason));
         }
-        if !self.told.contains(&server) {
+        if !self.told.contains_key(&server) {
             let (job, name) = (&step.job, step.name.as_str());
             tracing::warn!(%job, step = name, %server, reason, within = ?whole, "a step waits for a server of secrets");
-            self.told.insert(server);
         }
+        self.told.insert(server, reason);
         tokio::time::sleep(self.pause.min(left - LEAST / 2)).await;
         self.pause = (self.pause * 2).min(PAUSE.1);
         Ok(())

@@ -76,3 +76,20 @@ fn no_wait_is_longer_than_the_runners_and_a_rotations_is_short() {
     assert!(new.to_serve(times) <= Instant::now() + times.request, "it is soon said what is waited for");
     assert_eq!(Waiting::of_a_rotation().whole(times), ROTATION_MAX);
 }
+
+#[tokio::test(start_paused = true)]
+async fn why_is_what_the_last_try_said_in_which_the_server_was_asked() {
+    let times = Times { wait: Duration::from_secs(1), request: Duration::from_millis(100) };
+    let server = Name::parse("bank").unwrap();
+    let away = |reason: &str, was_asked| AcquireError::Away {
+        server: server.clone(),
+        reason: reason.to_owned(),
+        times,
+        was_asked,
+    };
+    let (mut waiting, step) = (Waiting::of_a_new_step(), step(&["password"]));
+    waiting.after(&step, away("is sealed after 3 tries", true)).await.unwrap();
+    tokio::time::sleep(times.wait).await;
+    let error = waiting.after(&step, away("is failing after 0 tries", false)).await.unwrap_err();
+    assert_eq!(error.reason(), "is sealed after 3 tries; it was waited for, for 1s in all");
+}

@@ -265,6 +265,11 @@ impl VaultError {
         }
     }
 
+    /// Whether a server was asked before it failed, and there was not just no time for that.
+    pub fn was_asked(&self) -> bool {
+        !matches!(self, Self::Unavailable { tries: 0, .. })
+    }
+
     /// Whether the same may succeed later without anybody doing anything.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
