@@ -84,19 +84,19 @@ fn at_most(time: Duration) -> Duration {
 ///
 /// Every call ends within `budget` of the configuration, whatever the server does.
 pub struct Vault {
-    config: Config,
-    fleet: Fleet,
+    config: Arc<Config>,
+    fleet: Arc<Fleet>,
     assertions: Option<Arc<dyn Assertions>>,
-    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    session: Arc<tokio::sync::Mutex<Option<Arc<Session>>>>,
     /// A wrapping token and the secret id that was in it: it can be unwrapped once, also by those who come after this client.
     unwrapped: Arc<tokio::sync::Mutex<Option<(Secret, Secret)>>>,
     memory: Option<Arc<dyn Memory>>,
     /// Nothing is asked by it any more.
-    ended: std::sync::atomic::AtomicBool,
+    ended: Arc<std::sync::atomic::AtomicBool>,
     /// Of the files that were read.
     files: Digest,
     /// When a new login was refused the same as the one before.
-    vain: std::sync::Mutex<Option<Instant>>,
+    vain: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -119,9 +119,25 @@ impl Vault {
         }
         // Read before what is used: a file that changes in between makes the next client another one.
         let files = digest_of(config.files());
-        let fleet = Fleet::new(&config)?;
+        let fleet = Arc::new(Fleet::new(&config)?);
+        let config = Arc::new(config);
         let (session, unwrapped, vain, ended) = Default::default();
         Ok(Self { config, fleet, assertions, session, unwrapped, memory: None, ended, files, vain })
+    }
+
+    /// This client once more, for a task that outlives whoever began it.
+    fn same(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            fleet: self.fleet.clone(),
+            assertions: self.assertions.clone(),
+            session: self.session.clone(),
+            unwrapped: self.unwrapped.clone(),
+            memory: self.memory.clone(),
+            ended: self.ended.clone(),
+            files: self.files,
+            vain: self.vain.clone(),
+        }
     }
 
     /// The same, with a memory that outlives the process.
@@ -139,7 +155,7 @@ impl Vault {
 
     /// Whether a new client of this configuration would be as this one. Reads its files.
     pub(crate) fn is_as(&self, config: &Config) -> bool {
-        self.config == *config && self.files.as_ref() == digest_of(config.files()).as_ref()
+        *self.config == *config && self.files.as_ref() == digest_of(config.files()).as_ref()
     }
 
     /// Looks at the files that a client of this configuration reads when it is made, and `login`: at those that it reads to log in.

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
 
@@ -24,6 +25,8 @@ use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfReques
 const ENDLESS: Duration = Duration::from_secs(3600);
 /// For how long no other login is tried after one that was refused the same as the one before.
 const VAIN: Duration = Duration::from_secs(60);
+
+const LOGGED_OUT: &str = "the agent has logged out, and asks nothing more";
 
 /// A login.
 pub(super) struct Session {
@@ -120,45 +123,66 @@ impl Vault {
         budget: Duration,
     ) -> Result<Arc<Session>, VaultError> {
         let until = Instant::now() + budget;
-        let doing = "the agent's login";
+        let away = |reason: &str| self.no_login(reason);
         // One task logs in; the others wait for it, and not for longer than they would for the server.
-        let Ok(mut held) = tokio::time::timeout(budget, self.session.lock()).await else {
-            return Err(VaultError::Unavailable {
-                doing,
-                address: self.config.addresses.first().cloned().unwrap_or_default(),
-                state: super::ServerState::Failing,
-                tries: 0,
-                reason: "another task logs in all the time".to_owned(),
-            });
+        let Ok(held) = tokio::time::timeout(budget, self.session.clone().lock_owned()).await else {
+            return Err(away("another task logs in all the time"));
         };
         if self.ended.load(Ordering::Relaxed) {
-            return Err(VaultError::Unavailable {
-                doing,
-                address: self.config.addresses.first().cloned().unwrap_or_default(),
-                state: super::ServerState::Failing,
-                tries: 0,
-                reason: "the agent has logged out, and asks nothing more".to_owned(),
-            });
+            return Err(away(LOGGED_OUT));
         }
         let old = held.clone().filter(|old| !refused.is_some_and(|refused| Arc::ptr_eq(refused, old)));
         if let Some(old) = old.as_ref().filter(|old| Instant::now() < old.until) {
             return Ok(Arc::clone(old));
         }
-        match self.log_in(until.saturating_duration_since(Instant::now())).await {
-            Ok(session) => {
-                let session = Arc::new(session);
-                *held = Some(Arc::clone(&session));
-                // One that is refused something may live all the same.
-                if let Some(refused) = refused
-                    && !matches!(self.config.login, Login::Token { .. })
-                {
-                    let _ = tokio::time::timeout(self.config.timeout, self.end_own(&refused.token)).await;
-                }
-                Ok(session)
-            }
-            // A revocation must not fail because a login does, while there is a token that can do it.
-            Err(error) => old.filter(|old| Instant::now() < old.end).ok_or(error),
+        let left = until.saturating_duration_since(Instant::now());
+        let (this, refused) = (self.same(), refused.cloned());
+        // A task of its own, with the lock: whoever is dropped in the middle would leave a token that nobody knows, or lose what can be unwrapped once.
+        let mut login = tokio::spawn(async move { this.log_in_for_all(held, refused, left).await });
+        let done =
+            if self.is_wrapped() { tokio::time::timeout(left, &mut login).await } else { Ok(login.await) };
+        let done = match done {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(away("a defect: the login ended early")),
+            Err(_) => Err(away("the login is under way still")),
+        };
+        // A revocation must not fail because a login does, while there is a token that can do it.
+        done.or_else(|error| old.filter(|old| Instant::now() < old.end).ok_or(error))
+    }
+
+    fn no_login(&self, reason: &str) -> VaultError {
+        VaultError::Unavailable {
+            doing: "the agent's login",
+            address: self.config.addresses.first().cloned().unwrap_or_default(),
+            state: super::ServerState::Failing,
+            tries: 0,
+            reason: reason.to_owned(),
         }
+    }
+
+    fn is_wrapped(&self) -> bool {
+        matches!(&self.config.login, Login::Approle(ApproleLogin { wrapped: Some(_), .. }))
+    }
+
+    async fn log_in_for_all(
+        &self,
+        mut held: OwnedMutexGuard<Option<Arc<Session>>>,
+        refused: Option<Arc<Session>>,
+        budget: Duration,
+    ) -> Result<Arc<Session>, VaultError> {
+        let session = Arc::new(self.log_in(budget).await?);
+        let is_ours = !matches!(self.config.login, Login::Token { .. });
+        // Somebody may have logged out for good meanwhile, and not have waited for this.
+        let is_over = self.ended.load(Ordering::Relaxed);
+        if !is_over {
+            *held = Some(Arc::clone(&session));
+        }
+        // One that is refused something may live all the same.
+        let surplus = if is_over { Some(&session) } else { refused.as_ref() };
+        if let Some(surplus) = surplus.filter(|_| is_ours) {
+            let _ = tokio::time::timeout(self.config.timeout, self.end_own(&surplus.token)).await;
+        }
+        if is_over { Err(self.no_login(LOGGED_OUT)) } else { Ok(session) }
     }
 
     /// Ends the agent's own token. Steps' tokens are orphans and live on. Nothing, if it is not logged in.
@@ -191,7 +215,10 @@ impl Vault {
         self.log_out().await
     }
 
+    /// Never to be dropped.
     pub(super) async fn log_in(&self, budget: Duration) -> Result<Session, VaultError> {
+        // What can be unwrapped once is not asked for in the last moment of somebody's time.
+        let budget = if self.is_wrapped() { budget.max(self.config.budget) } else { budget };
         let auth = match &self.config.login {
             Login::Jwt(login) => {
                 let jwt = self.assertion(login)?;
@@ -256,9 +283,10 @@ impl Vault {
             other => other?,
         };
         let secret_id = data.field("secret_id").ok_or_else(|| without(doing, "secret_id"))?;
-        // Not before: who dies in between leaves a false alarm, and never a theft that is taken for our own doing.
-        self.remember(&text).await;
-        *unwrapped = Some((text, secret_id.clone()));
+        // First of all: there is no other.
+        *unwrapped = Some((text.clone(), secret_id.clone()));
+        // Not before: who dies in between leaves a false alarm, and never a theft that is taken for our own doing. A disk that hangs stops no login.
+        let _ = tokio::time::timeout(self.config.timeout, self.remember(&text)).await;
         Ok(secret_id)
     }
 

@@ -84,7 +84,18 @@ impl Vault {
     /// # Errors
     /// [`VaultError`] if there is no login.
     pub async fn try_login(&self, paths: &[String]) -> Result<LoggedIn, VaultError> {
-        let session = self.log_in(self.budget()).await?;
+        let (this, paths, budget) = (self.same(), paths.to_vec(), self.budget());
+        // A task of its own: whoever is dropped in the middle would leave a token that nobody knows.
+        let tried = tokio::spawn(async move { this.try_login_whole(&paths, budget).await });
+        let defect = || VaultError::Answer {
+            doing: "trying the agent's login",
+            reason: "a defect: it ended early".to_owned(),
+        };
+        tried.await.unwrap_or_else(|_| Err(defect()))
+    }
+
+    async fn try_login_whole(&self, paths: &[String], budget: Duration) -> Result<LoggedIn, VaultError> {
+        let session = self.log_in(budget).await?;
         let may = self.may(&session.token, paths).await;
         let is_ours = !matches!(self.config.login, Login::Token { .. });
         let ended = if is_ours { Some(self.end_own(&session.token).await) } else { None };
