@@ -15,6 +15,9 @@ use tokio::time::Instant;
 use vaultrs::api::EndpointMiddleware;
 use zeroize::Zeroize;
 
+/// With less left a server that was asked is not asked again.
+const LEAST: Duration = Duration::from_millis(50);
+
 /// What is asked, beside its endpoint.
 #[derive(Clone, Copy)]
 pub(super) struct Ask<'a> {
@@ -144,7 +147,9 @@ impl Fleet {
     async fn admitted(&self, tries: &mut Tries) -> Option<&Server> {
         loop {
             let now = Instant::now();
-            if now >= tries.until {
+            // A request without time for an answer would say "hung" of a server that has said why it does not serve.
+            let least = if tries.last.is_some() { LEAST } else { Duration::ZERO };
+            if now + least >= tries.until {
                 return None;
             }
             let first = self.preferred.load(Ordering::Relaxed) % self.servers.len().max(1);
